@@ -1,0 +1,343 @@
+//! GPU memory: the only file that creates or maps a `wgpu::Buffer`. Size classes, reuse, staging, readback.
+
+use crate::context::{Context, Counters, Shared};
+use crate::{DType, Error, Result};
+use futures::channel::oneshot;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// Every offset and size of a binding is a multiple of this (`min_storage_buffer_offset_alignment` of the default limits).
+pub(crate) const ALIGN: u64 = 256;
+
+/// What a pooled buffer is for; buffers are reused within a role and size class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Role {
+    Storage,
+    /// Host to device, written by `queue.write_buffer`, then copied by a command so that it keeps its place in the order.
+    Upload,
+    /// Device to host, mapped after the submit.
+    Readback,
+    Uniform,
+}
+
+#[derive(Debug)]
+pub(crate) struct Raw {
+    pub id: u64,
+    pub buffer: wgpu::Buffer,
+    role: Role,
+    class: u64,
+    pool: Arc<Pool>,
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        self.pool.give_back(self.role, self.class, self.id, self.buffer.clone());
+    }
+}
+
+/// Buffers that nobody uses, by role and size class. The one with the lowest number is handed out first, so that equal sequences of
+/// requests get equal buffers: that is what freezes the binding plan after the second step.
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    free: Mutex<BTreeMap<(Role, u64), BTreeMap<u64, wgpu::Buffer>>>,
+    next: AtomicU64,
+    held: AtomicU64,
+}
+
+/// Rounds up to one of eight steps per power of two: at most an eighth is wasted, and steps of one model fall into few classes.
+fn size_class(bytes: u64) -> u64 {
+    let bytes = bytes.max(ALIGN);
+    let step = (bytes.next_power_of_two() / 16).max(ALIGN);
+    bytes.div_ceil(step) * step
+}
+
+impl Pool {
+    fn give_back(&self, role: Role, class: u64, id: u64, buffer: wgpu::Buffer) {
+        if let Ok(mut free) = self.free.lock() {
+            free.entry((role, class)).or_default().insert(id, buffer);
+        }
+    }
+
+    /// Bytes of all buffers ever created and not released; the pool keeps what it has, so this is also the peak.
+    pub fn held_bytes(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Releases every buffer that is not in use.
+    pub fn trim(&self) {
+        if let Ok(mut free) = self.free.lock() {
+            for ((_, class), buffers) in std::mem::take(&mut *free) {
+                self.held.fetch_sub(class * buffers.len() as u64, Ordering::Relaxed);
+            }
+        }
+    }
+
+    pub fn take(self: &Arc<Self>, device: &wgpu::Device, counters: &Counters, role: Role, bytes: u64) -> Result<Arc<Raw>> {
+        let limits = device.limits();
+        if role == Role::Storage && bytes > limits.max_storage_buffer_binding_size {
+            return Err(Error::Limit {
+                what: format!("a tensor of {bytes} bytes"),
+                limit: "max_storage_buffer_binding_size",
+                max: limits.max_storage_buffer_binding_size,
+                needed: bytes,
+            });
+        }
+        if bytes > limits.max_buffer_size {
+            return Err(Error::Limit {
+                what: format!("a buffer of {bytes} bytes"),
+                limit: "max_buffer_size",
+                max: limits.max_buffer_size,
+                needed: bytes,
+            });
+        }
+        // A class may be larger than the limit although the request is not.
+        let class = size_class(bytes).min(limits.max_buffer_size / ALIGN * ALIGN).max(bytes.next_multiple_of(4));
+        let reused = self
+            .free
+            .lock()
+            .ok()
+            .and_then(|mut free| free.get_mut(&(role, class)).and_then(BTreeMap::pop_first));
+        let (id, buffer) = match reused {
+            Some(found) => found,
+            None => (self.next.fetch_add(1, Ordering::Relaxed), self.create(device, counters, role, class)?),
+        };
+        Ok(Arc::new(Raw { id, buffer, role, class, pool: self.clone() }))
+    }
+
+    fn create(&self, device: &wgpu::Device, counters: &Counters, role: Role, class: u64) -> Result<wgpu::Buffer> {
+        use wgpu::BufferUsages as U;
+        let usage = match role {
+            Role::Storage => U::STORAGE | U::COPY_SRC | U::COPY_DST,
+            Role::Upload => U::COPY_SRC | U::COPY_DST,
+            Role::Readback => U::COPY_DST | U::MAP_READ,
+            Role::Uniform => U::UNIFORM | U::COPY_DST,
+        };
+        let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("walsh"),
+            size: class,
+            usage,
+            mapped_at_creation: false,
+        });
+        let (invalid, exhausted) = (pollster::block_on(validation.pop()), pollster::block_on(memory.pop()));
+        if exhausted.is_some() {
+            return Err(Error::OutOfMemory { bytes: class, in_use: self.held_bytes() });
+        }
+        if let Some(error) = invalid {
+            return Err(Error::Device(error.to_string()));
+        }
+        counters.buffers.fetch_add(1, Ordering::Relaxed);
+        self.held.fetch_add(class, Ordering::Relaxed);
+        Ok(buffer)
+    }
+}
+
+/// A typed range of device memory; clones share it. Returned to the pool when the last clone is dropped.
+#[derive(Clone, Debug)]
+pub struct Buffer {
+    pub(crate) raw: Arc<Raw>,
+    /// Bytes from the start of the underlying buffer, a multiple of 256.
+    pub(crate) offset: u64,
+    len: usize,
+    dtype: DType,
+}
+
+impl Buffer {
+    pub(crate) fn new(shared: &Shared, len: usize, dtype: DType) -> Result<Self> {
+        let bytes = len as u64 * dtype.size() as u64;
+        let raw = shared.pool.take(&shared.device, &shared.counters, Role::Storage, bytes.next_multiple_of(16))?;
+        Ok(Self { raw, offset: 0, len, dtype })
+    }
+
+    /// Number of elements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True if there are no elements.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The element type.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Size in bytes, without the padding.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.len as u64 * self.dtype.size() as u64
+    }
+
+    /// A part of this buffer, `start` and `len` in elements; `start` must fall on a multiple of 256 bytes.
+    pub(crate) fn slice(&self, start: usize, len: usize) -> Result<Self> {
+        let start_bytes = start as u64 * self.dtype.size() as u64;
+        if start + len > self.len || start_bytes % ALIGN != 0 {
+            return Err(Error::shape(
+                "slice",
+                format!("a range within {} elements that starts on a multiple of {ALIGN} bytes", self.len),
+                format!("{len} elements from {start}"),
+            ));
+        }
+        Ok(Self { raw: self.raw.clone(), offset: self.offset + start_bytes, len, dtype: self.dtype })
+    }
+
+    /// The same memory read as another type of the same size.
+    pub(crate) fn cast(&self, dtype: DType) -> Self {
+        debug_assert_eq!(dtype.size(), self.dtype.size());
+        Self { dtype, ..self.clone() }
+    }
+
+    /// True if no other handle refers to this memory, so that it may be overwritten.
+    pub(crate) fn is_unique(&self) -> bool {
+        Arc::strong_count(&self.raw) == 1
+    }
+
+    /// The underlying buffer, and offset and size in bytes, for a host that binds it in a shader of its own.
+    #[must_use]
+    pub fn as_wgpu(&self) -> wgpu::BufferBinding<'_> {
+        wgpu::BufferBinding {
+            buffer: &self.raw.buffer,
+            offset: self.offset,
+            size: std::num::NonZeroU64::new(self.bytes().next_multiple_of(16)),
+        }
+    }
+
+    /// Binds the buffer as `var<storage, read>`.
+    pub(crate) fn read(&self) -> Binding<'_> {
+        Binding { buffer: self, write: false }
+    }
+
+    /// Binds the buffer as `var<storage, read_write>`.
+    pub(crate) fn write(&self) -> Binding<'_> {
+        Binding { buffer: self, write: true }
+    }
+}
+
+/// A buffer and how a dispatch uses it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Binding<'a> {
+    pub buffer: &'a Buffer,
+    pub write: bool,
+}
+
+/// A value on its way from the device: a future, or [`Readback::wait`].
+#[derive(Debug)]
+pub struct Readback {
+    pub(crate) raw: Arc<Raw>,
+    pub(crate) bytes: u64,
+    pub(crate) done: oneshot::Receiver<Result<(), wgpu::BufferAsyncError>>,
+    pub(crate) context: Context,
+    pub(crate) ticket: u64,
+}
+
+impl Readback {
+    /// Waits until the value is there and returns its bytes. Submits what is recorded if the value is part of it.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`] or [`Error::Device`]; on a host's device [`Error::Invalid`] if the host has not submitted yet.
+    pub fn wait(mut self) -> Result<Vec<u8>> {
+        self.context.finish(self.ticket)?;
+        match self.done.try_recv() {
+            Ok(Some(Ok(()))) => self.take(),
+            Ok(None) => Err(Error::invalid(
+                "readback",
+                "the commands that it waits for to be submitted and the device polled",
+                "a value that is not there yet",
+            )),
+            Ok(Some(Err(e))) => Err(self.context.failure_or(e.to_string())),
+            Err(_) => Err(self.context.failure_or("a readback was dropped".to_owned())),
+        }
+    }
+
+    /// The bytes if they have arrived, `None` if not; never waits.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`] or [`Error::Device`].
+    pub fn poll(&mut self) -> Result<Option<Vec<u8>>> {
+        match self.done.try_recv() {
+            Ok(Some(Ok(()))) => self.take().map(Some),
+            Ok(None) => Ok(None),
+            Ok(Some(Err(e))) => Err(self.context.failure_or(e.to_string())),
+            Err(_) => Err(self.context.failure_or("a readback was dropped".to_owned())),
+        }
+    }
+
+    fn take(&self) -> Result<Vec<u8>> {
+        let padded = self.bytes.next_multiple_of(4);
+        let mut bytes = {
+            let view = self
+                .raw
+                .buffer
+                .slice(..padded)
+                .get_mapped_range()
+                .map_err(|e| self.context.failure_or(e.to_string()))?;
+            view.to_vec()
+        };
+        self.raw.buffer.unmap();
+        bytes.truncate(usize::try_from(self.bytes).unwrap_or(usize::MAX));
+        Ok(bytes)
+    }
+}
+
+impl Drop for Readback {
+    fn drop(&mut self) {
+        // A value nobody waited for: cancel the mapping, so that the buffer can be used again. (A no-op when it is not mapped.)
+        self.raw.buffer.unmap();
+    }
+}
+
+/// Interns small parameter blocks: each distinct content is written once and then stays, so that the steady state writes nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Params {
+    chunks: Vec<Arc<Raw>>,
+    used: u64,
+    slots: std::collections::HashMap<Vec<u8>, (usize, u64)>,
+}
+
+impl Params {
+    const CHUNK: u64 = 64 * 1024;
+
+    pub fn intern(&mut self, shared: &Shared, bytes: &[u8]) -> Result<(Arc<Raw>, u64)> {
+        if let Some((chunk, offset)) = self.slots.get(bytes) {
+            return Ok((self.chunks[*chunk].clone(), *offset));
+        }
+        let size = (bytes.len() as u64).next_multiple_of(ALIGN);
+        if self.chunks.is_empty() || self.used + size > Self::CHUNK {
+            self.chunks.push(shared.pool.take(&shared.device, &shared.counters, Role::Uniform, Self::CHUNK)?);
+            self.used = 0;
+        }
+        let (chunk, offset) = (self.chunks.len() - 1, self.used);
+        self.used += size;
+        let mut padded = bytes.to_vec();
+        padded.resize(bytes.len().next_multiple_of(4), 0);
+        shared.queue.write_buffer(&self.chunks[chunk].buffer, offset, &padded);
+        self.slots.insert(bytes.to_vec(), (chunk, offset));
+        Ok((self.chunks[chunk].clone(), offset))
+    }
+
+    /// Number of distinct blocks.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size_class;
+
+    #[test]
+    fn size_classes_cover_the_request_and_waste_at_most_an_eighth() {
+        for bytes in (1..100_000u64).step_by(37).chain([1 << 20, (1 << 20) + 1, (1 << 27) - 4]) {
+            let class = size_class(bytes);
+            assert!(class >= bytes && class % 256 == 0, "{bytes} -> {class}");
+            assert!(class - bytes < (bytes / 8).max(512), "{bytes} -> {class}");
+        }
+    }
+}

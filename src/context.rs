@@ -1,0 +1,822 @@
+//! A device, its queue, and what walsh keeps on them: pipelines, memory, and the commands recorded but not yet submitted.
+
+use crate::buffer::{Binding, Buffer, Params, Pool, Raw, Readback, Role};
+use crate::shader::pipeline::{Pipeline, PipelineCache};
+use crate::shader::{Access, Define, Kernel, Key};
+use crate::{Capabilities, DType, Error, Result, Tier};
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// How to make a [`Context`].
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct ContextOptions {
+    /// Take the first adapter whose name contains this (ignoring case), or the adapter numbered `#N` in [`Context::adapters`].
+    pub adapter: Option<String>,
+    /// Use no tier above this one.
+    pub max_tier: Option<Tier>,
+    /// Create the device with `wgpu::Limits::default()` instead of all that the adapter has.
+    pub default_limits: bool,
+}
+
+impl ContextOptions {
+    /// Selects the adapter, see [`ContextOptions::adapter`].
+    #[must_use]
+    pub fn adapter(mut self, name: impl Into<String>) -> Self {
+        self.adapter = Some(name.into());
+        self
+    }
+
+    /// Caps the tier.
+    #[must_use]
+    pub fn max_tier(mut self, tier: Tier) -> Self {
+        self.max_tier = Some(tier);
+        self
+    }
+
+    /// Keeps to `wgpu::Limits::default()`.
+    #[must_use]
+    pub fn default_limits(mut self) -> Self {
+        self.default_limits = true;
+        self
+    }
+}
+
+/// How many of each object a context has created so far. In the steady state of training none of them grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Buffers.
+    pub buffers: u64,
+    /// Bind groups.
+    pub bind_groups: u64,
+    /// Compute pipelines.
+    pub pipelines: u64,
+    /// Shader modules.
+    pub shader_modules: u64,
+    /// Command buffers submitted (by walsh itself; a host's submits are its own).
+    pub submits: u64,
+    /// Dispatches recorded.
+    pub dispatches: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub buffers: AtomicU64,
+    pub bind_groups: AtomicU64,
+    pub pipelines: AtomicU64,
+    pub shader_modules: AtomicU64,
+    pub submits: AtomicU64,
+    pub dispatches: AtomicU64,
+}
+
+/// Workgroups of a dispatch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Grid {
+    /// `n` workgroups in a row, folded into two dimensions where one is not enough: the shader computes `wg.y * grid.x + wg.x` and returns
+    /// where that is beyond its range.
+    Linear(u64),
+    Xyz([u32; 3]),
+}
+
+#[derive(Debug)]
+enum Command {
+    Dispatch { pipeline: Arc<Pipeline>, bind_group: wgpu::BindGroup, grid: [u32; 3] },
+    Copy { from: (Arc<Raw>, u64), to: (Arc<Raw>, u64), bytes: u64 },
+    Clear { at: (Arc<Raw>, u64), bytes: u64 },
+    Map { raw: Arc<Raw>, bytes: u64, done: futures::channel::oneshot::Sender<Result<(), wgpu::BufferAsyncError>> },
+}
+
+#[derive(Debug, Default)]
+struct Stream {
+    commands: Vec<Command>,
+    /// Staging memory that recorded copies still need.
+    held: Vec<Arc<Raw>>,
+    params: Params,
+    bind_groups: HashMap<GroupKey, wgpu::BindGroup>,
+    /// Number of the batch being recorded, from 1.
+    ticket: u64,
+    in_flight: VecDeque<(u64, wgpu::SubmissionIndex)>,
+    profile: Option<Vec<(String, f64)>>,
+}
+
+/// Pipeline, parameter slot, and (buffer, offset, size) per storage binding.
+type GroupKey = (u64, (u64, u64), Vec<(u64, u64, u64)>);
+
+/// Bind groups kept at most; beyond it the cache starts afresh (a program whose shapes change at every step).
+const MAX_BIND_GROUPS: usize = 1 << 16;
+/// Distinct parameter blocks kept at most.
+const MAX_PARAMS: usize = 1 << 16;
+/// Submits that may run behind before the host waits for the oldest.
+const MAX_IN_FLIGHT: usize = 3;
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
+    pub caps: Capabilities,
+    pub counters: Counters,
+    pub pool: Arc<Pool>,
+    /// True if walsh made the device and so may submit and poll by itself.
+    owned: bool,
+    pipelines: PipelineCache,
+    stream: Mutex<Stream>,
+    failure: Arc<Mutex<Option<Failure>>>,
+    tier: AtomicU32,
+    next_id: AtomicU64,
+    pub no_grad: AtomicU32,
+    /// Constants that backward passes start from, by element type.
+    pub one: Mutex<Vec<(DType, Buffer)>>,
+}
+
+#[derive(Clone, Debug)]
+enum Failure {
+    Lost(String),
+    Error(String),
+}
+
+/// A device with all that walsh keeps on it. Clones are handles to the same context; contexts are independent of each other.
+#[derive(Clone, Debug)]
+pub struct Context(pub(crate) Arc<Shared>);
+
+impl Context {
+    /// Makes a device on the best adapter (discrete before integrated before software).
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] where there is none; [`Error::Device`] where the device cannot be created.
+    pub fn new() -> Result<Self> {
+        Self::with_options(&ContextOptions::default())
+    }
+
+    /// Every adapter that wgpu sees, best first.
+    #[must_use]
+    pub fn adapters() -> Vec<wgpu::Adapter> {
+        let mut desc = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
+        if std::env::var_os("WGPU_BACKEND").is_none() {
+            desc.backends = wgpu::Backends::PRIMARY;
+        }
+        let instance = wgpu::Instance::new(desc);
+        let mut adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+        adapters.sort_by_key(|a| match a.get_info().device_type {
+            wgpu::DeviceType::DiscreteGpu => 0,
+            wgpu::DeviceType::IntegratedGpu => 1,
+            wgpu::DeviceType::VirtualGpu => 2,
+            wgpu::DeviceType::Other => 3,
+            wgpu::DeviceType::Cpu => 4,
+        });
+        adapters
+    }
+
+    /// Makes a device as `options` say.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] where none matches (the message lists those there are); [`Error::Device`] where the device cannot be created.
+    pub fn with_options(options: &ContextOptions) -> Result<Self> {
+        let adapters = Self::adapters();
+        let list = || {
+            let names: Vec<_> = adapters.iter().enumerate().map(|(i, a)| format!("#{i} {}", a.get_info().name)).collect();
+            if names.is_empty() { "there is none".to_owned() } else { format!("there are: {}", names.join(", ")) }
+        };
+        let adapter = match options.adapter.as_deref() {
+            None => adapters.first(),
+            Some(wanted) => match wanted.strip_prefix('#').map(str::parse::<usize>) {
+                Some(Ok(number)) => adapters.get(number),
+                Some(Err(_)) => None,
+                None => adapters.iter().find(|a| a.get_info().name.to_lowercase().contains(&wanted.to_lowercase())),
+            },
+        };
+        let Some(adapter) = adapter else {
+            return Err(Error::NoAdapter(match &options.adapter {
+                Some(wanted) => format!("none matches `{wanted}`; {}", list()),
+                None => "install a Vulkan driver (on Debian and Ubuntu the software driver is mesa-vulkan-drivers, \
+                         which `cargo xtask train` installs by itself)"
+                    .to_owned(),
+            }));
+        };
+        let features = crate::recommended_features(adapter);
+        let limits = if options.default_limits { wgpu::Limits::default() } else { adapter.limits() };
+        // SAFETY: the experimental feature in question, cooperative matrices, is used by kernels that a self-test compares with the baseline
+        // before they may serve; wgpu asks for this acknowledgement of possible undefined behaviour.
+        #[expect(unsafe_code, reason = "wgpu's acknowledgement for experimental features")]
+        let experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
+        let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("walsh"),
+            required_features: features,
+            required_limits: limits,
+            experimental_features: experimental,
+            memory_hints: wgpu::MemoryHints::Performance,
+            trace: wgpu::Trace::Off,
+        }))
+        .map_err(|e| Error::Device(format!("cannot create a device on {}: {e}", adapter.get_info().name)))?;
+        let mut caps = Capabilities::new(adapter, &device);
+        if let Some(max) = options.max_tier {
+            caps.limit_tier(max, "the context was asked not to use it");
+        }
+        let context = Self::build(device, queue, caps, true);
+        let failure = context.0.failure.clone();
+        context.0.device.set_device_lost_callback(move |reason, message| {
+            set_first(&failure, Failure::Lost(format!("{reason:?}: {message}")));
+        });
+        let failure = context.0.failure.clone();
+        context.0.device.on_uncaptured_error(Arc::new(move |error| set_first(&failure, Failure::Error(error.to_string()))));
+        Ok(context)
+    }
+
+    /// A context on a host's device. It uses only features and limits that the device was created with, and never submits, polls or sets
+    /// callbacks: the host calls [`Context::record`] with an encoder of its own and submits that.
+    #[must_use]
+    pub fn from_wgpu(adapter: &wgpu::Adapter, device: &wgpu::Device, queue: &wgpu::Queue) -> Self {
+        Self::from_parts(device, queue, Capabilities::new(adapter, device))
+    }
+
+    /// The same with capabilities that were read or limited before.
+    #[must_use]
+    pub fn from_parts(device: &wgpu::Device, queue: &wgpu::Queue, capabilities: Capabilities) -> Self {
+        Self::build(device.clone(), queue.clone(), capabilities, false)
+    }
+
+    fn build(device: wgpu::Device, queue: wgpu::Queue, caps: Capabilities, owned: bool) -> Self {
+        let tier = AtomicU32::new(caps.tier as u32);
+        Self(Arc::new(Shared {
+            device,
+            queue,
+            caps,
+            counters: Counters::default(),
+            pool: Arc::default(),
+            owned,
+            pipelines: PipelineCache::default(),
+            stream: Mutex::new(Stream { ticket: 1, ..Stream::default() }),
+            failure: Arc::default(),
+            tier,
+            next_id: AtomicU64::new(1),
+            no_grad: AtomicU32::new(0),
+            one: Mutex::default(),
+        }))
+    }
+
+    /// What the device offers.
+    #[must_use]
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.0.caps
+    }
+
+    /// The best tier in use: that of the capabilities, or a lower one after a failed self-test.
+    #[must_use]
+    pub fn tier(&self) -> Tier {
+        Tier::ALL.into_iter().find(|t| *t as u32 == self.0.tier.load(Ordering::Relaxed)).unwrap_or(Tier::Baseline)
+    }
+
+    /// Uses no tier above `tier` from now on.
+    pub fn limit_tier(&self, tier: Tier) {
+        self.0.tier.fetch_min(tier as u32, Ordering::Relaxed);
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn device(&self) -> &wgpu::Device {
+        &self.0.device
+    }
+
+    /// The queue.
+    #[must_use]
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.0.queue
+    }
+
+    /// How many objects were created so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let c = &self.0.counters;
+        let get = |a: &AtomicU64| a.load(Ordering::Relaxed);
+        Counts {
+            buffers: get(&c.buffers),
+            bind_groups: get(&c.bind_groups),
+            pipelines: get(&c.pipelines),
+            shader_modules: get(&c.shader_modules),
+            submits: get(&c.submits),
+            dispatches: get(&c.dispatches),
+        }
+    }
+
+    /// Device memory held, in bytes. Freed buffers stay in the pool, so this is the peak since the last [`Context::trim`].
+    #[must_use]
+    pub fn held_bytes(&self) -> u64 {
+        self.0.pool.held_bytes()
+    }
+
+    /// Releases memory that is held for reuse and the bind groups that refer to it.
+    pub fn trim(&self) {
+        self.stream().bind_groups.clear();
+        self.0.pool.trim();
+    }
+
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    pub(crate) fn next_id(&self) -> u64 {
+        self.0.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn stream(&self) -> MutexGuard<'_, Stream> {
+        self.0.stream.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The failure of the device, if there was one.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`] or [`Error::Device`].
+    pub fn check(&self) -> Result<()> {
+        let failure = self.0.failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        match failure {
+            None => Ok(()),
+            Some(Failure::Lost(m)) => Err(Error::DeviceLost(m)),
+            Some(Failure::Error(m)) => Err(Error::Device(m)),
+        }
+    }
+
+    pub(crate) fn failure_or(&self, message: String) -> Error {
+        self.check().err().unwrap_or(Error::Device(message))
+    }
+
+    /// Memory for `len` elements; its content is undefined (what a former tensor left there).
+    pub(crate) fn alloc(&self, len: usize, dtype: DType) -> Result<Buffer> {
+        if u32::try_from(len).is_err() {
+            return Err(Error::Limit {
+                what: format!("a tensor of {len} elements"),
+                limit: "u32 element index",
+                max: u32::MAX.into(),
+                needed: len as u64,
+            });
+        }
+        Buffer::new(&self.0, len, dtype).map_err(|e| self.check().err().unwrap_or(e))
+    }
+
+    /// Records a copy of `data` into `to`. It takes its place in the order of commands: earlier ones see the old content.
+    pub(crate) fn upload(&self, to: &Buffer, data: &[u8]) -> Result<()> {
+        debug_assert_eq!(data.len() as u64, to.bytes());
+        if data.is_empty() {
+            return Ok(());
+        }
+        let bytes = (data.len() as u64).next_multiple_of(4);
+        let staging = self.0.pool.take(&self.0.device, &self.0.counters, Role::Upload, bytes)?;
+        let whole = data.len() / 4 * 4;
+        if whole > 0 {
+            self.0.queue.write_buffer(&staging.buffer, 0, &data[..whole]);
+        }
+        if whole < data.len() {
+            let mut tail = [0u8; 4];
+            tail[..data.len() - whole].copy_from_slice(&data[whole..]);
+            self.0.queue.write_buffer(&staging.buffer, whole as u64, &tail);
+        }
+        let mut stream = self.stream();
+        stream.held.push(staging.clone());
+        stream.commands.push(Command::Copy { from: (staging, 0), to: (to.raw.clone(), to.offset), bytes });
+        Ok(())
+    }
+
+    /// Records filling `buffer` with zero bytes.
+    pub(crate) fn clear(&self, buffer: &Buffer) {
+        let bytes = buffer.bytes().next_multiple_of(4);
+        if bytes > 0 {
+            self.stream().commands.push(Command::Clear { at: (buffer.raw.clone(), buffer.offset), bytes });
+        }
+    }
+
+    /// Records a copy between buffers of one size.
+    pub(crate) fn copy(&self, from: &Buffer, to: &Buffer) {
+        debug_assert_eq!(from.bytes(), to.bytes());
+        let bytes = from.bytes().next_multiple_of(4);
+        if bytes > 0 {
+            self.stream().commands.push(Command::Copy {
+                from: (from.raw.clone(), from.offset),
+                to: (to.raw.clone(), to.offset),
+                bytes,
+            });
+        }
+    }
+
+    /// Records a copy of `buffer` to the host.
+    pub(crate) fn readback(&self, buffer: &Buffer) -> Result<Readback> {
+        let padded = buffer.bytes().next_multiple_of(4).max(4);
+        let raw = self.0.pool.take(&self.0.device, &self.0.counters, Role::Readback, padded)?;
+        let (sender, done) = futures::channel::oneshot::channel();
+        let mut stream = self.stream();
+        if buffer.bytes() > 0 {
+            stream.commands.push(Command::Copy {
+                from: (buffer.raw.clone(), buffer.offset),
+                to: (raw.clone(), 0),
+                bytes: padded,
+            });
+        }
+        stream.commands.push(Command::Map { raw: raw.clone(), bytes: padded, done: sender });
+        let ticket = stream.ticket;
+        drop(stream);
+        Ok(Readback { raw, bytes: buffer.bytes(), done, context: self.clone(), ticket })
+    }
+
+    /// Records one dispatch. `bindings` follow the shader's numbering; parameters, if it has them, are its binding 0.
+    pub(crate) fn dispatch<P: bytemuck::Pod>(
+        &self,
+        kernel: &'static Kernel,
+        defines: &[(&'static str, Define)],
+        params: &P,
+        bindings: &[Binding<'_>],
+        grid: Grid,
+    ) -> Result<()> {
+        let tier = Key::best_tier(kernel, self.tier());
+        self.dispatch_tier(kernel, tier, defines, params, bindings, grid)
+    }
+
+    /// The same for a tier that the caller chose.
+    pub(crate) fn dispatch_tier<P: bytemuck::Pod>(
+        &self,
+        kernel: &'static Kernel,
+        tier: Tier,
+        defines: &[(&'static str, Define)],
+        params: &P,
+        bindings: &[Binding<'_>],
+        grid: Grid,
+    ) -> Result<()> {
+        let Some(grid) = self.fold(kernel, grid)? else { return Ok(()) };
+        let shared = &*self.0;
+        let pipeline = shared.pipelines.get(shared, Key { kernel, tier, defines: defines.to_vec() })?;
+        check_bindings(&pipeline, std::mem::size_of::<P>(), bindings)?;
+        let mut stream = self.stream();
+        let has_params = pipeline.params_size > 0;
+        let slot = if has_params { Some(stream.params.intern(shared, bytemuck::bytes_of(params))?) } else { None };
+        let group_key: GroupKey = (
+            pipeline.id,
+            slot.as_ref().map_or((0, 0), |(raw, offset)| (raw.id, *offset)),
+            bindings
+                .iter()
+                .map(|b| (b.buffer.raw.id, b.buffer.offset, b.buffer.bytes()))
+                .collect(),
+        );
+        let bind_group = match stream.bind_groups.get(&group_key) {
+            Some(found) => found.clone(),
+            None => {
+                let mut entries = Vec::with_capacity(bindings.len() + 1);
+                if let Some((raw, offset)) = &slot {
+                    let size = u64::from(pipeline.params_size);
+                    entries.push(wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                        buffer: &raw.buffer,
+                        offset: *offset,
+                        size: std::num::NonZeroU64::new(size),
+                    }));
+                }
+                entries.extend(bindings.iter().map(|b| wgpu::BindingResource::Buffer(b.buffer.as_wgpu())));
+                let entries: Vec<_> = (0u32..)
+                    .zip(entries)
+                    .map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource })
+                    .collect();
+                let group = shared.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                    label: Some("walsh"),
+                    layout: &pipeline.layout,
+                    entries: &entries,
+                });
+                shared.counters.bind_groups.fetch_add(1, Ordering::Relaxed);
+                stream.bind_groups.insert(group_key, group.clone());
+                group
+            }
+        };
+        shared.counters.dispatches.fetch_add(1, Ordering::Relaxed);
+        stream.commands.push(Command::Dispatch { pipeline, bind_group, grid });
+        Ok(())
+    }
+
+    /// The grid in three dimensions, `None` if it is empty.
+    fn fold(&self, kernel: &Kernel, grid: Grid) -> Result<Option<[u32; 3]>> {
+        let max = self.0.caps.limits.max_compute_workgroups_per_dimension;
+        let grid = match grid {
+            Grid::Xyz(grid) => grid,
+            Grid::Linear(n) => {
+                let rows = n.div_ceil(u64::from(max)).max(1);
+                let columns = n.div_ceil(rows);
+                match (u32::try_from(columns), u32::try_from(rows)) {
+                    (Ok(x), Ok(y)) => [x, y, 1],
+                    _ => [u32::MAX; 3],
+                }
+            }
+        };
+        if let Some(needed) = grid.iter().find(|n| **n > max) {
+            return Err(Error::Limit {
+                what: format!("the dispatch of {}", kernel.name),
+                limit: "max_compute_workgroups_per_dimension",
+                max: max.into(),
+                needed: u64::from(*needed),
+            });
+        }
+        Ok((!grid.contains(&0)).then_some(grid))
+    }
+
+    /// Moves all that is recorded into `encoder`, in as few compute passes as copies allow.
+    ///
+    /// # Errors
+    /// [`Error::Shader`] if a shader did not compile; nothing is recorded then.
+    pub fn record(&self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        let mut stream = self.stream();
+        self.encode(&mut stream, encoder, None)?;
+        stream.ticket += 1;
+        Ok(())
+    }
+
+    fn encode(&self, stream: &mut Stream, encoder: &mut wgpu::CommandEncoder, timer: Option<&Timer>) -> Result<()> {
+        let commands = std::mem::take(&mut stream.commands);
+        for command in &commands {
+            if let Command::Dispatch { pipeline, .. } = command {
+                pipeline.get()?;
+            }
+        }
+        let mut pass: Option<wgpu::ComputePass<'static>> = None;
+        let mut stamps = 0;
+        for command in commands {
+            if !matches!(command, Command::Dispatch { .. }) {
+                pass = None;
+            }
+            match command {
+                Command::Dispatch { pipeline, bind_group, grid: [x, y, z] } => {
+                    let pass = pass.get_or_insert_with(|| {
+                        encoder
+                            .begin_compute_pass(&wgpu::ComputePassDescriptor {
+                                label: Some("walsh"),
+                                timestamp_writes: timer.and_then(|t| t.pass_writes()),
+                            })
+                            .forget_lifetime()
+                    });
+                    if let Some(timer) = timer {
+                        timer.stamp(pass, &mut stamps);
+                    }
+                    pass.set_pipeline(pipeline.get()?);
+                    pass.set_bind_group(0, &bind_group, &[]);
+                    pass.dispatch_workgroups(x, y, z);
+                    if let Some(timer) = timer {
+                        timer.label(&pipeline.key.to_string());
+                    }
+                }
+                Command::Copy { from, to, bytes } => {
+                    encoder.copy_buffer_to_buffer(&from.0.buffer, from.1, &to.0.buffer, to.1, bytes);
+                }
+                Command::Clear { at, bytes } => encoder.clear_buffer(&at.0.buffer, at.1, Some(bytes)),
+                Command::Map { raw, bytes, done } => {
+                    let slice = raw.buffer.clone();
+                    encoder.map_buffer_on_submit(&slice, wgpu::MapMode::Read, 0..bytes, move |result| {
+                        // The receiver is gone if nobody waits any more.
+                        let _ = done.send(result);
+                    });
+                }
+            }
+        }
+        if let (Some(timer), Some(pass)) = (timer, pass.as_mut()) {
+            timer.stamp(pass, &mut stamps);
+        }
+        drop(pass);
+        stream.held.clear();
+        if stream.bind_groups.len() > MAX_BIND_GROUPS || stream.params.len() > MAX_PARAMS {
+            stream.bind_groups.clear();
+            stream.params = Params::default();
+        }
+        Ok(())
+    }
+
+    /// Submits all that is recorded, as one command buffer, and returns without waiting for it. Does nothing on a host's device, where
+    /// [`Context::record`] is the host's to call.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`], [`Error::Device`] or [`Error::Shader`].
+    pub fn submit(&self) -> Result<()> {
+        if !self.0.owned {
+            return Ok(());
+        }
+        self.check()?;
+        let mut stream = self.stream();
+        if stream.commands.is_empty() {
+            return Ok(());
+        }
+        if stream.profile.is_some() {
+            return self.submit_profiled(&mut stream);
+        }
+        let mut encoder = self.0.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("walsh") });
+        self.encode(&mut stream, &mut encoder, None)?;
+        self.push_submit(&mut stream, encoder);
+        while stream.in_flight.len() > MAX_IN_FLIGHT {
+            if let Some((_, index)) = stream.in_flight.pop_front() {
+                self.poll(Some(index))?;
+            }
+        }
+        drop(stream);
+        self.check()
+    }
+
+    fn push_submit(&self, stream: &mut Stream, encoder: wgpu::CommandEncoder) {
+        let index = self.0.queue.submit([encoder.finish()]);
+        self.0.counters.submits.fetch_add(1, Ordering::Relaxed);
+        let ticket = stream.ticket;
+        stream.in_flight.push_back((ticket, index));
+        stream.ticket += 1;
+    }
+
+    fn poll(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        match self.0.device.poll(wgpu::PollType::Wait { submission_index, timeout: None }) {
+            Ok(_) => self.check(),
+            Err(e) => Err(self.failure_or(e.to_string())),
+        }
+    }
+
+    /// Submits what is recorded and waits until the device has done all of it.
+    ///
+    /// # Errors
+    /// As [`Context::submit`].
+    pub fn synchronize(&self) -> Result<()> {
+        self.submit()?;
+        if self.0.owned {
+            self.stream().in_flight.clear();
+            self.poll(None)?;
+        }
+        Ok(())
+    }
+
+    /// Sees to it that the batch numbered `ticket` is submitted and done, where walsh may submit.
+    pub(crate) fn finish(&self, ticket: u64) -> Result<()> {
+        if !self.0.owned {
+            return Ok(());
+        }
+        if self.stream().ticket <= ticket {
+            self.submit()?;
+        }
+        let index = {
+            let mut stream = self.stream();
+            let position = stream.in_flight.iter().position(|(t, _)| *t >= ticket);
+            // Later batches stay in flight; a batch that is no longer listed has been waited for.
+            position.and_then(|at| stream.in_flight.drain(..=at).next_back()).map(|(_, index)| index)
+        };
+        match index {
+            Some(index) => self.poll(Some(index)),
+            None => {
+                self.0.device.poll(wgpu::PollType::Poll).map_err(|e| self.failure_or(e.to_string()))?;
+                self.check()
+            }
+        }
+    }
+
+    /// Runs `work`, which records and may submit, and returns the device time of each dispatch in it, in order: (kernel and variant, seconds).
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without the `TIMESTAMP_QUERY_INSIDE_PASSES` feature or on a host's device; what `work` returns.
+    pub fn profile(&self, work: impl FnOnce() -> Result<()>) -> Result<Vec<(String, f64)>> {
+        if !self.0.owned || !self.0.caps.features.contains(wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES) {
+            return Err(Error::Unsupported {
+                what: "profiling per dispatch".into(),
+                why: "it needs TIMESTAMP_QUERY_INSIDE_PASSES on a device of walsh's own".into(),
+            });
+        }
+        self.synchronize()?;
+        self.stream().profile = Some(Vec::new());
+        let result = work().and_then(|()| self.submit());
+        let profile = self.stream().profile.take().unwrap_or_default();
+        result.map(|()| profile)
+    }
+
+    /// Runs `work` and returns the device time of all its dispatches together, in seconds: one compute pass, timestamps at both ends.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without the `TIMESTAMP_QUERY` feature or on a host's device; what `work` returns.
+    pub fn gpu_time(&self, work: impl FnOnce() -> Result<()>) -> Result<f64> {
+        if !self.0.owned || !self.0.caps.features.contains(wgpu::Features::TIMESTAMP_QUERY) {
+            return Err(Error::Unsupported {
+                what: "timing on the device".into(),
+                why: "it needs TIMESTAMP_QUERY on a device of walsh's own".into(),
+            });
+        }
+        self.submit()?;
+        work()?;
+        let mut stream = self.stream();
+        let timer = Timer::new(&self.0, 2, false);
+        self.run_timed(&mut stream, &timer).map(|stamps| stamps[1] - stamps[0])
+    }
+
+    fn submit_profiled(&self, stream: &mut Stream) -> Result<()> {
+        let dispatches = stream.commands.iter().filter(|c| matches!(c, Command::Dispatch { .. })).count();
+        // A query set holds 4096 timestamps; a longer batch goes in parts.
+        let mut rest = std::mem::take(&mut stream.commands);
+        let mut left = dispatches;
+        while !rest.is_empty() {
+            let take = left.min(4000);
+            let mut seen = 0;
+            let cut = rest
+                .iter()
+                .position(|c| {
+                    seen += usize::from(matches!(c, Command::Dispatch { .. }));
+                    seen > take
+                })
+                .unwrap_or(rest.len());
+            let tail = rest.split_off(cut);
+            stream.commands = std::mem::replace(&mut rest, tail);
+            left -= take;
+            let timer = Timer::new(&self.0, u32::try_from(2 * take + 2).unwrap_or(4096).min(4096), true);
+            let stamps = self.run_timed(stream, &timer)?;
+            let labels = timer.labels.into_inner().unwrap_or_default();
+            let profile = stream.profile.get_or_insert_default();
+            profile.extend(labels.into_iter().zip(stamps.windows(2)).map(|(label, w)| (label, w[1] - w[0])));
+        }
+        Ok(())
+    }
+
+    /// Encodes with `timer`, submits, waits, and returns the timestamps in seconds.
+    fn run_timed(&self, stream: &mut Stream, timer: &Timer) -> Result<Vec<f64>> {
+        let device = &self.0.device;
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("walsh timed") });
+        self.encode(stream, &mut encoder, Some(timer))?;
+        let bytes = u64::from(timer.count) * 8;
+        let resolve = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("walsh timestamps"),
+            size: bytes,
+            usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        let read = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("walsh timestamps"),
+            size: bytes,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        encoder.resolve_query_set(&timer.queries, 0..timer.count, &resolve, 0);
+        encoder.copy_buffer_to_buffer(&resolve, 0, &read, 0, bytes);
+        encoder.map_buffer_on_submit(&read, wgpu::MapMode::Read, .., |_| {});
+        self.push_submit(stream, encoder);
+        stream.in_flight.clear();
+        self.poll(None)?;
+        let view = read.get_mapped_range(..).map_err(|e| self.failure_or(e.to_string()))?;
+        let period = f64::from(self.0.queue.get_timestamp_period()) * 1e-9;
+        Ok(view.chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().unwrap_or_default()) as f64 * period).collect())
+    }
+}
+
+/// Timestamps: either around a whole pass, or between its dispatches.
+struct Timer {
+    queries: wgpu::QuerySet,
+    count: u32,
+    each: bool,
+    labels: Mutex<Vec<String>>,
+}
+
+impl Timer {
+    fn new(shared: &Shared, count: u32, each: bool) -> Self {
+        let queries = shared.device.create_query_set(&wgpu::QuerySetDescriptor {
+            label: Some("walsh"),
+            ty: wgpu::QueryType::Timestamp,
+            count,
+        });
+        Self { queries, count, each, labels: Mutex::default() }
+    }
+
+    fn pass_writes(&self) -> Option<wgpu::ComputePassTimestampWrites<'_>> {
+        (!self.each).then_some(wgpu::ComputePassTimestampWrites {
+            query_set: &self.queries,
+            beginning_of_pass_write_index: Some(0),
+            end_of_pass_write_index: Some(1),
+        })
+    }
+
+    fn stamp(&self, pass: &mut wgpu::ComputePass<'_>, next: &mut u32) {
+        if self.each && *next < self.count {
+            pass.write_timestamp(&self.queries, *next);
+            *next += 1;
+        }
+    }
+
+    fn label(&self, label: &str) {
+        if let (true, Ok(mut labels)) = (self.each, self.labels.lock()) {
+            labels.push(label.to_owned());
+        }
+    }
+}
+
+fn set_first(slot: &Mutex<Option<Failure>>, failure: Failure) {
+    if let Ok(mut slot) = slot.lock() {
+        slot.get_or_insert(failure);
+    }
+}
+
+/// Holds the wrapper to what the shader declares: number and access of bindings, size of the parameters, no buffer both read and written.
+fn check_bindings(pipeline: &Pipeline, params_size: usize, bindings: &[Binding<'_>]) -> Result<()> {
+    let fail = |message: String| Err(Error::Shader { key: pipeline.key.to_string(), message });
+    let skip = usize::from(pipeline.params_size > 0);
+    if pipeline.params_size > 0 && pipeline.params_size as usize != params_size {
+        return fail(format!("parameters of {params_size} bytes, the shader declares {}", pipeline.params_size));
+    }
+    let declared = &pipeline.bindings[skip..];
+    if declared.len() != bindings.len() {
+        return fail(format!("{} bindings, the shader declares {}", bindings.len(), declared.len()));
+    }
+    for (i, (binding, access)) in bindings.iter().zip(declared).enumerate() {
+        if binding.write != (*access == Access::ReadWrite) {
+            return fail(format!("binding {} is bound as write={}, declared {access:?}", i + skip, binding.write));
+        }
+        let clash = |other: &&Binding<'_>| other.buffer.raw.id == binding.buffer.raw.id && (other.write || binding.write);
+        if bindings[..i].iter().any(|other| clash(&other)) {
+            return fail(format!("binding {} shares its buffer with another one and one of them writes", i + skip));
+        }
+    }
+    Ok(())
+}

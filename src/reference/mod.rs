@@ -1,0 +1,1 @@
+//! Float64 definitions of every kernel: plain loops, nothing shared with the shaders. Only tests use them.

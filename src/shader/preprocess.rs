@@ -1,0 +1,172 @@
+//! A small WGSL preprocessor: imports, conditional blocks and generated constants. Unknown names are errors.
+//!
+//! Directives stand alone on a line:
+//! - `#import NAME` includes `shaders/common/NAME.wgsl`, or its `NAME.TIER.wgsl` where the snippet differs by tier (once);
+//! - `#if NAME`, `#if !NAME`, `#if NAME == VALUE`, `#if NAME != VALUE`, `#else`, `#endif` ask the defines;
+//! - `#enable EXTENSION` becomes an `enable` line at the very top, where WGSL wants it.
+//!
+//! Every define is also emitted as a WGSL `const` (numbers, booleans) or `alias` (types) before the source.
+
+use super::{Define, Defines};
+use crate::Tier;
+
+/// The snippets under `shaders/common/`.
+const SNIPPETS: &[(&str, &str)] = &[
+    ("reduce.baseline", include_str!("../../shaders/common/reduce.baseline.wgsl")),
+    ("reduce.subgroup", include_str!("../../shaders/common/reduce.subgroup.wgsl")),
+    ("activation", include_str!("../../shaders/common/activation.wgsl")),
+    ("philox", include_str!("../../shaders/common/philox.wgsl")),
+    ("step_state", include_str!("../../shaders/common/step_state.wgsl")),
+];
+
+fn snippet(name: &str, tier: Tier) -> Option<(&'static str, &'static str)> {
+    let find = |full: &str| SNIPPETS.iter().find(|(n, _)| *n == full).copied();
+    // A tier without a snippet of its own uses the next lower one.
+    Tier::ALL
+        .into_iter()
+        .rev()
+        .filter(|t| *t <= tier)
+        .find_map(|t| find(&format!("{name}.{t}")))
+        .or_else(|| find(name))
+}
+
+/// Expands `source` for one tier and set of defines into plain WGSL.
+pub fn expand(source: &str, tier: Tier, defines: &Defines) -> Result<String, String> {
+    let mut out = Output { enables: Vec::new(), imported: Vec::new(), body: String::with_capacity(source.len() * 2) };
+    for (name, value) in defines {
+        out.body.push_str(&value.declaration(name));
+        if matches!(value, Define::Type(super::Scalar::F16)) {
+            out.enable("f16");
+        }
+    }
+    include(source, tier, defines, &mut out)?;
+    let enables: String = out.enables.iter().map(|e| format!("enable {e};\n")).collect();
+    Ok(enables + &out.body)
+}
+
+struct Output {
+    enables: Vec<String>,
+    imported: Vec<&'static str>,
+    body: String,
+}
+
+impl Output {
+    fn enable(&mut self, extension: &str) {
+        if !self.enables.iter().any(|e| e == extension) {
+            self.enables.push(extension.to_owned());
+        }
+    }
+}
+
+fn include(source: &str, tier: Tier, defines: &Defines, out: &mut Output) -> Result<(), String> {
+    // One entry per open `#if`: (this branch is taken, some branch was taken already).
+    let mut open: Vec<(bool, bool)> = Vec::new();
+    for (number, line) in source.lines().enumerate() {
+        let fail = |message: String| Err(format!("line {}: {message}", number + 1));
+        let live = open.iter().all(|(taken, _)| *taken);
+        let Some(directive) = line.trim_start().strip_prefix('#') else {
+            if live {
+                out.body.push_str(line);
+                out.body.push('\n');
+            }
+            continue;
+        };
+        let directive = directive.split("//").next().unwrap_or_default();
+        let mut words = directive.split_whitespace();
+        match (words.next().unwrap_or_default(), words.collect::<Vec<_>>().as_slice()) {
+            ("if", condition) => {
+                let holds = evaluate(condition, defines).or_else(|m| fail(m).map(|()| false))?;
+                open.push((holds, holds));
+            }
+            ("else", []) => match open.last_mut() {
+                Some((taken, any)) => {
+                    *taken = !*any;
+                    *any = true;
+                }
+                None => return fail("#else without #if".into()),
+            },
+            ("endif", []) => {
+                if open.pop().is_none() {
+                    return fail("#endif without #if".into());
+                }
+            }
+            ("import", [name]) => {
+                if live {
+                    let Some((full, text)) = snippet(name, tier) else {
+                        return fail(format!("#import of unknown snippet `{name}`"));
+                    };
+                    if !out.imported.contains(&full) {
+                        out.imported.push(full);
+                        include(text, tier, defines, out).map_err(|m| format!("in {full}: {m}"))?;
+                    }
+                }
+            }
+            ("enable", [extension]) => {
+                if live {
+                    out.enable(extension);
+                }
+            }
+            _ => return fail(format!("unknown directive `{}`", line.trim())),
+        }
+    }
+    if open.is_empty() { Ok(()) } else { Err("#if without #endif".into()) }
+}
+
+fn evaluate(condition: &[&str], defines: &Defines) -> Result<bool, String> {
+    let lookup = |name: &str| {
+        defines
+            .iter()
+            .find(|(n, _)| *n == name)
+            .map(|(_, v)| *v)
+            .ok_or_else(|| format!("#if asks for `{name}`, which is not defined"))
+    };
+    let truth = |name: &str| match lookup(name)? {
+        Define::Bool(b) => Ok(b),
+        Define::U32(u) => Ok(u != 0),
+        Define::Type(_) => Err(format!("`{name}` is a type, compare it with == or !=")),
+    };
+    match condition {
+        [name] => match name.strip_prefix('!') {
+            Some(name) => Ok(!truth(name)?),
+            None => truth(name),
+        },
+        [name, op @ ("==" | "!="), value] => Ok((lookup(name)?.literal() == *value) == (*op == "==")),
+        _ => Err(format!("cannot read condition `{}`", condition.join(" "))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shader::Scalar;
+
+    fn run(source: &str, defines: &[(&'static str, Define)]) -> Result<String, String> {
+        expand(source, Tier::Baseline, &defines.to_vec())
+    }
+
+    #[test]
+    fn conditions_choose_branches_and_nest() {
+        let source = "#if A\na\n#if B == 2\nb2\n#else\nbx\n#endif\n#else\nno\n#endif\nend\n";
+        let text = |a, b| run(source, &[("A", Define::Bool(a)), ("B", Define::U32(b))]).unwrap();
+        let tail = |s: String| s.lines().skip(2).map(str::to_owned).collect::<Vec<_>>().join(" ");
+        assert_eq!(tail(text(true, 2)), "a b2 end");
+        assert_eq!(tail(text(true, 3)), "a bx end");
+        assert_eq!(tail(text(false, 2)), "no end");
+    }
+
+    #[test]
+    fn unknown_names_are_errors() {
+        assert!(run("#import nowhere\n", &[]).unwrap_err().contains("nowhere"));
+        assert!(run("#if NOPE\n#endif\n", &[]).unwrap_err().contains("NOPE"));
+        assert!(run("#iff A\n", &[]).unwrap_err().contains("#iff"));
+        assert!(run("#if A\n", &[("A", Define::Bool(true))]).unwrap_err().contains("#endif"));
+        assert!(run("#endif\n", &[]).is_err());
+        assert!(run("#else\n", &[]).is_err());
+    }
+
+    #[test]
+    fn defines_become_constants_and_enables_come_first() {
+        let text = run("x\n", &[("N", Define::U32(7)), ("Elem", Define::Type(Scalar::F16))]).unwrap();
+        assert_eq!(text, "enable f16;\nconst N: u32 = 7u;\nalias Elem = f16;\nx\n");
+    }
+}

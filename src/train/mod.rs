@@ -1,0 +1,1 @@
+//! Training: corpus, data, schedule, checkpoints.

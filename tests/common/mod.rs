@@ -1,0 +1,103 @@
+//! What the kernel tests share: contexts for every adapter and tier, generators of hard data, derived bounds.
+#![allow(dead_code, reason = "each test binary uses its own part of this module")]
+
+use walsh::{Context, ContextOptions, Tier};
+
+/// A context per tier on offer, on every adapter present or on those whose name contains `WALSH_TEST_ADAPTER`. The baseline one is made
+/// with `wgpu::Limits::default()`. Tiers that an adapter lacks are reported and counted.
+pub fn every_tier() -> Vec<Context> {
+    let adapters = Context::adapters();
+    let only = std::env::var("WALSH_TEST_ADAPTER").unwrap_or_default().to_lowercase();
+    let mut contexts = Vec::new();
+    let mut skipped = 0;
+    for (number, adapter) in adapters.iter().enumerate() {
+        let name = adapter.get_info().name;
+        if !name.to_lowercase().contains(&only) {
+            continue;
+        }
+        for tier in Tier::ALL {
+            let mut options = ContextOptions::default().adapter(format!("#{number}")).max_tier(tier);
+            if tier == Tier::Baseline {
+                options = options.default_limits();
+            }
+            let context = Context::with_options(&options).expect("a device on an adapter that was listed");
+            if context.tier() == tier {
+                contexts.push(context);
+            } else {
+                skipped += 1;
+                let why = context.capabilities().missing.iter().find(|(t, _)| *t == tier).map(|(_, w)| w.as_str());
+                eprintln!("skipped: tier {tier} on {name}: {}", why.unwrap_or("unknown"));
+            }
+        }
+    }
+    eprintln!("testing {} contexts, {skipped} tiers skipped", contexts.len());
+    assert!(!contexts.is_empty(), "no adapter to test on; `cargo xtask test` installs a software driver");
+    contexts
+}
+
+/// Half the distance between 1 and the next f32: the unit roundoff u.
+pub const U32: f64 = 1.0 / (1u64 << 24) as f64;
+/// The unit roundoff of f16.
+pub const U16: f64 = 1.0 / (1u64 << 11) as f64;
+
+/// Repeatable random numbers for tests.
+pub struct Gen(u64);
+
+impl Gen {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xD1B5_4A32_D192_ED03)
+    }
+
+    pub fn bits(&mut self) -> u64 {
+        // SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in [0, 1).
+    pub fn unit(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.unit() * n as f64) as usize
+    }
+
+    /// Standard normal (Box-Muller).
+    pub fn normal(&mut self) -> f64 {
+        let (a, b) = (1.0 - self.unit(), self.unit());
+        (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos()
+    }
+
+    /// Normal data.
+    pub fn normals(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.normal() as f32).collect()
+    }
+
+    /// Normal data with outliers of 30 to 100 sigma in about one element of fifty.
+    pub fn hard(&mut self, len: usize) -> Vec<f32> {
+        (0..len)
+            .map(|_| {
+                let v = self.normal();
+                (if self.unit() < 0.02 { v * (30.0 + 70.0 * self.unit()) } else { v }) as f32
+            })
+            .collect()
+    }
+}
+
+/// Asserts |got - want| <= bound for every element; the bound may differ by element.
+#[track_caller]
+pub fn assert_within(what: &str, got: &[f32], want: &[f64], bound: impl Fn(usize) -> f64) {
+    assert_eq!(got.len(), want.len(), "{what}: length");
+    let mut worst = (0.0, 0);
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        let (error, bound) = ((f64::from(*g) - w).abs(), bound(i));
+        assert!(error <= bound, "{what}[{i}]: got {g}, want {w}, error {error:.3e} > bound {bound:.3e}");
+        if error / bound.max(f64::MIN_POSITIVE) > worst.0 {
+            worst = (error / bound.max(f64::MIN_POSITIVE), i);
+        }
+    }
+}
