@@ -2,7 +2,7 @@
 
 use crate::buffer::Buffer;
 use crate::context::Grid;
-use crate::kernel::{Dropout, dim};
+use crate::kernel::{dim, dropout::Dropout};
 use crate::shader::{Define, Defines, Kernel};
 use crate::{Context, DType, Error, Result, Tier};
 
@@ -13,6 +13,23 @@ pub static TILED: Kernel = Kernel {
     tiers: &[Tier::Baseline],
     variants,
     proven_bounds: false,
+};
+
+/// By subgroup broadcasts without workgroup memory: adapters that run shaders on a CPU.
+pub static LANES: Kernel = Kernel {
+    name: "matmul_lanes",
+    source: include_str!("../../shaders/matmul_lanes.wgsl"),
+    tiers: &[Tier::Subgroup],
+    variants: || {
+        let lanes = |n: u32| {
+            variants().into_iter().map(move |mut v| {
+                v.push(("LANES", n.into()));
+                v
+            })
+        };
+        lanes(4).chain(lanes(8)).collect()
+    },
+    proven_bounds: true,
 };
 
 /// Which operand is stored how, all row-major.
@@ -257,7 +274,8 @@ pub fn matmul(context: &Context, spec: &Matmul<'_>) -> Result<()> {
             (3, 0, dropout.is_some())
         }
     };
-    let (threshold, keep_scale) = drop.as_ref().map_or((0, 1.0), Dropout::factors);
+    let (threshold, keep_scale) = drop.map_or(Ok((0, 1.0)), |d| d.threshold_and_scale("matmul"))?;
+    let seed = drop.map_or((0, 0), |d| d.seed_words());
     let params = Params {
         m: dim(m)?,
         n: dim(n)?,
@@ -272,17 +290,22 @@ pub fn matmul(context: &Context, spec: &Matmul<'_>) -> Result<()> {
         keep_scale,
         op: drop.map_or(0, |d| d.op),
         micro: drop.map_or(0, |d| d.micro),
-        seed: drop.map_or([0; 2], |d| d.seed_words()),
+        seed: [seed.0, seed.1],
         pad: 0,
     };
+    let mut defines = defines(spec.form, types, vec, spec.bias.is_some(), tail);
     let tiles = |size: usize, tile: usize| dim(size.div_ceil(tile));
-    context.dispatch(
-        &TILED,
-        &defines(spec.form, types, vec, spec.bias.is_some(), tail),
-        &params,
-        &bindings,
-        Grid::Xyz([tiles(n, 64)?, tiles(m, 64)?, dim(batch)?]),
-    )
+    let caps = context.capabilities();
+    if let (true, true, (lanes @ (4 | 8), max)) = (caps.is_cpu(), context.tier() >= Tier::Subgroup, caps.subgroup_size)
+        && lanes == max
+        && k > 0
+    {
+        defines.push(("LANES", lanes.into()));
+        let tile = 4 * lanes as usize;
+        let grid = Grid::Xyz([tiles(n, tile)?, tiles(m, tile)?, dim(batch)?]);
+        return context.dispatch_tier(&LANES, Tier::Subgroup, &defines, &params, &bindings, grid);
+    }
+    context.dispatch(&TILED, &defines, &params, &bindings, Grid::Xyz([tiles(n, 64)?, tiles(m, 64)?, dim(batch)?]))
 }
 
 fn check(spec: &Matmul<'_>) -> Result<()> {
