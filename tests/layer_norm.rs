@@ -48,7 +48,15 @@ fn row_error(row: &[f64], centered: bool) -> RowError {
     RowError { mean, rstd: 1.0 / (var + eps).sqrt(), rho, delta }
 }
 
-fn check(context: &Context, shape: [usize; 2], centered: bool, bias: bool, dtype: DType, accumulate: bool, rng: &mut Gen) {
+fn check(
+    context: &Context,
+    shape: [usize; 2],
+    centered: bool,
+    bias: bool,
+    dtype: DType,
+    accumulate: bool,
+    rng: &mut Gen,
+) {
     let [rows, cols] = shape;
     let what = format!("{:?} {shape:?} centered {centered} bias {bias} {dtype}", context.tier());
     let input = input(rng, shape);
@@ -62,8 +70,18 @@ fn check(context: &Context, shape: [usize; 2], centered: bool, bias: bool, dtype
     let (rstd, _) = floats(context, &vec![1e30; rows], &[rows], DType::F32);
     let bias_buffer = bias.then(|| bias_tensor.buffer());
     if centered {
-        layer_norm(context, x.buffer(), weight.buffer(), bias_buffer, out.buffer(), mean.buffer(), rstd.buffer(), shape, EPS)
-            .unwrap();
+        layer_norm(
+            context,
+            x.buffer(),
+            weight.buffer(),
+            bias_buffer,
+            out.buffer(),
+            mean.buffer(),
+            rstd.buffer(),
+            shape,
+            EPS,
+        )
+        .unwrap();
     } else {
         rms_norm(context, x.buffer(), weight.buffer(), out.buffer(), rstd.buffer(), shape, EPS).unwrap();
     }
@@ -102,12 +120,14 @@ fn check(context: &Context, shape: [usize; 2], centered: bool, bias: bool, dtype
         reference::layer_norm::backward(&dy64, &x64, &w64, f64::from(EPS))
     } else {
         let (dy, x, w, rstd) = (dy.buffer(), x.buffer(), weight.buffer(), rstd.buffer());
-        rms_norm_backward(context, dy, x, w, rstd, dx.buffer(), accumulate, dweight.buffer(), accumulate, shape).unwrap();
+        rms_norm_backward(context, dy, x, w, rstd, dx.buffer(), accumulate, dweight.buffer(), accumulate, shape)
+            .unwrap();
         let (dx, dweight) = reference::rms_norm::backward(&dy64, &x64, &w64, f64::from(EPS));
         reference::layer_norm::Backward { dx, dweight, dbias: Vec::new() }
     };
     let old = |v: f32| if accumulate { f64::from(v) } else { 0.0 };
-    let add = |want: &[f64], before: &[f32]| -> Vec<f64> { want.iter().zip(before).map(|(w, o)| w + old(*o)).collect() };
+    let add =
+        |want: &[f64], before: &[f32]| -> Vec<f64> { want.iter().zip(before).map(|(w, o)| w + old(*o)).collect() };
     // Errors of xhat, and per row those of the two means; sums of n products in any order.
     let n = cols as f64;
     let mut dx_bound = vec![0.0; rows * cols];
@@ -137,9 +157,13 @@ fn check(context: &Context, shape: [usize; 2], centered: bool, bias: bool, dtype
     }
     let small = |c: usize| 2.0 * U32 * old(old_dw[c]).abs();
     assert_within(&format!("{what} dx"), &dx.to_vec().unwrap(), &add(&want.dx, &old_dx), |i| dx_bound[i]);
-    assert_within(&format!("{what} dweight"), &dweight.to_vec().unwrap(), &add(&want.dweight, &old_dw), |c| dw_bound[c] + small(c));
+    assert_within(&format!("{what} dweight"), &dweight.to_vec().unwrap(), &add(&want.dweight, &old_dw), |c| {
+        dw_bound[c] + small(c)
+    });
     if bias {
-        assert_within(&format!("{what} dbias"), &dbias.to_vec().unwrap(), &add(&want.dbias, &old_dw), |c| db_bound[c] + small(c));
+        assert_within(&format!("{what} dbias"), &dbias.to_vec().unwrap(), &add(&want.dbias, &old_dw), |c| {
+            db_bound[c] + small(c)
+        });
     }
 }
 
@@ -171,7 +195,19 @@ fn equal_inputs_give_equal_bits() {
             let b = |t: &Tensor| t.buffer().clone();
             layer_norm(&context, &b(&x), &b(&w), Some(&b(&w)), &b(&out), &b(&mean), &b(&rstd), shape, EPS).unwrap();
             let gradients = ParameterGradients { weight: &b(&dw), bias: Some(&b(&db)), accumulate: false };
-            layer_norm_backward(&context, &b(&dy), &b(&x), &b(&w), &b(&mean), &b(&rstd), &b(&dx), false, gradients, shape).unwrap();
+            layer_norm_backward(
+                &context,
+                &b(&dy),
+                &b(&x),
+                &b(&w),
+                &b(&mean),
+                &b(&rstd),
+                &b(&dx),
+                false,
+                gradients,
+                shape,
+            )
+            .unwrap();
             [out, dx, dw, db].map(|t| t.to_vec().unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>())
         };
         assert_eq!(run(), run());

@@ -16,7 +16,9 @@ fn bound(terms: &[f64], factor: f64, old: f64) -> f64 {
 fn rows_and_columns_match_the_reference() {
     for context in common::every_tier() {
         let mut rng = Gen::new(1);
-        for (i, shape) in [[1, 1], [7, 31], [33, 65], [129, 36], [1537, 4], [1100, 132], [3, 1029]].into_iter().enumerate() {
+        for (i, shape) in
+            [[1, 1], [7, 31], [33, 65], [129, 36], [1537, 4], [1100, 132], [3, 1029]].into_iter().enumerate()
+        {
             let [rows, cols] = shape;
             for dtype in dtypes(&context) {
                 let accumulate = i % 2 == 1;
@@ -55,7 +57,9 @@ fn sums_and_maxima_match_the_reference() {
                 let (x, x64) = floats(&context, &data, &[len], dtype);
                 let out = Tensor::zeros(&context, &[1], DType::F32).unwrap();
                 reduce(&context, x.buffer(), out.buffer(), Reduction::Sum(0.25)).unwrap();
-                assert_within("sum", &out.to_vec().unwrap(), &[0.25 * reference::reduce::sum(&x64)], |_| bound(&x64, 0.25, 0.0));
+                assert_within("sum", &out.to_vec().unwrap(), &[0.25 * reference::reduce::sum(&x64)], |_| {
+                    bound(&x64, 0.25, 0.0)
+                });
                 reduce(&context, x.buffer(), out.buffer(), Reduction::Max).unwrap();
                 assert_eq!(f64::from(out.item().unwrap()), reference::reduce::max(&x64), "max of {len}");
             }

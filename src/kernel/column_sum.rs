@@ -60,7 +60,14 @@ struct Params {
 ///
 /// # Source
 /// Two-stage tree reduction without atomics.
-pub fn column_sum(context: &Context, x: &Buffer, out: &Buffer, [rows, cols]: [usize; 2], factor: f32, accumulate: bool) -> Result<()> {
+pub fn column_sum(
+    context: &Context,
+    x: &Buffer,
+    out: &Buffer,
+    [rows, cols]: [usize; 2],
+    factor: f32,
+    accumulate: bool,
+) -> Result<()> {
     expect(KERNEL.name, "x", x, rows * cols, FLOATS)?;
     expect(KERNEL.name, "out", out, cols, &[DType::F32])?;
     let units = cols / width(cols) as usize;
@@ -79,7 +86,14 @@ pub fn column_sum(context: &Context, x: &Buffer, out: &Buffer, [rows, cols]: [us
 }
 
 /// One dispatch that sums all rows of `x`; the columns go to the one or two buffers of `outs`, in order.
-pub(crate) fn sum(context: &Context, x: &Buffer, outs: &[&Buffer], shape: [usize; 2], factor: f32, accumulate: bool) -> Result<()> {
+pub(crate) fn sum(
+    context: &Context,
+    x: &Buffer,
+    outs: &[&Buffer],
+    shape: [usize; 2],
+    factor: f32,
+    accumulate: bool,
+) -> Result<()> {
     let [rows, cols] = shape;
     let tile = if context.capabilities().is_cpu() {
         CPU

@@ -137,7 +137,16 @@ pub fn layer_norm_backward(
     gradients: ParameterGradients<'_>,
     shape: [usize; 2],
 ) -> Result<()> {
-    backward(context, &BACKWARD, [dy, x, weight], Statistics { mean: Some(mean), rstd }, dx, accumulate, gradients, shape)
+    backward(
+        context,
+        &BACKWARD,
+        [dy, x, weight],
+        Statistics { mean: Some(mean), rstd },
+        dx,
+        accumulate,
+        gradients,
+        shape,
+    )
 }
 
 fn defines(context: &Context, elem: DType, cols: usize, centered: bool, bias: bool) -> Result<(u32, Defines)> {
@@ -228,8 +237,7 @@ pub(super) fn backward(
         accumulate: accumulate.into(),
         inv_cols: 1.0 / cols as f32,
     };
-    let mut bindings =
-        vec![dy.read(), x.read(), weight.read(), statistics.rstd.read(), dx.write(), partial.write()];
+    let mut bindings = vec![dy.read(), x.read(), weight.read(), statistics.rstd.read(), dx.write(), partial.write()];
     if let Some(mean) = statistics.mean {
         expect(op, "mean", mean, rows, &[DType::F32])?;
         bindings.push(mean.read());

@@ -1,19 +1,25 @@
 //! Kernels on buffers and dimensions: one file each with its variants, its parameters and its wrapper. No tensors, no graph.
 
 pub mod accumulate;
+pub mod adamw;
 pub mod column_sum;
 pub mod layer_norm;
+pub mod matmul;
+pub mod optimizer_step;
 pub mod reduce;
 pub mod rms_norm;
 pub mod row_sum;
 
-use crate::buffer::Buffer;
 use crate::shader::{Define, Defines, Kernel};
-use crate::{Context, DType, Error, Result, Tier};
+use crate::{Buffer, Context, DType, Error, Result, Tier};
 
 /// Every kernel, for the tests and benches that go through all of them.
 pub static ALL: &[&Kernel] = &[
     &accumulate::KERNEL,
+    &adamw::KERNEL,
+    &matmul::TILED,
+    &optimizer_step::GRAD_NORM,
+    &optimizer_step::KERNEL,
     &column_sum::KERNEL,
     &layer_norm::KERNEL,
     &layer_norm::BACKWARD,
@@ -31,6 +37,48 @@ pub(crate) fn dim(n: usize) -> Result<u32> {
         max: u32::MAX.into(),
         needed: n as u64,
     })
+}
+
+/// Workgroup sizes of the kernels that reduce over one: a software adapter's barrier is a switch of coroutines, so there a workgroup is one
+/// subgroup (8 invocations on lavapipe), elsewhere it is large.
+pub(crate) fn workgroup_size(context: &Context) -> (&'static str, Define) {
+    ("WG_SIZE", Define::U32(if context.capabilities().is_cpu() { 8 } else { 256 }))
+}
+
+/// The variants of a kernel that is specialised by [`workgroup_size`] only.
+pub(crate) fn workgroup_variants() -> Vec<Defines> {
+    vec![vec![("WG_SIZE", Define::U32(8))], vec![("WG_SIZE", Define::U32(256))]]
+}
+
+/// Inverted dropout whose mask is a function of seed, place and step, so that the backward pass makes it again instead of loading it:
+/// the Philox counter is (element / 4, op, step, micro).
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout<'a> {
+    /// Probability of dropping an element, in [0, 1).
+    pub p: f32,
+    /// Key.
+    pub seed: u64,
+    /// Which dropout of the model.
+    pub op: u32,
+    /// Which micro-batch of the step.
+    pub micro: u32,
+    /// The step state, whose step number changes the mask.
+    pub state: &'a Buffer,
+}
+
+impl Dropout<'_> {
+    /// The threshold on 32 random bits below which an element is dropped, and the factor on those that stay.
+    #[must_use]
+    pub fn factors(&self) -> (u32, f32) {
+        // p < 1, so the product is below 2^32.
+        ((f64::from(self.p) * 4_294_967_296.0) as u32, 1.0 / (1.0 - self.p))
+    }
+
+    /// The key as the shaders take it.
+    #[must_use]
+    pub fn seed_words(&self) -> [u32; 2] {
+        [self.seed as u32, (self.seed >> 32) as u32]
+    }
 }
 
 /// Refuses a buffer whose length or element type is not what a kernel will index.

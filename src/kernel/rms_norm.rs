@@ -1,6 +1,8 @@
 //! RMS normalisation, forward and backward: the shaders of the layer norm without mean and bias.
 
-use super::layer_norm::{BACKWARD_SOURCE, FORWARD_SOURCE, ParameterGradients, Statistics, backward, forward, norm_variants};
+use super::layer_norm::{
+    BACKWARD_SOURCE, FORWARD_SOURCE, ParameterGradients, Statistics, backward, forward, norm_variants,
+};
 use crate::buffer::Buffer;
 use crate::shader::{Defines, Kernel};
 use crate::{Context, Result, Tier};
@@ -40,7 +42,15 @@ fn variants() -> Vec<Defines> {
 ///
 /// # Source
 /// Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, equation 4.
-pub fn rms_norm(context: &Context, x: &Buffer, weight: &Buffer, out: &Buffer, rstd: &Buffer, shape: [usize; 2], eps: f32) -> Result<()> {
+pub fn rms_norm(
+    context: &Context,
+    x: &Buffer,
+    weight: &Buffer,
+    out: &Buffer,
+    rstd: &Buffer,
+    shape: [usize; 2],
+    eps: f32,
+) -> Result<()> {
     forward(context, &KERNEL, [x, weight], None, out, Statistics { mean: None, rstd }, shape, eps)
 }
 

@@ -41,7 +41,14 @@ struct Params {
 ///
 /// # Source
 /// Tree reduction without atomics.
-pub fn row_sum(context: &Context, x: &Buffer, out: &Buffer, [rows, cols]: [usize; 2], factor: f32, accumulate: bool) -> Result<()> {
+pub fn row_sum(
+    context: &Context,
+    x: &Buffer,
+    out: &Buffer,
+    [rows, cols]: [usize; 2],
+    factor: f32,
+    accumulate: bool,
+) -> Result<()> {
     expect(KERNEL.name, "x", x, rows * cols, FLOATS)?;
     expect(KERNEL.name, "out", out, rows, &[DType::F32])?;
     let width = width(cols);

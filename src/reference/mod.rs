@@ -2,6 +2,7 @@
 
 pub mod column_sum;
 pub mod layer_norm;
+pub mod matmul;
 pub mod reduce;
 pub mod rms_norm;
 pub mod row_sum;

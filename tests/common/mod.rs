@@ -138,6 +138,10 @@ pub fn assert_gradient(what: &str, x: &[f64], analytic: &[f64], f: impl Fn(&[f64
         at[i] = x[i];
         let numeric = (above - below) / (2.0 * H);
         let bound = 1e-7 * (1.0 + numeric.abs() + f(x).abs());
-        assert!((numeric - analytic[i]).abs() <= bound, "{what}[{i}]: {} against {numeric} by differences", analytic[i]);
+        assert!(
+            (numeric - analytic[i]).abs() <= bound,
+            "{what}[{i}]: {} against {numeric} by differences",
+            analytic[i]
+        );
     }
 }
