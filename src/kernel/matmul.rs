@@ -2,7 +2,7 @@
 
 use crate::buffer::Buffer;
 use crate::context::Grid;
-use crate::kernel::{dim, dropout::Dropout};
+use crate::kernel::{Dropout, dim};
 use crate::shader::{Define, Defines, Kernel};
 use crate::{Context, DType, Error, Result, Tier};
 
@@ -274,8 +274,7 @@ pub fn matmul(context: &Context, spec: &Matmul<'_>) -> Result<()> {
             (3, 0, dropout.is_some())
         }
     };
-    let (threshold, keep_scale) = drop.map_or(Ok((0, 1.0)), |d| d.threshold_and_scale("matmul"))?;
-    let seed = drop.map_or((0, 0), |d| d.seed_words());
+    let (threshold, keep_scale) = drop.as_ref().map_or((0, 1.0), Dropout::factors);
     let params = Params {
         m: dim(m)?,
         n: dim(n)?,
@@ -290,7 +289,7 @@ pub fn matmul(context: &Context, spec: &Matmul<'_>) -> Result<()> {
         keep_scale,
         op: drop.map_or(0, |d| d.op),
         micro: drop.map_or(0, |d| d.micro),
-        seed: [seed.0, seed.1],
+        seed: drop.map_or([0; 2], |d| d.seed_words()),
         pad: 0,
     };
     let mut defines = defines(spec.form, types, vec, spec.bias.is_some(), tail);

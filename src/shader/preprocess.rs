@@ -19,6 +19,11 @@ const SNIPPETS: &[(&str, &str)] = &[
     ("activation", include_str!("../../shaders/common/activation.wgsl")),
     ("philox", include_str!("../../shaders/common/philox.wgsl")),
     ("step_state", include_str!("../../shaders/common/step_state.wgsl")),
+    ("vector", include_str!("../../shaders/common/vector.wgsl")),
+    ("elem", include_str!("../../shaders/common/elem.wgsl")),
+    ("row.baseline", include_str!("../../shaders/common/row.baseline.wgsl")),
+    ("row.subgroup", include_str!("../../shaders/common/row.subgroup.wgsl")),
+    ("dropout", include_str!("../../shaders/common/dropout.wgsl")),
 ];
 
 fn snippet(name: &str, tier: Tier) -> Option<(&'static str, &'static str)> {
