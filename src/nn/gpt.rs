@@ -27,36 +27,6 @@ pub struct GptConfig {
     pub bias: bool,
 }
 
-/// Element type of products and stored activations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// f32 throughout.
-    F32,
-    /// f16 operands and stored activations, f32 sums, statistics, parameters and residual stream.
-    F16,
-}
-
-impl Precision {
-    /// The element type.
-    #[must_use]
-    pub fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::F16 => DType::F16,
-        }
-    }
-
-    /// The name used by flags and reports.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-        }
-    }
-}
-
 /// What a training pass needs besides tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainPass<'a> {
@@ -99,7 +69,7 @@ struct Block {
 #[derive(Debug)]
 pub struct Gpt {
     config: GptConfig,
-    precision: Precision,
+    dtype: DType,
     parameters: Parameters,
     tokens: usize,
     positions: usize,
@@ -109,12 +79,13 @@ pub struct Gpt {
 
 impl Gpt {
     /// A GPT with nanoGPT's initialisation, drawn from `seed`: N(0, 0.02), and N(0, 0.02 / sqrt(2 layers)) for the two projections onto the
-    /// residual stream.
+    /// residual stream. `dtype` is that of products and stored activations: f32, or f16 with f32 sums, statistics, parameters and residual
+    /// stream.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a shape that makes no sense; [`Error::Limit`], [`Error::OutOfMemory`]; [`Error::Unsupported`] for f16 without
     /// `SHADER_F16`.
-    pub fn new(context: &Context, config: GptConfig, seed: u64, precision: Precision) -> Result<Self> {
+    pub fn new(context: &Context, config: GptConfig, seed: u64, dtype: DType) -> Result<Self> {
         if config.heads == 0 || !config.embd.is_multiple_of(config.heads) {
             return Err(Error::invalid("heads", format!("a divisor of the width {}", config.embd), config.heads.to_string()));
         }
@@ -154,8 +125,8 @@ impl Gpt {
             });
         }
         let norm = norm(&mut builder, "transformer.ln_f");
-        let parameters = builder.build(context, seed, precision == Precision::F16)?;
-        Ok(Self { config, precision, parameters, tokens, positions, blocks, norm })
+        let parameters = builder.build(context, seed, dtype == DType::F16)?;
+        Ok(Self { config, dtype, parameters, tokens, positions, blocks, norm })
     }
 
     /// The shape.
@@ -164,10 +135,10 @@ impl Gpt {
         &self.config
     }
 
-    /// The precision.
+    /// Element type of products and stored activations.
     #[must_use]
-    pub fn precision(&self) -> Precision {
-        self.precision
+    pub fn dtype(&self) -> DType {
+        self.dtype
     }
 
     /// The parameters. The embedding's rows beyond the vocabulary are padding and zero.
@@ -197,7 +168,7 @@ impl Gpt {
             return Err(Error::shape("gpt", format!("at most {} tokens of context", self.config.block), format!("{t}")));
         }
         let p = &self.parameters;
-        let dtype = self.precision.dtype();
+        let dtype = self.dtype;
         let mut op = 0;
         let mut dropout = || {
             op += 1;

@@ -2,7 +2,7 @@
 
 mod gpt;
 
-pub use gpt::{Gpt, GptConfig, Precision, TrainPass};
+pub use gpt::{Gpt, GptConfig, TrainPass};
 
 use crate::{Buffer, kernel};
 
@@ -22,13 +22,7 @@ pub struct Dropout {
 }
 
 impl Dropout {
-    pub(crate) fn kernel(&self) -> kernel::dropout::Dropout<'_> {
-        kernel::dropout::Dropout {
-            probability: self.p,
-            seed: self.seed,
-            op: self.op,
-            micro: self.micro,
-            state: &self.state,
-        }
+    pub(crate) fn kernel(&self) -> kernel::Dropout<'_> {
+        kernel::Dropout { p: self.p, seed: self.seed, op: self.op, micro: self.micro, state: &self.state }
     }
 }
