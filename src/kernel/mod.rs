@@ -3,12 +3,14 @@
 pub mod accumulate;
 pub mod adamw;
 pub mod column_sum;
+pub mod cross_entropy;
 pub mod layer_norm;
 pub mod matmul;
 pub mod optimizer_step;
 pub mod reduce;
 pub mod rms_norm;
 pub mod row_sum;
+pub mod scale_by_scalar;
 
 use crate::shader::{Define, Defines, Kernel};
 use crate::{Buffer, Context, DType, Error, Result, Tier};
@@ -28,6 +30,10 @@ pub static ALL: &[&Kernel] = &[
     &rms_norm::KERNEL,
     &rms_norm::BACKWARD,
     &row_sum::KERNEL,
+    &cross_entropy::COUNT,
+    &cross_entropy::KERNEL,
+    &cross_entropy::MEAN,
+    &scale_by_scalar::KERNEL,
 ];
 
 /// A dimension as the shaders count it.

@@ -1,6 +1,7 @@
 //! Float64 definitions of every kernel: plain loops, nothing shared with the shaders. Only tests use them.
 
 pub mod column_sum;
+pub mod cross_entropy;
 pub mod layer_norm;
 pub mod matmul;
 pub mod reduce;
