@@ -1,1 +1,4 @@
 //! Float64 definitions of every kernel: plain loops, nothing shared with the shaders. Only tests use them.
+
+pub mod attention;
+pub mod dropout;
