@@ -48,16 +48,8 @@ impl Tensor {
         }
         let parents = inputs.iter().filter_map(|t| t.0.node.clone()).collect();
         let node = Node { output: value.id(), content: Mutex::new(Some((parents, Box::new(backward)))) };
-        Tensor::with(Inner {
-            id: value.id(),
-            context: value.context().clone(),
-            buffer: value.buffer().clone(),
-            shape: value.shape().to_vec(),
-            node: Some(Arc::new(node)),
-            requires_grad: true,
-            slot: None,
-            half: None,
-        })
+        let plain = Inner::plain(value.context(), value.buffer().clone(), value.shape());
+        Tensor::with(Inner { id: value.id(), node: Some(Arc::new(node)), requires_grad: true, ..plain })
     }
 
     /// Gradients of this scalar with respect to every leaf that asks for one. The graph is consumed.
@@ -180,10 +172,7 @@ impl Gradients {
 ///
 /// # Errors
 /// What `block` returns.
-pub fn checkpoint(
-    inputs: &[&Tensor],
-    block: impl Fn(&[Tensor]) -> Result<Tensor> + Send + 'static,
-) -> Result<Tensor> {
+pub fn checkpoint(inputs: &[&Tensor], block: impl Fn(&[Tensor]) -> Result<Tensor> + Send + 'static) -> Result<Tensor> {
     let Some(first) = inputs.first() else {
         return Err(Error::invalid("checkpoint", "at least one input", "none"));
     };
@@ -196,7 +185,8 @@ pub fn checkpoint(
     let mut all: Vec<&Tensor> = inputs.to_vec();
     all.push(&mark);
     Ok(Tensor::from_op(value.detach(), &all, move |gradient, gradients| {
-        let leaves: Vec<Tensor> = saved.iter().map(|t| if t.requires_grad() { t.with_grad() } else { t.detach() }).collect();
+        let leaves: Vec<Tensor> =
+            saved.iter().map(|t| if t.requires_grad() { t.with_grad() } else { t.detach() }).collect();
         let again = block(&leaves)?;
         again.backward_from(gradient, gradients)?;
         for (leaf, input) in leaves.iter().zip(&saved) {

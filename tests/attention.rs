@@ -3,9 +3,9 @@
 mod common;
 
 use common::{Gen, U16, U32, assert_within, every_tier};
+use walsh::kernel::Dropout;
 use walsh::kernel::attention::{AttentionDims, AttentionPath, attention_on};
 use walsh::kernel::attention_backward::{AttentionGrads, attention_backward_on};
-use walsh::kernel::dropout::Dropout;
 use walsh::reference::attention::{self as reference, Dims};
 use walsh::reference::dropout::factors;
 use walsh::{Context, DType, Error, Tensor};
@@ -87,7 +87,9 @@ fn bounds(case: &Case, qkv: &[f64], dout: &[f64], f: Option<&[f64]>) -> Bounds {
                     let p_error = score + lse_error + U32 * (10.0 + 4.0 * 1.5 * (top + lse.abs()));
                     let inner = (dp - delta).abs();
                     let ds = p[k] * inner * scale;
-                    let ds_error = p[k] * scale * ((p_error + 4.0 * U32) * (dp.abs() + delta.abs()).max(inner) + dp_error + delta_error);
+                    let ds_error = p[k]
+                        * scale
+                        * ((p_error + 4.0 * U32) * (dp.abs() + delta.abs()).max(inner) + dp_error + delta_error);
                     for i in 0..d {
                         bounds.dqkv[q + i] += ds_error * qkv[key + i].abs();
                         bounds.dqkv[key + i] += ds_error * qkv[q + i].abs();
@@ -120,11 +122,11 @@ fn check(context: &Context, path: AttentionPath, case: &Case, seed: u64) {
     let dout_t = tensor(context, &mut dout, f16);
     let (out_t, dqkv_t) = (blank(context, dout.len(), f16), blank(context, qkv.len(), f16));
     let lse_t = blank(context, batch * heads * seq, false);
-    let mut state = vec![0u32; 12];
+    let mut state = vec![0u32; 16];
     state[0] = STEP;
-    let state = Tensor::from_u32(context, &state, &[12]).unwrap();
-    let probability = dropout as f32;
-    let drop = (dropout > 0.0).then_some(Dropout { probability, seed: SEED, op: OP, micro: MICRO, state: state.buffer() });
+    let state = Tensor::from_u32(context, &state, &[16]).unwrap();
+    let p = dropout as f32;
+    let drop = (dropout > 0.0).then_some(Dropout { p, seed: SEED, op: OP, micro: MICRO, state: state.buffer() });
     let sizes = AttentionDims { batch, seq, heads, head_dim, causal };
     attention_on(context, qkv_t.buffer(), out_t.buffer(), lse_t.buffer(), sizes, drop, path).unwrap();
     let grads = AttentionGrads {
@@ -138,9 +140,7 @@ fn check(context: &Context, path: AttentionPath, case: &Case, seed: u64) {
 
     let wide = |x: &[f32]| x.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
     let (qkv, dout) = (wide(&qkv), wide(&dout));
-    let f = drop.map(|d| {
-        factors(batch * heads * seq * seq.next_multiple_of(4), f64::from(d.probability), SEED, OP, STEP, MICRO)
-    });
+    let f = drop.map(|d| factors(batch * heads * seq * seq.next_multiple_of(4), f64::from(d.p), SEED, OP, STEP, MICRO));
     let (out, lse) = reference::attention(&qkv, dims, f.as_deref());
     let grad = reference::attention_backward(&qkv, &dout, dims, f.as_deref());
     let bounds = bounds(case, &qkv, &dout, f.as_deref());
@@ -263,9 +263,13 @@ fn wrong_shapes_are_refused() {
 #[ignore = "a measurement"]
 fn time() {
     for context in every_tier() {
-        for (batch, seq, heads, head_dim, f16) in
-            [(12, 64, 4, 32, false), (12, 64, 4, 32, true), (64, 256, 6, 64, false), (64, 256, 6, 64, true), (8, 1024, 12, 64, true)]
-        {
+        for (batch, seq, heads, head_dim, f16) in [
+            (12, 64, 4, 32, false),
+            (12, 64, 4, 32, true),
+            (64, 256, 6, 64, false),
+            (64, 256, 6, 64, true),
+            (8, 1024, 12, 64, true),
+        ] {
             let cpu = context.capabilities().is_cpu();
             if cpu && (seq > 64) || f16 && !context.capabilities().f16 {
                 continue;

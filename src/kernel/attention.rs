@@ -1,7 +1,6 @@
 //! Softmax attention on packed QKV, forward.
 
-use super::dropout::Dropout;
-use super::{dim, expect};
+use super::{Dropout, dim, expect};
 use crate::buffer::Buffer;
 use crate::context::Grid;
 use crate::shader::{Define, Defines, Kernel, Scalar};
@@ -167,8 +166,9 @@ pub(super) fn plan(
     };
     if let Some(dropout) = dropout {
         dim(dims.rows().saturating_mul(dims.seq.div_ceil(4)))?; // the random numbers' counter
-        let (threshold, scale) = dropout.threshold_and_scale(op)?;
-        let (low, high) = dropout.seed_words();
+        super::dropout::check(op, &dropout)?;
+        let (threshold, scale) = dropout.factors();
+        let [low, high] = dropout.seed_words();
         (params.drop_op, params.drop_micro) = (dropout.op, dropout.micro);
         (params.drop_threshold, params.drop_scale, params.seed_low, params.seed_high) = (threshold, scale, low, high);
     }

@@ -1,8 +1,7 @@
 //! Softmax attention on packed QKV, backward.
 
 use super::attention::{AttentionDims, AttentionPath, plan, row_variants, tile_variants};
-use super::dropout::Dropout;
-use super::expect;
+use super::{Dropout, expect};
 use crate::buffer::Buffer;
 use crate::shader::Kernel;
 use crate::{Context, DType, Result, Tier};

@@ -18,6 +18,7 @@ const SNIPPETS: &[(&str, &str)] = &[
     ("attention_tile", include_str!("../../shaders/common/attention_tile.wgsl")),
     ("fan.baseline", include_str!("../../shaders/common/fan.baseline.wgsl")),
     ("fan.subgroup", include_str!("../../shaders/common/fan.subgroup.wgsl")),
+    ("matmul_epilogue", include_str!("../../shaders/common/matmul_epilogue.wgsl")),
     ("activation", include_str!("../../shaders/common/activation.wgsl")),
     ("philox", include_str!("../../shaders/common/philox.wgsl")),
     ("step_state", include_str!("../../shaders/common/step_state.wgsl")),
@@ -26,12 +27,7 @@ const SNIPPETS: &[(&str, &str)] = &[
 fn snippet(name: &str, tier: Tier) -> Option<(&'static str, &'static str)> {
     let find = |full: &str| SNIPPETS.iter().find(|(n, _)| *n == full).copied();
     // A tier without a snippet of its own uses the next lower one.
-    Tier::ALL
-        .into_iter()
-        .rev()
-        .filter(|t| *t <= tier)
-        .find_map(|t| find(&format!("{name}.{t}")))
-        .or_else(|| find(name))
+    Tier::ALL.into_iter().rev().filter(|t| *t <= tier).find_map(|t| find(&format!("{name}.{t}"))).or_else(|| find(name))
 }
 
 /// Expands `source` for one tier and set of defines into plain WGSL.

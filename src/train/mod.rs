@@ -1,1 +1,3 @@
 //! Training: corpus, data, schedule, checkpoints.
+
+pub mod corpus;
