@@ -178,7 +178,7 @@ fn run(path: AttentionPath) {
             }
             let start = std::time::Instant::now();
             check(&context, path, case, seed as u64);
-            compiled += start.elapsed();
+            eprintln!("{:?} {:?}", case.dims, start.elapsed()); compiled += start.elapsed();
         }
         eprintln!("{path:?} on {} ({}): {compiled:?}", context.capabilities().adapter.name, context.tier());
     }
