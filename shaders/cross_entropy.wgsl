@@ -50,6 +50,17 @@ fn one_hot(i: u32) -> V {
 #endif
 }
 
+// The logits of a unit of columns; those beyond the classes are padding and lower than any other.
+fn load(base: u32, c: u32) -> V {
+    let z = logits[base + c];
+    if (c + 1u) * WIDTH <= params.classes { return z; }
+#if WIDTH == 4
+    return select(vec4<f32>(LOWEST), z, vec4<u32>(0u, 1u, 2u, 3u) + c * 4u < vec4<u32>(params.classes));
+#else
+    return LOWEST;
+#endif
+}
+
 fn largest(v: V) -> f32 {
 #if WIDTH == 4
     return max(max(v.x, v.y), max(v.z, v.w));
@@ -80,7 +91,7 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
     var m = V(LOWEST);
     var s = V(0.0);
     for (var c = inv.index; c < units; c += WG_SIZE) {
-        let z = logits[base + c];
+        let z = load(base, c);
         if c == target_unit { target_logit = component(z, t % WIDTH); }
         let n = max(m, z);
         s = s * exp(m - n) + exp(z - n);
@@ -106,7 +117,7 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
     for (var c = inv.index; c < units; c += WG_SIZE) {
         var g = V(0.0);
         if counted {
-            g = exp(logits[base + c] - row_largest) * scale;
+            g = exp(load(base, c) - row_largest) * scale;
             if c == target_unit { g -= one_hot(t % WIDTH); }
             g *= factor;
         }

@@ -4,7 +4,7 @@ use super::{FLOATS, dim, each, expect, product, row_shape, row_shapes, width};
 use crate::buffer::Buffer;
 use crate::context::Grid;
 use crate::shader::{Define, Defines, Kernel, Scalar};
-use crate::{Context, DType, Result, Tier};
+use crate::{Context, DType, Error, Result, Tier};
 
 /// Losses and gradients of rows.
 pub static KERNEL: Kernel = Kernel {
@@ -72,7 +72,7 @@ struct MeanParams {
 /// Where the gradient of the mean loss goes, and what it is multiplied by.
 #[derive(Clone, Copy, Debug)]
 pub struct Gradient<'a> {
-    /// A buffer [rows, classes] of f32 or f16; `None` overwrites the logits.
+    /// A buffer [rows, columns] of f32 or f16; `None` overwrites the logits.
     pub out: Option<&'a Buffer>,
     /// A constant factor: what the loss itself is multiplied by, such as one over the micro-batches of a step.
     pub factor: f32,
@@ -86,7 +86,7 @@ pub struct Gradient<'a> {
 /// the mean NaN; its gradient is 0. Where no row counts the mean is 0.
 ///
 /// # Shapes
-/// `logits` [rows, classes] f32, `targets` [rows] u32, `losses` [rows] f32, `loss` [1] f32.
+/// `logits` [rows, columns] f32, of which the first `classes` columns count and the others are padding whose gradient is 0; `targets` [rows] u32, `losses` [rows] f32, `loss` [1] f32.
 ///
 /// # Errors
 /// [`crate::Error::Shape`] where lengths or element types differ from that; [`crate::Error::OutOfMemory`].
@@ -104,22 +104,26 @@ pub fn cross_entropy(
     targets: &Buffer,
     losses: &Buffer,
     loss: &Buffer,
-    [rows, classes]: [usize; 2],
+    [rows, columns]: [usize; 2],
+    classes: usize,
     gradient: Option<Gradient<'_>>,
 ) -> Result<()> {
     let op = KERNEL.name;
-    expect(op, "logits", logits, rows * classes, &[DType::F32])?;
+    expect(op, "logits", logits, rows * columns, &[DType::F32])?;
     expect(op, "targets", targets, rows, &[DType::U32])?;
     expect(op, "losses", losses, rows, &[DType::F32])?;
     expect(op, "loss", loss, 1, &[DType::F32])?;
+    if classes > columns {
+        return Err(Error::shape(op, format!("at most {columns} classes, one per column"), classes.to_string()));
+    }
     let (rows32, classes32) = (dim(rows)?, dim(classes)?);
     let count = context.alloc(1, DType::F32)?;
     let single = row_shape(context, u32::MAX);
     let params = CountParams { rows: rows32, classes: classes32 };
     context.dispatch(&COUNT, &single, &params, &[targets.read(), count.write()], Grid::Linear(1))?;
 
-    let width = width(classes);
-    let units = classes32 / width;
+    let width = width(columns);
+    let units = dim(columns)? / width;
     let in_place = gradient.is_some_and(|g| g.out.is_none());
     let out = gradient.and_then(|g| g.out);
     let state = gradient.and_then(|g| g.state);
@@ -127,7 +131,7 @@ pub fn cross_entropy(
     bindings.push(if in_place { logits.write() } else { logits.read() });
     bindings.extend(state.map(Buffer::read));
     if let Some(out) = out {
-        expect(op, "gradient", out, rows * classes, FLOATS)?;
+        expect(op, "gradient", out, rows * columns, FLOATS)?;
         bindings.push(out.write());
     }
     let mut defines = vec![

@@ -5,6 +5,9 @@ pub mod adamw;
 pub mod column_sum;
 pub mod cross_entropy;
 pub mod layer_norm;
+pub mod attention;
+pub mod attention_backward;
+pub mod dropout;
 pub mod matmul;
 pub mod optimizer_step;
 pub mod reduce;
@@ -34,6 +37,12 @@ pub static ALL: &[&Kernel] = &[
     &cross_entropy::KERNEL,
     &cross_entropy::MEAN,
     &scale_by_scalar::KERNEL,
+    &attention::KERNEL,
+    &attention::ROWS,
+    &attention_backward::QUERY,
+    &attention_backward::KEY,
+    &attention_backward::ROWS_QUERY,
+    &attention_backward::ROWS_KEY,
 ];
 
 /// A dimension as the shaders count it.

@@ -3,6 +3,9 @@
 pub mod column_sum;
 pub mod cross_entropy;
 pub mod layer_norm;
+pub mod attention;
+pub mod dropout;
+pub mod gpt;
 pub mod matmul;
 pub mod reduce;
 pub mod rms_norm;

@@ -15,6 +15,10 @@ use crate::Tier;
 const SNIPPETS: &[(&str, &str)] = &[
     ("reduce.baseline", include_str!("../../shaders/common/reduce.baseline.wgsl")),
     ("reduce.subgroup", include_str!("../../shaders/common/reduce.subgroup.wgsl")),
+    ("attention", include_str!("../../shaders/common/attention.wgsl")),
+    ("attention_tile", include_str!("../../shaders/common/attention_tile.wgsl")),
+    ("fan.baseline", include_str!("../../shaders/common/fan.baseline.wgsl")),
+    ("fan.subgroup", include_str!("../../shaders/common/fan.subgroup.wgsl")),
     ("matmul_epilogue", include_str!("../../shaders/common/matmul_epilogue.wgsl")),
     ("activation", include_str!("../../shaders/common/activation.wgsl")),
     ("philox", include_str!("../../shaders/common/philox.wgsl")),
