@@ -4,6 +4,7 @@ pub mod accumulate;
 pub mod adamw;
 pub mod column_sum;
 pub mod cross_entropy;
+pub mod embedding;
 pub mod layer_norm;
 pub mod matmul;
 pub mod optimizer_step;
@@ -33,6 +34,11 @@ pub static ALL: &[&Kernel] = &[
     &cross_entropy::KERNEL,
     &cross_entropy::MEAN,
     &scale_by_scalar::KERNEL,
+    &embedding::KERNEL,
+    &embedding::BACKWARD,
+    &embedding::SORT,
+    &embedding::SORTED,
+    &embedding::POSITIONS,
 ];
 
 /// A dimension as the shaders count it.
