@@ -4,6 +4,7 @@ pub mod accumulate;
 pub mod adamw;
 pub mod column_sum;
 pub mod cross_entropy;
+pub mod embedding;
 pub mod layer_norm;
 pub mod attention;
 pub mod attention_backward;
@@ -43,6 +44,11 @@ pub static ALL: &[&Kernel] = &[
     &attention_backward::KEY,
     &attention_backward::ROWS_QUERY,
     &attention_backward::ROWS_KEY,
+    &embedding::KERNEL,
+    &embedding::BACKWARD,
+    &embedding::SORT,
+    &embedding::SORTED,
+    &embedding::POSITIONS,
 ];
 
 /// A dimension as the shaders count it.

@@ -2,6 +2,7 @@
 
 pub mod column_sum;
 pub mod cross_entropy;
+pub mod embedding;
 pub mod layer_norm;
 pub mod attention;
 pub mod dropout;
