@@ -3,6 +3,7 @@
 use super::Dropout;
 use crate::kernel::matmul::Activation;
 use crate::op::{LinearOptions, linear};
+use crate::kernel::attention_cached::{self, CacheDims, attention_cached, kv_append};
 use crate::optim::{Init, ParameterBuilder, Parameters};
 use crate::{Buffer, Context, DType, Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
@@ -194,5 +195,93 @@ impl Gpt {
             x = project(&hidden, &block.down, LinearOptions { residual: Some(&x), dropout: drop.as_ref(), ..Default::default() })?;
         }
         linear(&norm(&x, &self.norm)?, &p[self.tokens], LinearOptions { out_f32: true, ..Default::default() })
+    }
+
+    /// Adds `token` to `cache` and returns the logits of the next one.
+    ///
+    /// # Shapes
+    /// The result is `[1, 1, vocabulary padded]` f32.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the cache is full.
+    pub fn decode(&self, token: u32, cache: &mut KvCache) -> Result<Tensor> {
+        let context = self.parameters.context().clone();
+        if cache.len >= self.config.block {
+            return Err(Error::shape("gpt", format!("at most {} tokens of context", self.config.block), "one more"));
+        }
+        cache.tokens.write(bytemuck::bytes_of(&token))?;
+        cache.length.write(bytemuck::bytes_of(&(cache.len as u32)))?;
+        cache.len += 1;
+        context.no_grad(|| {
+            let p = &self.parameters;
+            let c = self.config.embd;
+            let norm = |x: &Tensor, n: &Norm| x.layer_norm(&p[n.weight], n.bias.map(|b| &p[b]), EPS, self.dtype);
+            let project = |x: &Tensor, l: &Projection, options: LinearOptions<'_>| {
+                linear(x, &p[l.weight], LinearOptions { bias: l.bias.map(|b| &p[b]), ..options })
+            };
+            let dims = CacheDims {
+                batch: 1,
+                heads: self.config.heads,
+                head_dim: c / self.config.heads,
+                max_seq: self.config.block,
+            };
+            let mut x = cache.tokens.embed(&p[self.tokens], Some(&p[self.positions]), Some(cache.length.buffer()), None)?;
+            for (block, [keys, values]) in self.blocks.iter().zip(&cache.layers) {
+                let qkv = project(&norm(&x, &block.norm1)?, &block.qkv, LinearOptions::default())?;
+                let view = attention_cached::KvCache { keys, values, length: cache.length.buffer() };
+                kv_append(&context, qkv.buffer(), view, dims)?;
+                let mixed = Tensor::empty(&context, &[1, 1, c], self.dtype)?;
+                attention_cached(&context, qkv.buffer(), view, mixed.buffer(), dims)?;
+                x = project(&mixed, &block.out, LinearOptions { residual: Some(&x), ..Default::default() })?;
+                let gelu = LinearOptions { activation: Some(Activation::Gelu), ..Default::default() };
+                let hidden = project(&norm(&x, &block.norm2)?, &block.up, gelu)?;
+                x = project(&hidden, &block.down, LinearOptions { residual: Some(&x), ..Default::default() })?;
+            }
+            linear(&norm(&x, &self.norm)?, &p[self.tokens], LinearOptions { out_f32: true, ..Default::default() })
+        })
+    }
+}
+
+/// Keys and values of the tokens that a [`Gpt`] has seen, one sequence.
+#[derive(Debug)]
+pub struct KvCache {
+    layers: Vec<[Buffer; 2]>,
+    tokens: Tensor,
+    length: Tensor,
+    len: usize,
+}
+
+impl KvCache {
+    /// An empty cache for `gpt`, with room for its whole context.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn new(gpt: &Gpt) -> Result<Self> {
+        let context = gpt.parameters.context();
+        let room = gpt.config.block * gpt.config.embd;
+        let layer = || -> Result<[Buffer; 2]> { Ok([context.alloc(room, gpt.dtype)?, context.alloc(room, gpt.dtype)?]) };
+        Ok(Self {
+            layers: (0..gpt.config.layers).map(|_| layer()).collect::<Result<_>>()?,
+            tokens: Tensor::zeros(context, &[1, 1], DType::U32)?,
+            length: Tensor::zeros(context, &[1], DType::U32)?,
+            len: 0,
+        })
+    }
+
+    /// Forgets all tokens.
+    pub fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    /// Number of tokens seen.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True if no token was seen.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 }

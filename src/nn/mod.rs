@@ -2,7 +2,7 @@
 
 mod gpt;
 
-pub use gpt::{Gpt, GptConfig, TrainPass};
+pub use gpt::{Gpt, GptConfig, KvCache, TrainPass};
 
 use crate::{Buffer, kernel};
 

@@ -126,7 +126,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
             let masked = match &dropout {
                 Some(dropout) => {
                     let masked = context.alloc(gradient.len(), dtype)?;
-                    kernel::dropout::dropout(context, &dropout.kernel(), gradient.buffer(), None, &masked)?;
+                    kernel::dropout::dropout(context, gradient.buffer(), None, &masked, dropout.kernel())?;
                     masked
                 }
                 None => operand(context, &gradient, dtype)?,
@@ -172,7 +172,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
             if let Some(bias) = &bias
                 && let Some(target) = gradients.target(bias)?
             {
-                kernel::reduce::column_sum(context, &masked, [m, n], target.tensor.buffer(), target.accumulate)?;
+                kernel::column_sum::column_sum(context, &masked, target.tensor.buffer(), [m, n], 1.0, target.accumulate)?;
             }
             Ok(())
         }
@@ -186,9 +186,9 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
     let source = pre.clone();
     let out = Tensor::from_op(out, &[&pre], move |gradient, gradients| {
         let Some(target) = gradients.target(&source)? else { return Ok(()) };
-        kernel::unary::activation_backward(
+        kernel::unary::unary_backward(
             source.context(),
-            activation,
+            activation.into(),
             source.buffer(),
             gradient.buffer(),
             target.tensor.buffer(),
