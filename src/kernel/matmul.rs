@@ -363,3 +363,13 @@ fn check(spec: &Matmul<'_>) -> Result<()> {
 }
 
 const _: () = assert!(std::mem::size_of::<Params>() == 64);
+
+impl From<Activation> for crate::kernel::unary::Unary {
+    fn from(activation: Activation) -> Self {
+        match activation {
+            Activation::Gelu => Self::GeluErf,
+            Activation::GeluTanh => Self::GeluTanh,
+            Activation::Silu => Self::Silu,
+        }
+    }
+}

@@ -9,6 +9,8 @@ pub mod layer_norm;
 pub mod attention;
 pub mod attention_backward;
 pub mod dropout;
+pub mod unary;
+pub mod attention_cached;
 pub mod matmul;
 pub mod optimizer_step;
 pub mod reduce;
