@@ -4,9 +4,15 @@ pub mod accumulate;
 pub mod adamw;
 pub mod attention;
 pub mod attention_backward;
+pub mod attention_cached;
+pub mod binary;
 pub mod dropout;
 pub mod matmul;
 pub mod optimizer_step;
+pub mod rope;
+pub mod softmax;
+pub mod swiglu;
+pub mod unary;
 
 use crate::shader::{Define, Defines, Kernel};
 use crate::{Buffer, Context, DType, Error, Result};
@@ -21,9 +27,19 @@ pub static ALL: &[&Kernel] = &[
     &attention_backward::KEY,
     &attention_backward::ROWS_QUERY,
     &attention_backward::ROWS_KEY,
+    &attention_cached::APPEND,
+    &attention_cached::KERNEL,
+    &binary::KERNEL,
+    &binary::SUM_TO,
+    &dropout::KERNEL,
     &matmul::TILED,
     &optimizer_step::GRAD_NORM,
     &optimizer_step::KERNEL,
+    &rope::KERNEL,
+    &softmax::KERNEL,
+    &softmax::BACKWARD,
+    &swiglu::KERNEL,
+    &unary::KERNEL,
 ];
 
 /// A dimension as the shaders count it.
