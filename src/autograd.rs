@@ -167,6 +167,19 @@ impl Gradients {
     }
 }
 
+impl Gradients {
+    /// As [`Gradients::target`], with a place to write to and forget where the gradient is not wanted, for kernels that write several.
+    pub(crate) fn target_or_scratch(&mut self, tensor: &Tensor) -> Result<Target> {
+        match self.target(tensor)? {
+            Some(target) => Ok(target),
+            None => Ok(Target {
+                tensor: Tensor::empty(tensor.context(), tensor.shape(), tensor.dtype())?,
+                accumulate: false,
+            }),
+        }
+    }
+}
+
 /// Runs `block` without keeping what its backward pass needs, and runs it again when the backward pass gets there: memory for time.
 /// `block` must compute the same from the same inputs each time.
 ///
@@ -209,6 +222,12 @@ impl Context {
 
     pub(crate) fn grad_enabled(&self) -> bool {
         self.0.no_grad.load(Ordering::Relaxed) == 0
+    }
+
+    /// True if `tensor` is the constant that backward passes start from, so that multiplying by it can be left out.
+    pub(crate) fn is_one(&self, tensor: &Tensor) -> bool {
+        let one = self.0.one.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        one.iter().any(|(_, buffer)| std::sync::Arc::ptr_eq(&buffer.raw, &tensor.buffer().raw))
     }
 
     /// The constant 1 that a backward pass starts from; made once.

@@ -15,6 +15,23 @@ pub static TILED: Kernel = Kernel {
     proven_bounds: false,
 };
 
+/// By subgroup broadcasts without workgroup memory: adapters that run shaders on a CPU.
+pub static LANES: Kernel = Kernel {
+    name: "matmul_lanes",
+    source: include_str!("../../shaders/matmul_lanes.wgsl"),
+    tiers: &[Tier::Subgroup],
+    variants: || {
+        let lanes = |n: u32| {
+            variants().into_iter().map(move |mut v| {
+                v.push(("LANES", n.into()));
+                v
+            })
+        };
+        lanes(4).chain(lanes(8)).collect()
+    },
+    proven_bounds: true,
+};
+
 /// Which operand is stored how, all row-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
@@ -275,14 +292,19 @@ pub fn matmul(context: &Context, spec: &Matmul<'_>) -> Result<()> {
         seed: drop.map_or([0; 2], |d| d.seed_words()),
         pad: 0,
     };
+    let mut defines = defines(spec.form, types, vec, spec.bias.is_some(), tail);
     let tiles = |size: usize, tile: usize| dim(size.div_ceil(tile));
-    context.dispatch(
-        &TILED,
-        &defines(spec.form, types, vec, spec.bias.is_some(), tail),
-        &params,
-        &bindings,
-        Grid::Xyz([tiles(n, 64)?, tiles(m, 64)?, dim(batch)?]),
-    )
+    let caps = context.capabilities();
+    if let (true, true, (lanes @ (4 | 8), max)) = (caps.is_cpu(), context.tier() >= Tier::Subgroup, caps.subgroup_size)
+        && lanes == max
+        && k > 0
+    {
+        defines.push(("LANES", lanes.into()));
+        let tile = 4 * lanes as usize;
+        let grid = Grid::Xyz([tiles(n, tile)?, tiles(m, tile)?, dim(batch)?]);
+        return context.dispatch_tier(&LANES, Tier::Subgroup, &defines, &params, &bindings, grid);
+    }
+    context.dispatch(&TILED, &defines, &params, &bindings, Grid::Xyz([tiles(n, 64)?, tiles(m, 64)?, dim(batch)?]))
 }
 
 fn check(spec: &Matmul<'_>) -> Result<()> {
@@ -341,3 +363,13 @@ fn check(spec: &Matmul<'_>) -> Result<()> {
 }
 
 const _: () = assert!(std::mem::size_of::<Params>() == 64);
+
+impl From<Activation> for crate::kernel::unary::Unary {
+    fn from(activation: Activation) -> Self {
+        match activation {
+            Activation::Gelu => Self::GeluErf,
+            Activation::GeluTanh => Self::GeluTanh,
+            Activation::Silu => Self::Silu,
+        }
+    }
+}

@@ -107,7 +107,17 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
     let dims = Dims::new(m, n, k);
     matmul(
         context,
-        &Matmul { form: Form::Nt, dims, a: x.buffer(), b: &w, out: out.buffer(), alpha: 1.0, bias, epilogue, accumulate: false },
+        &Matmul {
+            form: Form::Nt,
+            dims,
+            a: x.buffer(),
+            b: &w,
+            out: out.buffer(),
+            alpha: 1.0,
+            bias,
+            epilogue,
+            accumulate: false,
+        },
     )?;
     if !needs_grad && !options.residual.is_some_and(Tensor::requires_grad) {
         return Ok(out);
@@ -126,7 +136,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
             let masked = match &dropout {
                 Some(dropout) => {
                     let masked = context.alloc(gradient.len(), dtype)?;
-                    kernel::dropout::dropout(context, &dropout.kernel(), gradient.buffer(), None, &masked)?;
+                    kernel::dropout::dropout(context, gradient.buffer(), None, &masked, dropout.kernel())?;
                     masked
                 }
                 None => operand(context, &gradient, dtype)?,
@@ -172,7 +182,14 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
             if let Some(bias) = &bias
                 && let Some(target) = gradients.target(bias)?
             {
-                kernel::reduce::column_sum(context, &masked, [m, n], target.tensor.buffer(), target.accumulate)?;
+                kernel::column_sum::column_sum(
+                    context,
+                    &masked,
+                    target.tensor.buffer(),
+                    [m, n],
+                    1.0,
+                    target.accumulate,
+                )?;
             }
             Ok(())
         }
@@ -186,9 +203,9 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
     let source = pre.clone();
     let out = Tensor::from_op(out, &[&pre], move |gradient, gradients| {
         let Some(target) = gradients.target(&source)? else { return Ok(()) };
-        kernel::unary::activation_backward(
+        kernel::unary::unary_backward(
             source.context(),
-            activation,
+            activation.into(),
             source.buffer(),
             gradient.buffer(),
             target.tensor.buffer(),

@@ -3,9 +3,17 @@
 pub mod attention;
 pub mod attention_cached;
 pub mod binary;
+pub mod column_sum;
+pub mod cross_entropy;
 pub mod dropout;
+pub mod embedding;
+pub mod gpt;
+pub mod layer_norm;
 pub mod matmul;
+pub mod reduce;
+pub mod rms_norm;
 pub mod rope;
+pub mod row_sum;
 pub mod softmax;
 pub mod swiglu;
 pub mod unary;
