@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Gen, U16, U32, assert_within, every_tier};
+use common::{Gen, U16, U32, assert_within, blank, every_tier, tensor, wide};
 use walsh::kernel::Dropout;
 use walsh::kernel::attention::{AttentionDims, AttentionPath, attention_on};
 use walsh::kernel::attention_backward::{AttentionGrads, attention_backward_on};
@@ -19,22 +19,6 @@ struct Case {
     dims: Dims,
     f16: bool,
     dropout: f64,
-}
-
-/// Rounds to f16 where the case wants it; sent to the device without a further loss.
-fn tensor(context: &Context, data: &mut [f32], f16: bool) -> Tensor {
-    if f16 {
-        let half: Vec<half::f16> = data.iter().map(|v| half::f16::from_f32(*v)).collect();
-        data.iter_mut().zip(&half).for_each(|(d, h)| *d = h.to_f32());
-        Tensor::from_f16(context, &half, &[data.len()]).unwrap()
-    } else {
-        Tensor::from_f32(context, data, &[data.len()]).unwrap()
-    }
-}
-
-fn blank(context: &Context, len: usize, f16: bool) -> Tensor {
-    // Values that no kernel would leave: what is not overwritten fails the comparison.
-    tensor(context, &mut vec![-12345.0; len], f16)
 }
 
 struct Bounds {
@@ -138,7 +122,6 @@ fn check(context: &Context, path: AttentionPath, case: &Case, seed: u64) {
     };
     attention_backward_on(context, grads, sizes, drop, path).unwrap();
 
-    let wide = |x: &[f32]| x.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
     let (qkv, dout) = (wide(&qkv), wide(&dout));
     let f = drop.map(|d| factors(batch * heads * seq * seq.next_multiple_of(4), f64::from(d.p), SEED, OP, STEP, MICRO));
     let (out, lse) = reference::attention(&qkv, dims, f.as_deref());
@@ -178,7 +161,7 @@ fn run(path: AttentionPath) {
             }
             let start = std::time::Instant::now();
             check(&context, path, case, seed as u64);
-            eprintln!("{:?} {:?}", case.dims, start.elapsed()); compiled += start.elapsed();
+            compiled += start.elapsed();
         }
         eprintln!("{path:?} on {} ({}): {compiled:?}", context.capabilities().adapter.name, context.tier());
     }
@@ -221,8 +204,7 @@ fn reference_backward_matches_central_differences() {
     for (causal, dropout) in [(true, 0.0), (false, 0.3)] {
         let dims = dims(1, 5, 2, 4, causal);
         let mut gen_ = Gen::new(11);
-        let wide = |x: Vec<f32>| x.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
-        let (qkv, dout) = (wide(gen_.normals(5 * 24)), wide(gen_.normals(5 * 8)));
+        let (qkv, dout) = (wide(&gen_.normals(5 * 24)), wide(&gen_.normals(5 * 8)));
         let f = factors(2 * 5 * 8, dropout, SEED, OP, STEP, MICRO);
         let loss = |qkv: &[f64]| {
             let (out, _) = reference::attention(qkv, dims, Some(&f));

@@ -2,21 +2,25 @@
 
 pub mod accumulate;
 pub mod adamw;
-pub mod column_sum;
-pub mod cross_entropy;
-pub mod embedding;
-pub mod layer_norm;
 pub mod attention;
 pub mod attention_backward;
-pub mod dropout;
-pub mod unary;
 pub mod attention_cached;
+pub mod binary;
+pub mod column_sum;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod embedding;
+pub mod layer_norm;
 pub mod matmul;
 pub mod optimizer_step;
 pub mod reduce;
 pub mod rms_norm;
+pub mod rope;
 pub mod row_sum;
 pub mod scale_by_scalar;
+pub mod softmax;
+pub mod swiglu;
+pub mod unary;
 
 use crate::shader::{Define, Defines, Kernel};
 use crate::{Buffer, Context, DType, Error, Result, Tier};
@@ -46,6 +50,16 @@ pub static ALL: &[&Kernel] = &[
     &attention_backward::KEY,
     &attention_backward::ROWS_QUERY,
     &attention_backward::ROWS_KEY,
+    &attention_cached::APPEND,
+    &attention_cached::KERNEL,
+    &binary::KERNEL,
+    &binary::SUM_TO,
+    &dropout::KERNEL,
+    &rope::KERNEL,
+    &softmax::KERNEL,
+    &softmax::BACKWARD,
+    &swiglu::KERNEL,
+    &unary::KERNEL,
     &embedding::KERNEL,
     &embedding::BACKWARD,
     &embedding::SORT,

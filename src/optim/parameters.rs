@@ -99,7 +99,10 @@ impl Index<usize> for Parameters {
 impl Parameters {
     fn new(context: &Context, specs: Vec<(ParameterInfo, Init)>, seed: u64, half: bool) -> Result<Self> {
         if half && !context.capabilities().f16 {
-            return Err(Error::Unsupported { what: "f16 parameters".into(), why: "the device has no SHADER_F16".into() });
+            return Err(Error::Unsupported {
+                what: "f16 parameters".into(),
+                why: "the device has no SHADER_F16".into(),
+            });
         }
         let limits = &context.capabilities().limits;
         let max = usize::try_from(limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(1 << 30) / 4)
