@@ -73,7 +73,7 @@ fn train(args: &[String]) -> Result {
     let here = env::current_dir().unwrap_or_else(|_| root());
     let manifest = root().join("Cargo.toml");
     let mut command = cargo();
-    command.current_dir(here).args(["run", "--release", "--quiet", "--package", "walsh", "--manifest-path"]);
+    command.current_dir(here).args(["run", "--release", "--package", "walsh", "--manifest-path"]);
     status(command.arg(manifest).args(["--", "train"]).args(args))
 }
 
@@ -166,9 +166,13 @@ fn step(name: &str) {
 /// Trains for a few steps with the binary that the tests were built with, and samples from what comes out.
 fn short_run() -> Result {
     let dir = env::temp_dir().join(format!("walsh-ci-{}", std::process::id()));
+    // It lies beside this program.
+    let binary = env::current_exe().map(|own| own.with_file_name(format!("walsh{}", env::consts::EXE_SUFFIX)));
     let walsh = |args: &[&OsStr]| -> Result {
-        let mut command = cargo();
-        status(command.args(["run", "--quiet", "--package", "walsh", "--"]).args(args))
+        match &binary {
+            Ok(binary) if binary.is_file() => status(Command::new(binary).args(args)),
+            _ => status(cargo().args(["run", "--quiet", "--package", "walsh", "--"]).args(args)),
+        }
     };
     fn text(words: &[&'static str]) -> Vec<&'static OsStr> {
         words.iter().map(|word| OsStr::new(*word)).collect()
