@@ -50,7 +50,15 @@ fn main() -> ExitCode {
 fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
+    quiet(&mut command);
     command
+}
+
+/// Where there is no desktop session, Mesa's device selection complains about `XDG_RUNTIME_DIR` at every start; any directory contents it.
+fn quiet(command: &mut Command) {
+    if cfg!(target_os = "linux") && env::var_os("XDG_RUNTIME_DIR").is_none() {
+        command.env("XDG_RUNTIME_DIR", env::temp_dir());
+    }
 }
 
 /// The repository: the directory above this package.
@@ -170,7 +178,11 @@ fn short_run() -> Result {
     let binary = env::current_exe().map(|own| own.with_file_name(format!("walsh{}", env::consts::EXE_SUFFIX)));
     let walsh = |args: &[&OsStr]| -> Result {
         match &binary {
-            Ok(binary) if binary.is_file() => status(Command::new(binary).args(args)),
+            Ok(binary) if binary.is_file() => {
+                let mut command = Command::new(binary);
+                quiet(&mut command);
+                status(command.args(args))
+            }
             _ => status(cargo().args(["run", "--quiet", "--package", "walsh", "--"]).args(args)),
         }
     };
