@@ -48,16 +48,8 @@ impl Tensor {
         }
         let parents = inputs.iter().filter_map(|t| t.0.node.clone()).collect();
         let node = Node { output: value.id(), content: Mutex::new(Some((parents, Box::new(backward)))) };
-        Tensor::with(Inner {
-            id: value.id(),
-            context: value.context().clone(),
-            buffer: value.buffer().clone(),
-            shape: value.shape().to_vec(),
-            node: Some(Arc::new(node)),
-            requires_grad: true,
-            slot: None,
-            half: None,
-        })
+        let plain = Inner::plain(value.context(), value.buffer().clone(), value.shape());
+        Tensor::with(Inner { id: value.id(), node: Some(Arc::new(node)), requires_grad: true, ..plain })
     }
 
     /// Gradients of this scalar with respect to every leaf that asks for one. The graph is consumed.
@@ -175,15 +167,22 @@ impl Gradients {
     }
 }
 
+impl Gradients {
+    /// As [`Gradients::target`], with a place to write to and forget where the gradient is not wanted, for kernels that write several.
+    pub(crate) fn target_or_scratch(&mut self, tensor: &Tensor) -> Result<Target> {
+        match self.target(tensor)? {
+            Some(target) => Ok(target),
+            None => Ok(Target { tensor: Tensor::empty(tensor.context(), tensor.shape(), tensor.dtype())?, accumulate: false }),
+        }
+    }
+}
+
 /// Runs `block` without keeping what its backward pass needs, and runs it again when the backward pass gets there: memory for time.
 /// `block` must compute the same from the same inputs each time.
 ///
 /// # Errors
 /// What `block` returns.
-pub fn checkpoint(
-    inputs: &[&Tensor],
-    block: impl Fn(&[Tensor]) -> Result<Tensor> + Send + 'static,
-) -> Result<Tensor> {
+pub fn checkpoint(inputs: &[&Tensor], block: impl Fn(&[Tensor]) -> Result<Tensor> + Send + 'static) -> Result<Tensor> {
     let Some(first) = inputs.first() else {
         return Err(Error::invalid("checkpoint", "at least one input", "none"));
     };
@@ -196,7 +195,8 @@ pub fn checkpoint(
     let mut all: Vec<&Tensor> = inputs.to_vec();
     all.push(&mark);
     Ok(Tensor::from_op(value.detach(), &all, move |gradient, gradients| {
-        let leaves: Vec<Tensor> = saved.iter().map(|t| if t.requires_grad() { t.with_grad() } else { t.detach() }).collect();
+        let leaves: Vec<Tensor> =
+            saved.iter().map(|t| if t.requires_grad() { t.with_grad() } else { t.detach() }).collect();
         let again = block(&leaves)?;
         again.backward_from(gradient, gradients)?;
         for (leaf, input) in leaves.iter().zip(&saved) {
@@ -219,6 +219,12 @@ impl Context {
 
     pub(crate) fn grad_enabled(&self) -> bool {
         self.0.no_grad.load(Ordering::Relaxed) == 0
+    }
+
+    /// True if `tensor` is the constant that backward passes start from, so that multiplying by it can be left out.
+    pub(crate) fn is_one(&self, tensor: &Tensor) -> bool {
+        let one = self.0.one.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        one.iter().any(|(_, buffer)| std::sync::Arc::ptr_eq(&buffer.raw, &tensor.buffer().raw))
     }
 
     /// The constant 1 that a backward pass starts from; made once.

@@ -73,7 +73,13 @@ impl Pool {
         }
     }
 
-    pub fn take(self: &Arc<Self>, device: &wgpu::Device, counters: &Counters, role: Role, bytes: u64) -> Result<Arc<Raw>> {
+    pub fn take(
+        self: &Arc<Self>,
+        device: &wgpu::Device,
+        counters: &Counters,
+        role: Role,
+        bytes: u64,
+    ) -> Result<Arc<Raw>> {
         let limits = device.limits();
         if role == Role::Storage && bytes > limits.max_storage_buffer_binding_size {
             return Err(Error::Limit {
@@ -93,11 +99,8 @@ impl Pool {
         }
         // A class may be larger than the limit although the request is not.
         let class = size_class(bytes).min(limits.max_buffer_size / ALIGN * ALIGN).max(bytes.next_multiple_of(4));
-        let reused = self
-            .free
-            .lock()
-            .ok()
-            .and_then(|mut free| free.get_mut(&(role, class)).and_then(BTreeMap::pop_first));
+        let reused =
+            self.free.lock().ok().and_then(|mut free| free.get_mut(&(role, class)).and_then(BTreeMap::pop_first));
         let (id, buffer) = match reused {
             Some(found) => found,
             None => (self.next.fetch_add(1, Ordering::Relaxed), self.create(device, counters, role, class)?),
@@ -288,8 +291,11 @@ impl Readback {
 
 impl Drop for Readback {
     fn drop(&mut self) {
-        // A value nobody waited for: cancel the mapping, so that the buffer can be used again. (A no-op when it is not mapped.)
-        self.raw.buffer.unmap();
+        // A value that arrived and nobody took; one still under way is unmapped when it arrives, see `Command::Map`.
+        self.done.close();
+        if let Ok(Some(Ok(()))) = self.done.try_recv() {
+            self.raw.buffer.unmap();
+        }
     }
 }
 

@@ -69,7 +69,12 @@ impl Capabilities {
     /// Reads what `device`, created from `adapter`, offers.
     #[must_use]
     pub fn new(adapter: &wgpu::Adapter, device: &wgpu::Device) -> Self {
-        Self::from_parts(adapter.get_info(), device.features(), device.limits(), &adapter.cooperative_matrix_properties())
+        Self::from_parts(
+            adapter.get_info(),
+            device.features(),
+            device.limits(),
+            &adapter.cooperative_matrix_properties(),
+        )
     }
 
     /// The same from plain values, for a host whose adapter is gone or for tests.
@@ -86,8 +91,7 @@ impl Capabilities {
         if !subgroup {
             missing.push((Tier::Subgroup, "the device has no SUBGROUP feature".to_owned()));
         }
-        let (sg_min, sg_max) =
-            if subgroup { (adapter.subgroup_min_size, adapter.subgroup_max_size) } else { (0, 0) };
+        let (sg_min, sg_max) = if subgroup { (adapter.subgroup_min_size, adapter.subgroup_max_size) } else { (0, 0) };
         let row = coop.iter().any(|p| {
             (p.m_size, p.n_size, p.k_size) == (16, 16, 16)
                 && p.ab_type == wgpu::CooperativeScalarType::F16

@@ -174,7 +174,8 @@ impl Context {
     pub fn with_options(options: &ContextOptions) -> Result<Self> {
         let adapters = Self::adapters();
         let list = || {
-            let names: Vec<_> = adapters.iter().enumerate().map(|(i, a)| format!("#{i} {}", a.get_info().name)).collect();
+            let names: Vec<_> =
+                adapters.iter().enumerate().map(|(i, a)| format!("#{i} {}", a.get_info().name)).collect();
             if names.is_empty() { "there is none".to_owned() } else { format!("there are: {}", names.join(", ")) }
         };
         let adapter = match options.adapter.as_deref() {
@@ -218,7 +219,10 @@ impl Context {
             set_first(&failure, Failure::Lost(format!("{reason:?}: {message}")));
         });
         let failure = context.0.failure.clone();
-        context.0.device.on_uncaptured_error(Arc::new(move |error| set_first(&failure, Failure::Error(error.to_string()))));
+        context
+            .0
+            .device
+            .on_uncaptured_error(Arc::new(move |error| set_first(&failure, Failure::Error(error.to_string()))));
         Ok(context)
     }
 
@@ -448,10 +452,7 @@ impl Context {
         let group_key: GroupKey = (
             pipeline.id,
             slot.as_ref().map_or((0, 0), |(raw, offset)| (raw.id, *offset)),
-            bindings
-                .iter()
-                .map(|b| (b.buffer.raw.id, b.buffer.offset, b.buffer.bytes()))
-                .collect(),
+            bindings.iter().map(|b| (b.buffer.raw.id, b.buffer.offset, b.buffer.bytes())).collect(),
         );
         let bind_group = match stream.bind_groups.get(&group_key) {
             Some(found) => found.clone(),
@@ -559,10 +560,12 @@ impl Context {
                 }
                 Command::Clear { at, bytes } => encoder.clear_buffer(&at.0.buffer, at.1, Some(bytes)),
                 Command::Map { raw, bytes, done } => {
-                    let slice = raw.buffer.clone();
-                    encoder.map_buffer_on_submit(&slice, wgpu::MapMode::Read, 0..bytes, move |result| {
-                        // The receiver is gone if nobody waits any more.
-                        let _ = done.send(result);
+                    let buffer = raw.buffer.clone();
+                    encoder.map_buffer_on_submit(&buffer, wgpu::MapMode::Read, 0..bytes, move |result| {
+                        // The closure keeps the buffer from the pool until it is mapped; if nobody waits any more, it goes back now.
+                        if done.send(result) == Err(Ok(())) {
+                            raw.buffer.unmap();
+                        }
                     });
                 }
             }
@@ -596,7 +599,8 @@ impl Context {
         if stream.profile.is_some() {
             return self.submit_profiled(&mut stream);
         }
-        let mut encoder = self.0.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("walsh") });
+        let mut encoder =
+            self.0.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("walsh") });
         self.encode(&mut stream, &mut encoder, None)?;
         self.push_submit(&mut stream, encoder);
         while stream.in_flight.len() > MAX_IN_FLIGHT {
@@ -813,7 +817,8 @@ fn check_bindings(pipeline: &Pipeline, params_size: usize, bindings: &[Binding<'
         if binding.write != (*access == Access::ReadWrite) {
             return fail(format!("binding {} is bound as write={}, declared {access:?}", i + skip, binding.write));
         }
-        let clash = |other: &&Binding<'_>| other.buffer.raw.id == binding.buffer.raw.id && (other.write || binding.write);
+        let clash =
+            |other: &&Binding<'_>| other.buffer.raw.id == binding.buffer.raw.id && (other.write || binding.write);
         if bindings[..i].iter().any(|other| clash(&other)) {
             return fail(format!("binding {} shares its buffer with another one and one of them writes", i + skip));
         }

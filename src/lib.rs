@@ -8,6 +8,9 @@ mod capabilities;
 mod context;
 mod error;
 pub mod kernel;
+pub mod nn;
+pub mod op;
+pub mod optim;
 pub mod random;
 #[doc(hidden)]
 pub mod reference;
@@ -20,5 +23,6 @@ pub use buffer::{Buffer, Readback};
 pub use capabilities::{Capabilities, Tier, recommended_features};
 pub use context::{Context, ContextOptions, Counts};
 pub use error::{Error, Result};
+pub use kernel::cross_entropy::IGNORE;
 pub use tensor::{DType, Tensor};
 pub use wgpu;

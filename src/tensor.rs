@@ -2,6 +2,7 @@
 
 use crate::autograd::Node;
 use crate::buffer::{Buffer, Readback};
+use crate::kernel::matmul::Activation;
 use crate::{Context, Error, Result};
 use std::fmt;
 use std::sync::Arc;
@@ -58,16 +59,16 @@ pub(crate) struct Inner {
     pub slot: Option<GradSlot>,
     /// The f16 copy of an f32 parameter that the optimizer keeps up to date.
     pub half: Option<Buffer>,
+    /// Set if this tensor is an activation of another one: a product that consumes it hands its gradient straight to that one, multiplied by
+    /// the derivative on the way out of the kernel.
+    pub activation: Option<(Activation, Tensor)>,
 }
 
-/// An n-dimensional array in device memory, row-major and contiguous. Clones are handles to the same array.
-#[derive(Clone, Debug)]
-pub struct Tensor(pub(crate) Arc<Inner>);
-
-impl Tensor {
-    pub(crate) fn new(context: &Context, buffer: Buffer, shape: &[usize]) -> Self {
+impl Inner {
+    /// A plain tensor.
+    pub fn plain(context: &Context, buffer: Buffer, shape: &[usize]) -> Self {
         debug_assert_eq!(shape.iter().product::<usize>(), buffer.len());
-        Self(Arc::new(Inner {
+        Self {
             id: context.next_id(),
             context: context.clone(),
             buffer,
@@ -76,7 +77,18 @@ impl Tensor {
             requires_grad: false,
             slot: None,
             half: None,
-        }))
+            activation: None,
+        }
+    }
+}
+
+/// An n-dimensional array in device memory, row-major and contiguous. Clones are handles to the same array.
+#[derive(Clone, Debug)]
+pub struct Tensor(pub(crate) Arc<Inner>);
+
+impl Tensor {
+    pub(crate) fn new(context: &Context, buffer: Buffer, shape: &[usize]) -> Self {
+        Self::with(Inner::plain(context, buffer, shape))
     }
 
     pub(crate) fn with(inner: Inner) -> Self {
@@ -209,16 +221,8 @@ impl Tensor {
     /// A leaf over the same memory for which [`crate::Gradients`] will hold a gradient.
     #[must_use]
     pub fn with_grad(&self) -> Self {
-        Self::with(Inner {
-            id: self.0.context.next_id(),
-            context: self.0.context.clone(),
-            buffer: self.0.buffer.clone(),
-            shape: self.0.shape.clone(),
-            node: None,
-            requires_grad: true,
-            slot: None,
-            half: self.0.half.clone(),
-        })
+        let plain = Inner::plain(&self.0.context, self.0.buffer.clone(), &self.0.shape);
+        Self::with(Inner { requires_grad: true, half: self.0.half.clone(), ..plain })
     }
 
     /// The same memory outside the graph: no gradient flows through it.

@@ -1,18 +1,33 @@
 //! Where the command line meets the model: the only file of it that knows which model is trained.
 
-use walsh::train::{Decoder, GptConfig, Model, PendingStats, Precision, StepStats, TensorData, TrainConfig};
-use walsh::{Context, Result};
+use walsh::nn::GptConfig;
+use walsh::optim::{AdamWOptions, Schedule};
+use walsh::train::{BatchShape, GptDecoder, GptRun, Precision, TensorData, TrainConfig};
+use walsh::{Context, DType, Result};
 
-/// A GPT with its optimizer.
-pub enum Trained {}
-
-/// A readback under way.
-pub enum Pending {}
+fn dtype(precision: Precision) -> DType {
+    if precision == Precision::F16 { DType::F16 } else { DType::F32 }
+}
 
 /// A model for training, with random weights by the seed of `config`. `precision` is f32 or f16.
-pub fn build_model(context: &Context, config: &TrainConfig, gpt: &GptConfig, precision: Precision) -> Result<Trained> {
-    let _ = (context, config, gpt, precision);
-    todo!()
+pub fn build_model(context: &Context, config: &TrainConfig, gpt: &GptConfig, precision: Precision) -> Result<GptRun> {
+    // Beyond 2^32 steps the learning rate is at its minimum in any case.
+    let steps = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    let options = AdamWOptions {
+        schedule: Schedule {
+            lr: config.lr,
+            min_lr: config.min_lr,
+            warmup: steps(config.warmup),
+            decay: steps(config.steps),
+        },
+        betas: (config.beta1, config.beta2),
+        eps: config.epsilon,
+        weight_decay: config.weight_decay,
+        clip: config.clip,
+        ..AdamWOptions::default()
+    };
+    let shape = BatchShape { batch: config.batch, block: config.block, accumulate: config.accumulate };
+    GptRun::new(context, gpt.clone(), shape, options, config.seed, dtype(precision))
 }
 
 /// A model for sampling, with the `model.*` tensors of a checkpoint.
@@ -21,63 +36,6 @@ pub fn build_decoder(
     gpt: &GptConfig,
     precision: Precision,
     tensors: &[(String, TensorData)],
-) -> Result<Trained> {
-    let _ = (context, gpt, precision, tensors);
-    todo!()
-}
-
-impl PendingStats for Pending {
-    fn poll(&mut self) -> Result<Option<StepStats>> {
-        match *self {}
-    }
-
-    fn wait(self) -> Result<StepStats> {
-        match self {}
-    }
-}
-
-impl Model for Trained {
-    type Pending = Pending;
-
-    fn train_step(&mut self, _: &[u32], _: &[u32]) -> Result<()> {
-        match *self {}
-    }
-
-    fn stats(&mut self) -> Result<Pending> {
-        match *self {}
-    }
-
-    fn eval(&mut self, _: &[u32], _: &[u32]) -> Result<(f64, u64)> {
-        match *self {}
-    }
-
-    fn export(&mut self) -> Result<Vec<(String, TensorData)>> {
-        match *self {}
-    }
-
-    fn import(&mut self, _: &[(String, TensorData)]) -> Result<()> {
-        match *self {}
-    }
-
-    fn estimated_bytes(&self) -> u64 {
-        match *self {}
-    }
-
-    fn peak_bytes(&self) -> u64 {
-        match *self {}
-    }
-}
-
-impl Decoder for Trained {
-    fn capacity(&self) -> usize {
-        match *self {}
-    }
-
-    fn start(&mut self, _: &[u32]) -> Result<Vec<f32>> {
-        match *self {}
-    }
-
-    fn push(&mut self, _: u32) -> Result<Vec<f32>> {
-        match *self {}
-    }
+) -> Result<GptDecoder> {
+    GptDecoder::from_tensors(context, gpt.clone(), dtype(precision), tensors)
 }

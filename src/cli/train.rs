@@ -110,7 +110,7 @@ pub fn run(args: &Args, started: Instant) -> Result<()> {
     let result = train(&mut model, &data, &mut run, options);
     progress.finish();
     let summary = result?;
-    show_sample(&mut model, data.vocab(), seed)?;
+    show_sample(&mut model.decoder()?, data.vocab(), seed)?;
     say(&closing(&summary, &dir));
     if args.json {
         let line = serde_json::to_string(&summary).map_err(|e| Error::invalid("--json", "numbers", e.to_string()))?;

@@ -16,9 +16,7 @@ pub static KERNEL: Kernel = Kernel {
 
 fn variants() -> Vec<Defines> {
     use Scalar::{F16, F32};
-    [(F32, F32), (F32, F16), (F16, F32), (F16, F16)]
-        .map(|(x, out)| vec![("X", x.into()), ("Out", out.into())])
-        .to_vec()
+    [(F32, F32), (F32, F16), (F16, F32), (F16, F16)].map(|(x, out)| vec![("X", x.into()), ("Out", out.into())]).to_vec()
 }
 
 #[repr(C)]

@@ -1,8 +1,161 @@
 //! Kernels on buffers and dimensions: one file each with its variants, its parameters and its wrapper. No tensors, no graph.
 
 pub mod accumulate;
+pub mod adamw;
+pub mod column_sum;
+pub mod cross_entropy;
+pub mod embedding;
+pub mod layer_norm;
+pub mod attention;
+pub mod attention_backward;
+pub mod dropout;
+pub mod unary;
+pub mod attention_cached;
+pub mod matmul;
+pub mod optimizer_step;
+pub mod reduce;
+pub mod rms_norm;
+pub mod row_sum;
+pub mod scale_by_scalar;
 
-use crate::shader::Kernel;
+use crate::shader::{Define, Defines, Kernel};
+use crate::{Buffer, Context, DType, Error, Result, Tier};
 
 /// Every kernel, for the tests and benches that go through all of them.
-pub static ALL: &[&Kernel] = &[&accumulate::KERNEL];
+pub static ALL: &[&Kernel] = &[
+    &accumulate::KERNEL,
+    &adamw::KERNEL,
+    &matmul::TILED,
+    &matmul::LANES,
+    &optimizer_step::GRAD_NORM,
+    &optimizer_step::KERNEL,
+    &column_sum::KERNEL,
+    &layer_norm::KERNEL,
+    &layer_norm::BACKWARD,
+    &reduce::KERNEL,
+    &rms_norm::KERNEL,
+    &rms_norm::BACKWARD,
+    &row_sum::KERNEL,
+    &cross_entropy::COUNT,
+    &cross_entropy::KERNEL,
+    &cross_entropy::MEAN,
+    &scale_by_scalar::KERNEL,
+    &attention::KERNEL,
+    &attention::ROWS,
+    &attention_backward::QUERY,
+    &attention_backward::KEY,
+    &attention_backward::ROWS_QUERY,
+    &attention_backward::ROWS_KEY,
+    &embedding::KERNEL,
+    &embedding::BACKWARD,
+    &embedding::SORT,
+    &embedding::SORTED,
+    &embedding::POSITIONS,
+];
+
+/// A dimension as the shaders count it.
+pub(crate) fn dim(n: usize) -> Result<u32> {
+    u32::try_from(n).map_err(|_| Error::Limit {
+        what: format!("a dimension of {n}"),
+        limit: "u32 element index",
+        max: u32::MAX.into(),
+        needed: n as u64,
+    })
+}
+
+/// Workgroup sizes of the kernels that reduce over one: a software adapter's barrier is a switch of coroutines, so there a workgroup is one
+/// subgroup (8 invocations on lavapipe), elsewhere it is large.
+pub(crate) fn workgroup_size(context: &Context) -> (&'static str, Define) {
+    ("WG_SIZE", Define::U32(if context.capabilities().is_cpu() { 8 } else { 256 }))
+}
+
+/// The variants of a kernel that is specialised by [`workgroup_size`] only.
+pub(crate) fn workgroup_variants() -> Vec<Defines> {
+    vec![vec![("WG_SIZE", Define::U32(8))], vec![("WG_SIZE", Define::U32(256))]]
+}
+
+/// Inverted dropout whose mask is a function of seed, place and step, so that the backward pass makes it again instead of loading it:
+/// the Philox counter is (element / 4, op, step, micro).
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout<'a> {
+    /// Probability of dropping an element, in [0, 1).
+    pub p: f32,
+    /// Key.
+    pub seed: u64,
+    /// Which dropout of the model.
+    pub op: u32,
+    /// Which micro-batch of the step.
+    pub micro: u32,
+    /// The step state, whose step number changes the mask.
+    pub state: &'a Buffer,
+}
+
+impl Dropout<'_> {
+    /// The threshold on 32 random bits below which an element is dropped, and the factor on those that stay.
+    #[must_use]
+    pub fn factors(&self) -> (u32, f32) {
+        // p < 1, so the product is below 2^32.
+        ((f64::from(self.p) * 4_294_967_296.0) as u32, 1.0 / (1.0 - self.p))
+    }
+
+    /// The key as the shaders take it.
+    #[must_use]
+    pub fn seed_words(&self) -> [u32; 2] {
+        [self.seed as u32, (self.seed >> 32) as u32]
+    }
+}
+
+/// Refuses a buffer whose length or element type is not what a kernel will index.
+pub(crate) fn expect(op: &'static str, name: &str, buffer: &Buffer, len: usize, dtypes: &[DType]) -> Result<()> {
+    if buffer.len() != len || !dtypes.contains(&buffer.dtype()) {
+        let types: Vec<_> = dtypes.iter().map(ToString::to_string).collect();
+        return Err(Error::shape(
+            op,
+            format!("{name} of {len} elements, {}", types.join(" or ")),
+            format!("{} elements, {}", buffer.len(), buffer.dtype()),
+        ));
+    }
+    Ok(())
+}
+
+/// The element types of activations.
+pub(crate) const FLOATS: &[DType] = &[DType::F32, DType::F16];
+
+/// How many neighbouring columns an invocation loads together: rows must start on a multiple of it.
+pub(crate) fn width(cols: usize) -> u32 {
+    if cols.is_multiple_of(4) { 4 } else { 1 }
+}
+
+/// The defines `WG_SIZE` and `ONE_SUBGROUP` of kernels whose workgroup shares a row of `units` columns or vec4 of columns. A software
+/// adapter gets one subgroup of 8, which needs no barrier; others so many invocations that each has about four units.
+pub(crate) fn row_shape(context: &Context, units: u32) -> [(&'static str, Define); 2] {
+    let caps = context.capabilities();
+    let size = match units {
+        _ if caps.is_cpu() => 8,
+        0..=128 => 32,
+        129..=256 => 64,
+        _ => 256,
+    };
+    let one = context.tier() >= Tier::Subgroup && size <= caps.subgroup_size.0;
+    [("WG_SIZE", Define::U32(size)), ("ONE_SUBGROUP", Define::Bool(one))]
+}
+
+/// Every pair of defines that [`row_shape`] may choose.
+pub(crate) fn row_shapes() -> Vec<Defines> {
+    // No adapter has subgroups of 256 or more.
+    [(8, false), (8, true), (32, false), (32, true), (64, false), (64, true), (256, false)]
+        .map(|(size, one)| vec![("WG_SIZE", Define::U32(size)), ("ONE_SUBGROUP", Define::Bool(one))])
+        .to_vec()
+}
+
+/// The product of lists of defines: every way to take one set of each.
+pub(crate) fn product(lists: &[Vec<Defines>]) -> Vec<Defines> {
+    lists.iter().fold(vec![Vec::new()], |all, list| {
+        all.iter().flat_map(|head| list.iter().map(move |tail| [head.as_slice(), tail.as_slice()].concat())).collect()
+    })
+}
+
+/// One define with each of several values.
+pub(crate) fn each<T: Into<Define> + Copy>(name: &'static str, values: &[T]) -> Vec<Defines> {
+    values.iter().map(|v| vec![(name, (*v).into())]).collect()
+}

@@ -194,6 +194,12 @@ impl Key {
             return Err(fail(format!("{} entry points, expected 1", module.entry_points.len())));
         };
         let workgroup_size = entry.workgroup_size;
-        Ok(Reflected { bindings: found.into_iter().map(|(_, a)| a).collect(), params_size, workgroup_size, module, source })
+        Ok(Reflected {
+            bindings: found.into_iter().map(|(_, a)| a).collect(),
+            params_size,
+            workgroup_size,
+            module,
+            source,
+        })
     }
 }

@@ -21,7 +21,10 @@ pub(crate) struct Pipeline {
 impl Pipeline {
     /// The compiled pipeline; waits for the compiling thread if it is still at it.
     pub fn get(&self) -> Result<&wgpu::ComputePipeline> {
-        self.compiled.wait().as_ref().map_err(|message| Error::Shader { key: self.key.to_string(), message: message.clone() })
+        self.compiled
+            .wait()
+            .as_ref()
+            .map_err(|message| Error::Shader { key: self.key.to_string(), message: message.clone() })
     }
 }
 
@@ -66,10 +69,9 @@ impl PipelineCache {
                 count: None,
             })
             .collect();
-        let layout = shared.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-            label: Some(&label),
-            entries: &entries,
-        });
+        let layout = shared
+            .device
+            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&label), entries: &entries });
         let compiled = Arc::new(OnceLock::new());
         let job = {
             let (device, layout, compiled) = (shared.device.clone(), layout.clone(), compiled.clone());

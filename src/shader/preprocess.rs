@@ -3,6 +3,7 @@
 //! Directives stand alone on a line:
 //! - `#import NAME` includes `shaders/common/NAME.wgsl`, or its `NAME.TIER.wgsl` where the snippet differs by tier (once);
 //! - `#if NAME`, `#if !NAME`, `#if NAME == VALUE`, `#if NAME != VALUE`, `#else`, `#endif` ask the defines;
+//! - `#for NAME FROM TO` .. `#endfor` repeats its lines for NAME = FROM, FROM + 1, .. TO - 1 (numbers or defines), with `{NAME}` replaced;
 //! - `#enable EXTENSION` becomes an `enable` line at the very top, where WGSL wants it.
 //!
 //! Every define is also emitted as a WGSL `const` (numbers, booleans) or `alias` (types) before the source.
@@ -14,20 +15,25 @@ use crate::Tier;
 const SNIPPETS: &[(&str, &str)] = &[
     ("reduce.baseline", include_str!("../../shaders/common/reduce.baseline.wgsl")),
     ("reduce.subgroup", include_str!("../../shaders/common/reduce.subgroup.wgsl")),
+    ("attention", include_str!("../../shaders/common/attention.wgsl")),
+    ("attention_tile", include_str!("../../shaders/common/attention_tile.wgsl")),
+    ("fan.baseline", include_str!("../../shaders/common/fan.baseline.wgsl")),
+    ("fan.subgroup", include_str!("../../shaders/common/fan.subgroup.wgsl")),
+    ("matmul_epilogue", include_str!("../../shaders/common/matmul_epilogue.wgsl")),
     ("activation", include_str!("../../shaders/common/activation.wgsl")),
     ("philox", include_str!("../../shaders/common/philox.wgsl")),
     ("step_state", include_str!("../../shaders/common/step_state.wgsl")),
+    ("vector", include_str!("../../shaders/common/vector.wgsl")),
+    ("elem", include_str!("../../shaders/common/elem.wgsl")),
+    ("row.baseline", include_str!("../../shaders/common/row.baseline.wgsl")),
+    ("row.subgroup", include_str!("../../shaders/common/row.subgroup.wgsl")),
+    ("dropout", include_str!("../../shaders/common/dropout.wgsl")),
 ];
 
 fn snippet(name: &str, tier: Tier) -> Option<(&'static str, &'static str)> {
     let find = |full: &str| SNIPPETS.iter().find(|(n, _)| *n == full).copied();
     // A tier without a snippet of its own uses the next lower one.
-    Tier::ALL
-        .into_iter()
-        .rev()
-        .filter(|t| *t <= tier)
-        .find_map(|t| find(&format!("{name}.{t}")))
-        .or_else(|| find(name))
+    Tier::ALL.into_iter().rev().filter(|t| *t <= tier).find_map(|t| find(&format!("{name}.{t}"))).or_else(|| find(name))
 }
 
 /// Expands `source` for one tier and set of defines into plain WGSL.
@@ -61,8 +67,13 @@ impl Output {
 fn include(source: &str, tier: Tier, defines: &Defines, out: &mut Output) -> Result<(), String> {
     // One entry per open `#if`: (this branch is taken, some branch was taken already).
     let mut open: Vec<(bool, bool)> = Vec::new();
-    for (number, line) in source.lines().enumerate() {
+    let lines: Vec<&str> = source.lines().collect();
+    let mut next = 0;
+    while let Some(line) = lines.get(next) {
+        let number = next;
+        next += 1;
         let fail = |message: String| Err(format!("line {}: {message}", number + 1));
+        let fail_u32 = |message: String| Err(format!("line {}: {message}", number + 1));
         let live = open.iter().all(|(taken, _)| *taken);
         let Some(directive) = line.trim_start().strip_prefix('#') else {
             if live {
@@ -90,6 +101,28 @@ fn include(source: &str, tier: Tier, defines: &Defines, out: &mut Output) -> Res
                     return fail("#endif without #if".into());
                 }
             }
+            ("for", [name, from, to]) => {
+                let mut depth = 1;
+                let body = lines[next..].iter().take_while(|line| {
+                    let word = line.split_whitespace().next().unwrap_or_default();
+                    depth += i32::from(word == "#for") - i32::from(word == "#endfor");
+                    depth > 0
+                });
+                let body: Vec<&str> = body.copied().collect();
+                next += body.len() + 1;
+                if depth > 0 {
+                    return fail("#for without #endfor".into());
+                }
+                if live {
+                    let bound = |word: &str| word.parse().or_else(|_| number_of(word, defines));
+                    let (from, to) = (bound(from).or_else(&fail_u32)?, bound(to).or_else(&fail_u32)?);
+                    let body = body.join("\n");
+                    for value in from..to {
+                        let text = body.replace(&format!("{{{name}}}"), &value.to_string());
+                        include(&text, tier, defines, out).map_err(|m| format!("in #for {name}: {m}"))?;
+                    }
+                }
+            }
             ("import", [name]) => {
                 if live {
                     let Some((full, text)) = snippet(name, tier) else {
@@ -110,6 +143,13 @@ fn include(source: &str, tier: Tier, defines: &Defines, out: &mut Output) -> Res
         }
     }
     if open.is_empty() { Ok(()) } else { Err("#if without #endif".into()) }
+}
+
+fn number_of(name: &str, defines: &Defines) -> Result<u32, String> {
+    match defines.iter().find(|(n, _)| *n == name) {
+        Some((_, Define::U32(value))) => Ok(*value),
+        _ => Err(format!("`{name}` is neither a number nor a define that holds one")),
+    }
 }
 
 fn evaluate(condition: &[&str], defines: &Defines) -> Result<bool, String> {
@@ -152,6 +192,14 @@ mod tests {
         assert_eq!(tail(text(true, 2)), "a b2 end");
         assert_eq!(tail(text(true, 3)), "a bx end");
         assert_eq!(tail(text(false, 2)), "no end");
+    }
+
+    #[test]
+    fn loops_repeat_and_nest() {
+        let text = run("#for i 0 N\n#for j 1 3\na{i}_{j}\n#endfor\n#endfor\n", &[("N", Define::U32(2))]).unwrap();
+        assert_eq!(text.lines().skip(1).collect::<Vec<_>>(), ["a0_1", "a0_2", "a1_1", "a1_2"]);
+        assert!(run("#for i 0 N\n#endfor\n", &[]).unwrap_err().contains("`N`"));
+        assert!(run("#for i 0 2\n", &[]).unwrap_err().contains("#endfor"));
     }
 
     #[test]

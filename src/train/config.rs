@@ -1,78 +1,11 @@
 //! What a run is made of: model and training settings, presets, the learning-rate schedule, and what may change when a run is resumed.
 
+use crate::nn::GptConfig;
 use crate::{Context, Error, Result, Tier};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
-
-/// The shape of a GPT.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GptConfig {
-    /// Transformer blocks.
-    pub layers: usize,
-    /// Attention heads; they divide `embd`.
-    pub heads: usize,
-    /// Width of the residual stream.
-    pub embd: usize,
-    /// Context: the most tokens that the model sees at once.
-    pub block: usize,
-    /// Number of different tokens.
-    pub vocab: usize,
-    /// Probability that dropout zeroes an element.
-    pub dropout: f64,
-    /// Whether linear layers and norms have a bias.
-    pub bias: bool,
-}
-
-impl GptConfig {
-    /// Checks that the fields make sense and fit together.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`], naming the flag.
-    pub fn validate(&self) -> Result<()> {
-        at_least_one("--layers", self.layers as u64)?;
-        at_least_one("--heads", self.heads as u64)?;
-        at_least_one("--embd", self.embd as u64)?;
-        at_least_one("--block", self.block as u64)?;
-        at_least_one("vocabulary", self.vocab as u64)?;
-        if !self.embd.is_multiple_of(self.heads) {
-            return Err(Error::invalid(
-                "--heads",
-                format!("a divisor of the width {} (--embd)", self.embd),
-                self.heads.to_string(),
-            ));
-        }
-        for (flag, value, max) in [
-            ("--layers", self.layers, 1 << 10),
-            ("--embd", self.embd, 1 << 16),
-            ("--block", self.block, 1 << 20),
-            ("vocabulary", self.vocab, 1 << 24),
-        ] {
-            if value > max {
-                return Err(Error::invalid(flag, format!("at most {max}"), value.to_string()));
-            }
-        }
-        if !(0.0..1.0).contains(&self.dropout) {
-            return Err(Error::invalid(
-                "--dropout",
-                "a probability of at least 0 and below 1",
-                self.dropout.to_string(),
-            ));
-        }
-        Ok(())
-    }
-
-    /// Number of parameters. The head shares the embedding's.
-    #[must_use]
-    pub fn parameters(&self) -> u64 {
-        let (c, bias) = (self.embd as u64, u64::from(self.bias));
-        // Two norms; query, key and value in one; their projection; the two halves of a four times wider MLP.
-        let layer = 2 * c * (1 + bias) + 12 * c * c + bias * (3 + 1 + 4 + 1) * c;
-        (self.vocab as u64 + self.block as u64) * c + self.layers as u64 * layer + c * (1 + bias)
-    }
-}
 
 /// A named set of defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -101,3 +101,47 @@ pub fn assert_within(what: &str, got: &[f32], want: &[f64], bound: impl Fn(usize
         }
     }
 }
+
+/// The element types of activations that a context has.
+pub fn dtypes(context: &Context) -> Vec<walsh::DType> {
+    if context.capabilities().f16 { vec![walsh::DType::F32, walsh::DType::F16] } else { vec![walsh::DType::F32] }
+}
+
+/// A tensor of `data` as `dtype`, and the values that it then has.
+pub fn floats(context: &Context, data: &[f32], shape: &[usize], dtype: walsh::DType) -> (walsh::Tensor, Vec<f64>) {
+    if dtype == walsh::DType::F16 {
+        let rounded: Vec<half::f16> = data.iter().map(|v| half::f16::from_f32(*v)).collect();
+        let values = rounded.iter().map(|v| f64::from(*v)).collect();
+        (walsh::Tensor::from_f16(context, &rounded, shape).unwrap(), values)
+    } else {
+        (walsh::Tensor::from_f32(context, data, shape).unwrap(), data.iter().map(|v| f64::from(*v)).collect())
+    }
+}
+
+/// What storing `value` as `dtype` may add to its error.
+pub fn stored(dtype: walsh::DType, value: f64) -> f64 {
+    // Half the distance of f16 subnormals is 2^-25.
+    if dtype == walsh::DType::F16 { 1.01 * U16 * value.abs() + f64::from(2.0f32.powi(-25)) } else { 0.0 }
+}
+
+/// Asserts that `analytic` is the gradient at `x` of the scalar function `f`: central differences with h = 1e-5, whose truncation error is of
+/// the order of h^2 and whose rounding error is of the order of 1e-16 / h times the function's terms.
+#[track_caller]
+pub fn assert_gradient(what: &str, x: &[f64], analytic: &[f64], f: impl Fn(&[f64]) -> f64) {
+    const H: f64 = 1e-5;
+    let mut at = x.to_vec();
+    for i in 0..x.len() {
+        at[i] = x[i] + H;
+        let above = f(&at);
+        at[i] = x[i] - H;
+        let below = f(&at);
+        at[i] = x[i];
+        let numeric = (above - below) / (2.0 * H);
+        let bound = 1e-7 * (1.0 + numeric.abs() + f(x).abs());
+        assert!(
+            (numeric - analytic[i]).abs() <= bound,
+            "{what}[{i}]: {} against {numeric} by differences",
+            analytic[i]
+        );
+    }
+}

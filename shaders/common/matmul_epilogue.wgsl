@@ -1,0 +1,106 @@
+// What every matmul kernel shares: parameters, bindings, and what happens to a finished sum on its way to memory.
+// Defines: A, B, Out (element types), VEC (true: rows are read and written as vec4, so every contiguous dimension is a multiple of 4),
+// BIAS, EPILOGUE (0 none; 1 activation, keeping the sum before it in `pre`; 2 times the activation's derivative at `pre`;
+// 3 residual, added after the dropout), DROPOUT, ACTIVATION.
+#import activation
+#if DROPOUT
+#import philox
+#import step_state
+#endif
+
+struct MatmulParams {
+    m: u32, n: u32, k: u32,
+    batch_a: u32, batch_b: u32, batch_out: u32,  // elements from one matrix of a batch to the next
+    accumulate: u32,                             // 1: out += result
+    alpha: f32,                                  // factor on the product
+    split: u32,                                  // length of K that one workgroup sums where K is split, else k
+    threshold: u32, keep_scale: f32,             // dropout: drop where bits < threshold, else multiply by keep_scale
+    op: u32, micro: u32, seed0: u32, seed1: u32, pad: u32,
+}
+@group(0) @binding(0) var<uniform> params: MatmulParams;
+#if VEC
+@group(0) @binding(1) var<storage, read> a: array<vec4<A>>;
+@group(0) @binding(2) var<storage, read> b: array<vec4<B>>;
+@group(0) @binding(3) var<storage, read_write> out: array<vec4<Out>>;
+#else
+@group(0) @binding(1) var<storage, read> a: array<A>;
+@group(0) @binding(2) var<storage, read> b: array<B>;
+@group(0) @binding(3) var<storage, read_write> out: array<Out>;
+#endif
+#if BIAS
+@group(0) @binding(4) var<storage, read> bias: array<f32>;
+#endif
+#if EPILOGUE == 1
+#if VEC
+@group(0) @binding(EXTRA) var<storage, read_write> pre: array<vec4<Out>>;
+#else
+@group(0) @binding(EXTRA) var<storage, read_write> pre: array<Out>;
+#endif
+#endif
+#if EPILOGUE == 2
+#if VEC
+@group(0) @binding(EXTRA) var<storage, read> pre: array<vec4<Out>>;
+#else
+@group(0) @binding(EXTRA) var<storage, read> pre: array<Out>;
+#endif
+#endif
+#if EPILOGUE == 3
+#if VEC
+@group(0) @binding(EXTRA) var<storage, read> residual: array<vec4<f32>>;
+#else
+@group(0) @binding(EXTRA) var<storage, read> residual: array<f32>;
+#endif
+#endif
+#if DROPOUT
+@group(0) @binding(EXTRA + 1) var<storage, read> state: StepState;
+#endif
+
+#if VEC
+// Columns col .. col + 3 of a row; col is a multiple of 4.
+fn finish4(batch: u32, row: u32, col: u32, sum: vec4<f32>) {
+    let i = (batch * params.batch_out + row * params.n + col) / 4u;
+    var v = sum * params.alpha;
+#if BIAS
+    v += vec4<f32>(bias[col], bias[col + 1u], bias[col + 2u], bias[col + 3u]);
+#endif
+#if EPILOGUE == 1
+    pre[i] = vec4<Out>(v);
+    v = vec4<f32>(activate(v.x), activate(v.y), activate(v.z), activate(v.w));
+#endif
+#if EPILOGUE == 2
+    let p = vec4<f32>(pre[i]);
+    v *= vec4<f32>(activate_grad(p.x), activate_grad(p.y), activate_grad(p.z), activate_grad(p.w));
+#endif
+#if DROPOUT
+    v *= dropout_factors(vec2<u32>(params.seed0, params.seed1), i, params.op, state.step, params.micro, params.threshold, params.keep_scale);
+#endif
+#if EPILOGUE == 3
+    v += residual[i];
+#endif
+    if params.accumulate != 0u { v += vec4<f32>(out[i]); }
+    out[i] = vec4<Out>(v);
+}
+#else
+fn finish1(batch: u32, row: u32, col: u32, sum: f32) {
+    let i = batch * params.batch_out + row * params.n + col;
+    var v = sum * params.alpha;
+#if BIAS
+    v += bias[col];
+#endif
+#if EPILOGUE == 1
+    pre[i] = Out(v);
+    v = activate(v);
+#endif
+#if EPILOGUE == 2
+    v *= activate_grad(f32(pre[i]));
+#endif
+#if DROPOUT
+    v *= dropout_factors(vec2<u32>(params.seed0, params.seed1), i / 4u, params.op, state.step, params.micro, params.threshold, params.keep_scale)[i % 4u];
+#endif
+#if EPILOGUE == 3
+    v += residual[i];
+#endif
+    if params.accumulate != 0u { v += f32(out[i]); }
+    out[i] = Out(v);
+}
+#endif

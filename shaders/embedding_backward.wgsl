@@ -1,0 +1,110 @@
+// embedding_backward.wgsl: gradients of table and positions for small vocabularies, without atomics. A workgroup owns one tile of columns
+// and one chunk of rows; each of its WG_SIZE invocations owns one unit of columns and adds its rows one after another, in order, to its own
+// sums for every token, kept in workgroup memory but never shared. The sums go to `partial_sums` [chunks, vocab, units], which column_sum
+// adds up. With POSITIONS a chunk is `chunk` positions of every sequence, so that it knows the whole gradient of those positions; without,
+// it is `chunk` successive rows. DROPOUT: 0 none; 1 every invocation draws the factors of its unit; 2 (32 invocations of one column each,
+// rows a multiple of 4 columns) the invocations draw four rows' factors together and exchange them. Tokens beyond the table are skipped.
+// Baseline.
+//
+// Bounds: row < rows wherever tokens or dout are read, because seq * batch = rows and t < seq, b < batch (or b < the chunk's rows);
+// c < units is checked before dout, dpositions and partial_sums are indexed; sums are indexed by a token < vocab <= VOCAB, which the wrapper
+// checks. Loops advance to fixed ends.
+#import vector
+struct Params {
+    rows: u32, units: u32, vocab: u32, seq: u32, batch: u32, chunk: u32, chunks: u32, tiles: u32, accumulate: u32,
+    seed_low: u32, seed_high: u32, op: u32, micro: u32, threshold: u32, keep_scale: f32,
+}
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> tokens: array<u32>;               // [rows]
+@group(0) @binding(2) var<storage, read> dout: array<V>;                   // [rows, units]
+@group(0) @binding(3) var<storage, read_write> partial_sums: array<V>;     // [chunks, vocab, units]
+#if POSITIONS
+@group(0) @binding(4) var<storage, read_write> dpositions: array<V>;       // [block, units], the first seq rows are written
+#endif
+#if DROPOUT != 0
+#if POSITIONS
+@group(0) @binding(5) var<storage, read> state: StepState;
+#else
+@group(0) @binding(4) var<storage, read> state: StepState;
+#endif
+#import dropout
+#endif
+const VOCAB: u32 = 124u; // times 32 columns, and 4 rows of factors: 16 KiB
+var<workgroup> sums: array<V, VOCAB * WG_SIZE>;
+#if DROPOUT == 2
+var<workgroup> factors: array<vec4<f32>, WG_SIZE>;
+#endif
+
+@compute @workgroup_size(WG_SIZE)
+fn main(
+    @builtin(local_invocation_index) index: u32,
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+) {
+    let id = wg.y * grid.x + wg.x;
+    let chunk = id / params.tiles;
+    if chunk >= params.chunks { return; } // uniform per workgroup
+    let units = params.units;
+    let first_unit = (id % params.tiles) * WG_SIZE;
+    let c = first_unit + index;
+    let mine = c < units;
+    for (var v = 0u; v < params.vocab; v++) { sums[v * WG_SIZE + index] = V(0.0); }
+    // Rows are start + b * stride for b below length.
+    let begin = chunk * params.chunk;
+#if POSITIONS
+    let stride = params.seq;
+    let length = params.batch;
+    let end = min(begin + params.chunk, params.seq);
+#else
+    let stride = 1u;
+    let length = min(params.chunk, params.rows - begin);
+    let end = begin + 1u;
+#endif
+    for (var start = begin; start < end; start++) {
+        var sum = V(0.0);
+        for (var b = 0u; b < length; b += 4u) {
+            // Four rows at a time, so that their loads are under way together.
+            var token: array<u32, 4>;
+            var value: array<V, 4>;
+            for (var j = 0u; j < 4u; j++) {
+                token[j] = params.vocab;
+                value[j] = V(0.0);
+                if b + j < length {
+                    let row = start + (b + j) * stride;
+                    token[j] = tokens[row];
+                    if mine { value[j] = dout[row * units + c]; }
+                }
+            }
+#if DROPOUT == 1
+            for (var j = 0u; j < 4u; j++) {
+                if b + j < length { value[j] *= keep((start + (b + j) * stride) * units + c); }
+            }
+#endif
+#if DROPOUT == 2
+            // Invocation i draws for row b + i / 8 the factors of columns 4 (i % 8) .. + 3 of the tile; rows that do not exist are not used.
+            let drawn = (start + (b + index / 8u) * stride) * units + first_unit + index % 8u * 4u;
+            let seed = vec2<u32>(params.seed_low, params.seed_high);
+            workgroupBarrier();
+            factors[index] = dropout_factors(seed, drawn / 4u, params.op, state.step, params.micro, params.threshold, params.keep_scale);
+            workgroupBarrier();
+            for (var j = 0u; j < 4u; j++) { value[j] *= factors[j * 8u + index / 4u][index % 4u]; }
+#endif
+            for (var j = 0u; j < 4u; j++) {
+                sum += value[j];
+                if token[j] < params.vocab { sums[token[j] * WG_SIZE + index] += value[j]; }
+            }
+        }
+#if POSITIONS
+        if mine {
+            let at = start * units + c;
+            if params.accumulate != 0u { sum += dpositions[at]; }
+            dpositions[at] = sum;
+        }
+#endif
+    }
+    if mine {
+        for (var v = 0u; v < params.vocab; v++) {
+            partial_sums[(chunk * params.vocab + v) * units + c] = sums[v * WG_SIZE + index];
+        }
+    }
+}

@@ -1,0 +1,115 @@
+// layer_norm_backward.wgsl: with xhat = (x - mean) * rstd and g = dy * weight,
+//   dx = rstd * (g - mean(g) - xhat * mean(g * xhat)), dweight = sum over rows of dy * xhat, dbias = sum over rows of dy;
+// with CENTERED false (RMS norm) xhat = x * rstd and dx lacks mean(g). One workgroup per chunk of rows, a row at a time; an invocation owns
+// the same columns in each row, so the parameters' gradients add up in its registers (its first CACHE units; it reads what lies beyond
+// again) and end as one row of `partial`, which column_sum adds up. Tiers: baseline, subgroup.
+//
+// Bounds: row < rows and c < units wherever an array is read or written: dy, x and dx have rows * units units, weight has units, mean and
+// rstd have rows elements, partial has OUTPUTS * units units per chunk (the wrapper checks or allocates it). i < CACHE.
+#import elem
+#import row
+struct Params { rows: u32, units: u32, chunk: u32, chunks: u32, accumulate: u32, inv_cols: f32 }
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> dy: array<E>;             // [rows, units]
+@group(0) @binding(2) var<storage, read> x: array<V>;              // [rows, units]
+@group(0) @binding(3) var<storage, read> weight: array<V>;         // [units]
+@group(0) @binding(4) var<storage, read> rstd_in: array<f32>;      // [rows]
+@group(0) @binding(5) var<storage, read_write> dx: array<V>;       // [rows, units]
+@group(0) @binding(6) var<storage, read_write> partial_sums: array<V>; // [chunks, OUTPUTS, units]: dweight, then dbias
+#if CENTERED
+@group(0) @binding(7) var<storage, read> mean_in: array<f32>;      // [rows]
+#endif
+const CACHE: u32 = 4u;
+const OUTPUTS: u32 = select(1u, 2u, HAS_BIAS);
+
+fn mean_of(row: u32) -> f32 {
+#if CENTERED
+    return mean_in[row];
+#else
+    return 0.0;
+#endif
+}
+
+fn store(i: u32, value: V) {
+    if params.accumulate != 0u { dx[i] += value; } else { dx[i] = value; }
+}
+
+@compute @workgroup_size(WG_SIZE)
+fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>) {
+    let chunk = wg.y * grid.x + wg.x;
+    if chunk >= params.chunks { return; } // uniform per workgroup
+    let units = params.units;
+    let begin = chunk * params.chunk;
+    let end = min(begin + params.chunk, params.rows);
+    var w: array<V, CACHE>;
+    var g: array<V, CACHE>;
+    var xhat: array<V, CACHE>;
+    var dweight: array<V, CACHE>;
+    var dbias: array<V, CACHE>;
+    for (var i = 0u; i < CACHE; i++) {
+        let c = i * WG_SIZE + inv.index;
+        dweight[i] = V(0.0);
+        dbias[i] = V(0.0);
+        if c < units { w[i] = weight[c]; }
+    }
+    for (var row = begin; row < end; row++) {
+        let base = row * units;
+        let mean = mean_of(row);
+        let rstd = rstd_in[row];
+        var s = V(0.0);
+        var t = V(0.0);
+        for (var i = 0u; i < CACHE; i++) {
+            let c = i * WG_SIZE + inv.index;
+            if c < units {
+                let d = V(dy[base + c]);
+                xhat[i] = (x[base + c] - mean) * rstd;
+                g[i] = d * w[i];
+                dweight[i] += d * xhat[i];
+                dbias[i] += d;
+                s += g[i];
+                t += g[i] * xhat[i];
+            }
+        }
+        for (var c = CACHE * WG_SIZE + inv.index; c < units; c += WG_SIZE) {
+            let grad = V(dy[base + c]) * weight[c];
+            s += grad;
+            t += grad * ((x[base + c] - mean) * rstd);
+        }
+#if CENTERED
+        let means = row_sum2(vec2<f32>(total(s), total(t)), inv) * params.inv_cols;
+#else
+        let means = vec2<f32>(0.0, row_sum(total(t), inv) * params.inv_cols);
+#endif
+        for (var i = 0u; i < CACHE; i++) {
+            let c = i * WG_SIZE + inv.index;
+            if c < units { store(base + c, rstd * (g[i] - means.x - xhat[i] * means.y)); }
+        }
+        for (var c = CACHE * WG_SIZE + inv.index; c < units; c += WG_SIZE) {
+            let normed = (x[base + c] - mean) * rstd;
+            store(base + c, rstd * (V(dy[base + c]) * weight[c] - means.x - normed * means.y));
+        }
+    }
+    let at = chunk * OUTPUTS * units;
+    for (var i = 0u; i < CACHE; i++) {
+        let c = i * WG_SIZE + inv.index;
+        if c < units {
+            partial_sums[at + c] = dweight[i];
+#if HAS_BIAS
+            partial_sums[at + units + c] = dbias[i];
+#endif
+        }
+    }
+    for (var c = CACHE * WG_SIZE + inv.index; c < units; c += WG_SIZE) {
+        var sum_w = V(0.0);
+        var sum_b = V(0.0);
+        for (var row = begin; row < end; row++) {
+            let d = V(dy[row * units + c]);
+            sum_w += d * ((x[row * units + c] - mean_of(row)) * rstd_in[row]);
+            sum_b += d;
+        }
+        partial_sums[at + c] = sum_w;
+#if HAS_BIAS
+        partial_sums[at + units + c] = sum_b;
+#endif
+    }
+}

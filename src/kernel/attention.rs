@@ -1,0 +1,237 @@
+//! Softmax attention on packed QKV, forward.
+
+use super::{Dropout, dim, expect};
+use crate::buffer::Buffer;
+use crate::context::Grid;
+use crate::shader::{Define, Defines, Kernel, Scalar};
+use crate::{Context, DType, Error, Result, Tier};
+
+/// Attention by 64 x 64 tiles in workgroup memory.
+pub static KERNEL: Kernel = Kernel {
+    name: "attention",
+    source: include_str!("../../shaders/attention.wgsl"),
+    tiers: &[Tier::Baseline],
+    variants: tile_variants,
+    proven_bounds: true,
+};
+
+/// Attention with one query per invocation, for adapters that run shaders on the CPU.
+pub static ROWS: Kernel = Kernel {
+    name: "attention_rows",
+    source: include_str!("../../shaders/attention_rows.wgsl"),
+    tiers: &[Tier::Baseline, Tier::Subgroup],
+    variants: row_variants,
+    proven_bounds: true,
+};
+
+/// Head widths that the kernels are specialised for.
+pub const HEAD_DIMS: [u32; 6] = [16, 32, 48, 64, 96, 128];
+
+fn each(defines: impl Fn(u32, Scalar, bool) -> Vec<Defines>) -> Vec<Defines> {
+    let mut all = Vec::new();
+    for head_dim in HEAD_DIMS {
+        for elem in [Scalar::F32, Scalar::F16] {
+            for dropout in [false, true] {
+                all.extend(defines(head_dim, elem, dropout));
+            }
+        }
+    }
+    all
+}
+
+pub(super) fn tile_variants() -> Vec<Defines> {
+    each(|head_dim, elem, dropout| vec![tile_defines(head_dim, elem.into(), dropout)])
+}
+
+pub(super) fn row_variants() -> Vec<Defines> {
+    each(|head_dim, elem, dropout| {
+        let widths: &[u32] = if head_dim % 32 == 0 { &[4, 8] } else { &[4] };
+        widths.iter().map(|fan| row_defines(head_dim, elem.into(), dropout, *fan)).collect()
+    })
+}
+
+fn tile_defines(head_dim: u32, elem: Define, dropout: bool) -> Defines {
+    // Both operands' chunks must fit 16 KiB of workgroup memory.
+    let chunk = if head_dim == 32 || head_dim == 64 { 32u32 } else { 16 };
+    vec![
+        ("HEAD_DIM", head_dim.into()),
+        ("Elem", elem),
+        ("DROPOUT", dropout.into()),
+        ("CHUNK", chunk.into()),
+        ("WIDE", (head_dim > 64).into()),
+    ]
+}
+
+fn row_defines(head_dim: u32, elem: Define, dropout: bool, fan: u32) -> Defines {
+    vec![("HEAD_DIM", head_dim.into()), ("Elem", elem), ("DROPOUT", dropout.into()), ("FAN", fan.into())]
+}
+
+/// Sizes of an attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionDims {
+    /// Sequences.
+    pub batch: usize,
+    /// Tokens per sequence, T.
+    pub seq: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Elements per head, one of [`HEAD_DIMS`].
+    pub head_dim: usize,
+    /// Whether a query sees only keys up to its own position.
+    pub causal: bool,
+}
+
+impl AttentionDims {
+    /// Elements of an output, `[batch, seq, heads * head_dim]`.
+    #[must_use]
+    pub fn out_len(&self) -> usize {
+        self.batch * self.seq * self.heads * self.head_dim
+    }
+
+    /// Elements of the row statistics, `[batch, heads, seq]`.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.batch * self.heads * self.seq
+    }
+}
+
+/// Which family of kernels computes attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttentionPath {
+    /// One query (or key) per invocation: CPU adapters.
+    Rows,
+    /// Tiles in workgroup memory: GPUs.
+    Tiles,
+}
+
+impl AttentionPath {
+    /// The one for the context's adapter.
+    #[must_use]
+    pub fn of(context: &Context) -> Self {
+        if context.capabilities().is_cpu() { Self::Rows } else { Self::Tiles }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(super) struct Params {
+    batch: u32,
+    seq: u32,
+    heads: u32,
+    causal: u32,
+    scale: f32,
+    drop_op: u32,
+    drop_micro: u32,
+    drop_threshold: u32,
+    drop_scale: f32,
+    seed_low: u32,
+    seed_high: u32,
+    reserved: u32,
+}
+
+/// A checked problem: parameters, defines and grid for each path.
+pub(super) struct Plan {
+    pub params: Params,
+    pub defines: Defines,
+    pub grid: Grid,
+    pub dtype: DType,
+}
+
+pub(super) fn plan(
+    context: &Context,
+    op: &'static str,
+    qkv: &Buffer,
+    dims: AttentionDims,
+    dropout: Option<Dropout<'_>>,
+    path: AttentionPath,
+) -> Result<Plan> {
+    let head_dim = dim(dims.head_dim)?;
+    if !HEAD_DIMS.contains(&head_dim) {
+        return Err(Error::shape(op, format!("head_dim of {HEAD_DIMS:?}"), dims.head_dim.to_string()));
+    }
+    expect(op, "qkv", qkv, 3 * dims.out_len(), &[DType::F32, DType::F16])?;
+    let mut params = Params {
+        batch: dim(dims.batch)?,
+        seq: dim(dims.seq)?,
+        heads: dim(dims.heads)?,
+        causal: dims.causal.into(),
+        scale: 1.0 / (dims.head_dim as f32).sqrt(),
+        drop_op: 0,
+        drop_micro: 0,
+        drop_threshold: 0,
+        drop_scale: 1.0,
+        seed_low: 0,
+        seed_high: 0,
+        reserved: 0,
+    };
+    if let Some(dropout) = dropout {
+        dim(dims.rows().saturating_mul(dims.seq.div_ceil(4)))?; // the random numbers' counter
+        super::dropout::check(op, &dropout)?;
+        let (threshold, scale) = dropout.factors();
+        let [low, high] = dropout.seed_words();
+        (params.drop_op, params.drop_micro) = (dropout.op, dropout.micro);
+        (params.drop_threshold, params.drop_scale, params.seed_low, params.seed_high) = (threshold, scale, low, high);
+    }
+    let heads = (dims.batch * dims.heads) as u64;
+    let (defines, per_workgroup) = match path {
+        AttentionPath::Tiles => (tile_defines(head_dim, qkv.dtype().into(), dropout.is_some()), 64),
+        AttentionPath::Rows => {
+            let caps = context.capabilities();
+            let fan = if head_dim % 32 == 0 && caps.subgroup_size.0 >= 8 { 8 } else { 4 };
+            (row_defines(head_dim, qkv.dtype().into(), dropout.is_some(), fan), 8)
+        }
+    };
+    let grid = Grid::Linear(heads * (dims.seq as u64).div_ceil(per_workgroup));
+    Ok(Plan { params, defines, grid, dtype: qkv.dtype() })
+}
+
+/// Softmax attention: per head `out = dropout(softmax(q k^T / sqrt(head_dim))) v`.
+///
+/// # Shapes
+/// `qkv [batch, seq, 3 * heads * head_dim]`, f32 or f16: q, then k, then v, each `[heads, head_dim]`; `out [batch, seq, heads * head_dim]` of the
+/// same type; `lse [batch, heads, seq]` f32, the logarithm of the sum of exponentials of a query's scaled scores, which the backward pass wants.
+///
+/// # Errors
+/// [`Error::Shape`] for other shapes or a head width outside [`HEAD_DIMS`]; [`Error::Limit`] where indices exceed 32 bits.
+///
+/// # Numerics
+/// Computed in f32 with an online softmax; nothing of size `seq * seq` is stored. Dropout counts its random numbers over `[batch, heads, seq, keys]`
+/// with keys padded to a multiple of 4. Each result depends only on its own sequence and head, and with `causal` only on tokens up to its own.
+///
+/// # Source
+/// Dao et al., "FlashAttention", 2022, algorithm 1; Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
+pub fn attention(
+    context: &Context,
+    qkv: &Buffer,
+    out: &Buffer,
+    lse: &Buffer,
+    dims: AttentionDims,
+    dropout: Option<Dropout<'_>>,
+) -> Result<()> {
+    attention_on(context, qkv, out, lse, dims, dropout, AttentionPath::of(context))
+}
+
+/// The same by a path of the caller's choice, for tests and benches.
+///
+/// # Errors
+/// As [`attention`].
+pub fn attention_on(
+    context: &Context,
+    qkv: &Buffer,
+    out: &Buffer,
+    lse: &Buffer,
+    dims: AttentionDims,
+    dropout: Option<Dropout<'_>>,
+    path: AttentionPath,
+) -> Result<()> {
+    let plan = plan(context, "attention", qkv, dims, dropout, path)?;
+    expect("attention", "out", out, dims.out_len(), &[plan.dtype])?;
+    expect("attention", "lse", lse, dims.rows(), &[DType::F32])?;
+    let kernel = match path {
+        AttentionPath::Rows => &ROWS,
+        AttentionPath::Tiles => &KERNEL,
+    };
+    let mut bindings = vec![qkv.read(), out.write(), lse.write()];
+    bindings.extend(dropout.iter().map(|d| d.state.read()));
+    context.dispatch(kernel, &plan.defines, &plan.params, &bindings, plan.grid)
+}

@@ -1,0 +1,144 @@
+//! Sums over the rows of a matrix: gradients of biases, and the second stage of other gradients.
+
+use super::{FLOATS, dim, each, expect, product, width};
+use crate::buffer::Buffer;
+use crate::context::Grid;
+use crate::shader::{Define, Defines, Kernel, Scalar};
+use crate::{Context, DType, Result, Tier};
+
+/// The kernel.
+pub static KERNEL: Kernel = Kernel {
+    name: "column_sum",
+    source: include_str!("../../shaders/column_sum.wgsl"),
+    tiers: &[Tier::Baseline],
+    variants,
+    proven_bounds: true,
+};
+
+/// Column units by rows that a workgroup takes at a time.
+const TILES: [(u32, u32); 3] = [CPU, WIDE, TALL];
+/// No workgroup memory and no barrier.
+const CPU: (u32, u32) = (8, 1);
+/// Long contiguous reads, for large matrices.
+const WIDE: (u32, u32) = (32, 8);
+/// Few columns and many rows at a time: the second stage, which has little to read and should not take long chains of loads for it.
+const TALL: (u32, u32) = (4, 64);
+
+fn variants() -> Vec<Defines> {
+    let tiles = TILES.map(|(x, y)| vec![("TILE_X", Define::U32(x)), ("TILE_Y", Define::U32(y))]).to_vec();
+    let kinds = vec![
+        vec![("Elem", Scalar::F32.into()), ("OUTPUTS", Define::U32(1))],
+        vec![("Elem", Scalar::F16.into()), ("OUTPUTS", Define::U32(1))],
+        vec![("Elem", Scalar::F32.into()), ("OUTPUTS", Define::U32(2))],
+    ];
+    product(&[each("WIDTH", &[1u32, 4]), tiles, kinds])
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    rows: u32,
+    units: u32,
+    chunk: u32,
+    tiles: u32,
+    chunks: u32,
+    split: u32,
+    accumulate: u32,
+    factor: f32,
+}
+
+/// Sets `out[c]` to `factor` times the sum of column c of `x`, or adds that to it.
+///
+/// # Shapes
+/// `x` [rows, cols] f32 or f16, `out` [cols] f32.
+///
+/// # Errors
+/// [`crate::Error::Shape`] where lengths or element types differ from that; [`crate::Error::OutOfMemory`] for the workspace.
+///
+/// # Numerics
+/// Sums in f32, in an order fixed by the shape and the kind of adapter.
+///
+/// # Source
+/// Two-stage tree reduction without atomics.
+pub fn column_sum(
+    context: &Context,
+    x: &Buffer,
+    out: &Buffer,
+    [rows, cols]: [usize; 2],
+    factor: f32,
+    accumulate: bool,
+) -> Result<()> {
+    expect(KERNEL.name, "x", x, rows * cols, FLOATS)?;
+    expect(KERNEL.name, "out", out, cols, &[DType::F32])?;
+    let units = cols / width(cols) as usize;
+    // Workgroups to aim at, and rows below which a chunk is not worth its place in the workspace.
+    let (tile_x, target, least) = if context.capabilities().is_cpu() { (8, 2, 512) } else { (32, 1056, 64) };
+    let chunks = (target / units.div_ceil(tile_x).max(1)).min(rows / least);
+    if chunks <= 1 {
+        return sum(context, x, &[out], [rows, cols], factor, accumulate);
+    }
+    let chunk = rows.div_ceil(chunks);
+    let chunks = rows.div_ceil(chunk);
+    let partial = context.alloc(chunks * cols, DType::F32)?;
+    let tile = if context.capabilities().is_cpu() { CPU } else { WIDE };
+    dispatch(context, x, &[&partial], [rows, cols], tile, chunk, 1.0, false)?;
+    sum(context, &partial, &[out], [chunks, cols], factor, accumulate)
+}
+
+/// One dispatch that sums all rows of `x`; the columns go to the one or two buffers of `outs`, in order.
+pub(crate) fn sum(
+    context: &Context,
+    x: &Buffer,
+    outs: &[&Buffer],
+    shape: [usize; 2],
+    factor: f32,
+    accumulate: bool,
+) -> Result<()> {
+    let [rows, cols] = shape;
+    let tile = if context.capabilities().is_cpu() {
+        CPU
+    } else if rows < 64 || cols > 1 << 15 {
+        WIDE
+    } else {
+        TALL
+    };
+    dispatch(context, x, outs, shape, tile, rows.max(1), factor, accumulate)
+}
+
+#[expect(clippy::too_many_arguments, reason = "one place for both stages")]
+fn dispatch(
+    context: &Context,
+    x: &Buffer,
+    outs: &[&Buffer],
+    [rows, cols]: [usize; 2],
+    tile: (u32, u32),
+    chunk: usize,
+    factor: f32,
+    accumulate: bool,
+) -> Result<()> {
+    // Both outputs must start on a whole unit.
+    let width = if outs.iter().all(|out| out.len().is_multiple_of(4)) { width(cols) } else { 1 };
+    let units = dim(cols)? / width;
+    let tiles = units.div_ceil(tile.0);
+    let chunks = dim(rows.div_ceil(chunk).max(1))?;
+    let defines = [
+        ("WIDTH", width.into()),
+        ("TILE_X", tile.0.into()),
+        ("TILE_Y", tile.1.into()),
+        ("Elem", x.dtype().into()),
+        ("OUTPUTS", Define::U32(if outs.len() == 2 { 2 } else { 1 })),
+    ];
+    let params = Params {
+        rows: dim(rows)?,
+        units,
+        chunk: dim(chunk)?,
+        tiles,
+        chunks,
+        split: dim(outs[0].len())? / width,
+        accumulate: accumulate.into(),
+        factor,
+    };
+    let mut bindings = vec![x.read()];
+    bindings.extend(outs.iter().map(|out| out.write()));
+    context.dispatch(&KERNEL, &defines, &params, &bindings, Grid::Linear(u64::from(tiles) * u64::from(chunks)))
+}

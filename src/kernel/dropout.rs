@@ -1,0 +1,102 @@
+//! Inverted dropout, and conversion between f32 and f16.
+
+use super::{Dropout, dim, expect};
+use crate::buffer::Buffer;
+use crate::context::Grid;
+use crate::shader::{Defines, Kernel, Scalar};
+use crate::{Context, DType, Error, Result, Tier};
+
+/// The kernel.
+pub static KERNEL: Kernel = Kernel {
+    name: "dropout",
+    source: include_str!("../../shaders/dropout.wgsl"),
+    tiers: &[Tier::Baseline],
+    variants,
+    proven_bounds: false,
+};
+
+fn variants() -> Vec<Defines> {
+    let mut all = Vec::new();
+    for x in [Scalar::F32, Scalar::F16] {
+        for out in [Scalar::F32, Scalar::F16] {
+            for residual in [false, true] {
+                all.push(vec![("X", x.into()), ("Out", out.into()), ("RESIDUAL", residual.into())]);
+            }
+        }
+    }
+    all
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    len: u32,
+    op: u32,
+    micro: u32,
+    threshold: u32,
+    scale: f32,
+    seed_low: u32,
+    seed_high: u32,
+    reserved: u32,
+}
+
+/// Refuses probabilities outside [0, 1) and a missing step state.
+pub(crate) fn check(op: &'static str, dropout: &Dropout<'_>) -> Result<()> {
+    if !(0.0..1.0).contains(&dropout.p) {
+        return Err(Error::invalid(op, "a dropout probability of at least 0 and below 1", dropout.p.to_string()));
+    }
+    if dropout.state.bytes() < 64 {
+        return Err(Error::shape(op, "a step state of 64 bytes", format!("{} bytes", dropout.state.bytes())));
+    }
+    Ok(())
+}
+
+/// `out = x * factors`, or `x * factors + residual`; the gradient is the same call on `dy` without a residual. With `p = 0` a conversion.
+///
+/// # Shapes
+/// `x`, `out` (each f32 or f16) and `residual` (f32) of one length. The random numbers count over the flat index.
+///
+/// # Errors
+/// [`Error::Shape`] for other buffers; [`Error::Invalid`] for a probability outside [0, 1).
+///
+/// # Numerics
+/// A product and a sum in f32, then rounding to `out`'s type; beyond 65504 f16 overflows to infinity.
+///
+/// # Source
+/// Srivastava et al., "Dropout", 2014, section 10 (inverted).
+pub fn dropout(
+    context: &Context,
+    x: &Buffer,
+    residual: Option<&Buffer>,
+    out: &Buffer,
+    dropout: Dropout<'_>,
+) -> Result<()> {
+    const FLOATS: &[DType] = &[DType::F32, DType::F16];
+    expect("dropout", "x", x, x.len(), FLOATS)?;
+    expect("dropout", "out", out, x.len(), FLOATS)?;
+    if let Some(residual) = residual {
+        expect("dropout", "residual", residual, x.len(), &[DType::F32])?;
+    }
+    check("dropout", &dropout)?;
+    let (threshold, scale) = dropout.factors();
+    let [seed_low, seed_high] = dropout.seed_words();
+    let params = Params {
+        len: dim(x.len())?,
+        op: dropout.op,
+        micro: dropout.micro,
+        threshold,
+        scale,
+        seed_low,
+        seed_high,
+        reserved: 0,
+    };
+    let mut bindings = vec![x.read(), dropout.state.read(), out.write()];
+    bindings.extend(residual.map(Buffer::read));
+    context.dispatch(
+        &KERNEL,
+        &[("X", x.dtype().into()), ("Out", out.dtype().into()), ("RESIDUAL", residual.is_some().into())],
+        &params,
+        &bindings,
+        Grid::Linear((x.len() as u64).div_ceil(1024)),
+    )
+}

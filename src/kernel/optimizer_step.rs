@@ -1,0 +1,108 @@
+//! Global gradient norm, clipping factor, loss scale, learning rate and bias corrections, on the device.
+
+use crate::buffer::Buffer;
+use crate::context::Grid;
+use crate::kernel::{dim, workgroup_size, workgroup_variants};
+use crate::shader::{Defines, Kernel};
+use crate::{Context, Result, Tier};
+
+/// Partial sums of squares.
+pub static GRAD_NORM: Kernel = Kernel {
+    name: "grad_norm",
+    source: include_str!("../../shaders/grad_norm.wgsl"),
+    tiers: &[Tier::Baseline, Tier::Subgroup],
+    variants: || {
+        let mut variants = workgroup_variants();
+        variants.iter_mut().for_each(|v| v.push(("CHUNK", CHUNK.into())));
+        variants
+    },
+    proven_bounds: false,
+};
+
+/// The end of the gradient part of a step.
+pub static KERNEL: Kernel = Kernel {
+    name: "optimizer_step",
+    source: include_str!("../../shaders/optimizer_step.wgsl"),
+    tiers: &[Tier::Baseline, Tier::Subgroup],
+    variants: workgroup_variants,
+    proven_bounds: false,
+};
+
+/// Gradients per partial sum; a non-finite gradient is located to within one of these.
+pub const CHUNK: u32 = 4096;
+
+/// The state of training that lives on the device; twin of `shaders/common/step_state.wgsl`, which explains each field.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[expect(missing_docs, reason = "explained where the shaders declare them")]
+pub struct StepState {
+    pub step: u32,
+    pub finite: u32,
+    pub lr: f32,
+    pub grad_scale: f32,
+    pub loss_scale: f32,
+    pub grad_norm: f32,
+    pub correction1: f32,
+    pub correction2: f32,
+    pub updates: u32,
+    pub good_steps: u32,
+    pub skipped: u32,
+    pub bad_step: u32,
+    pub bad_chunk: u32,
+    pub reserved: [u32; 3],
+}
+
+/// Constants of [`optimizer_step`]; twin of the shader's block.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[expect(missing_docs, reason = "explained where the shader declares them")]
+pub struct StepParams {
+    pub partials: u32,
+    pub clip: f32,
+    pub lr: f32,
+    pub min_lr: f32,
+    pub warmup: u32,
+    pub decay: u32,
+    pub one_minus_beta1: f32,
+    pub one_minus_beta2: f32,
+    pub growth_interval: u32,
+    pub max_loss_scale: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct NormParams {
+    len: u32,
+    first_partial: u32,
+}
+
+/// Writes one partial sum of squares per [`CHUNK`] elements of `grads` (length a multiple of 4) to `partials`, from `first_partial` on.
+///
+/// # Errors
+/// [`crate::Error::Limit`] where the tensor is too long for a dispatch.
+pub fn grad_norm(context: &Context, grads: &Buffer, partials: &Buffer, first_partial: usize) -> Result<()> {
+    let chunks = (grads.len() as u64).div_ceil(CHUNK.into());
+    debug_assert!(first_partial as u64 + chunks <= partials.len() as u64);
+    context.dispatch(
+        &GRAD_NORM,
+        &[workgroup_size(context), ("CHUNK", CHUNK.into())],
+        &NormParams { len: dim(grads.len())?, first_partial: dim(first_partial)? },
+        &[grads.read(), partials.write()],
+        Grid::Linear(chunks),
+    )
+}
+
+/// Advances `state` (one [`StepState`]) by a step whose gradients have the given partial sums.
+///
+/// # Errors
+/// None but a failing device's.
+pub fn optimizer_step(context: &Context, params: &StepParams, partials: &Buffer, state: &Buffer) -> Result<()> {
+    debug_assert_eq!(params.partials as usize, partials.len());
+    context.dispatch(
+        &KERNEL,
+        &[workgroup_size(context)],
+        params,
+        &[partials.read(), state.write()],
+        Grid::Xyz([1, 1, 1]),
+    )
+}

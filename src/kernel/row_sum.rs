@@ -1,0 +1,60 @@
+//! Sums over the columns of a matrix.
+
+use super::{FLOATS, dim, each, expect, product, row_shape, row_shapes, width};
+use crate::buffer::Buffer;
+use crate::context::Grid;
+use crate::shader::{Defines, Kernel, Scalar};
+use crate::{Context, DType, Result, Tier};
+
+/// The kernel.
+pub static KERNEL: Kernel = Kernel {
+    name: "row_sum",
+    source: include_str!("../../shaders/row_sum.wgsl"),
+    tiers: &[Tier::Baseline, Tier::Subgroup],
+    variants,
+    proven_bounds: false,
+};
+
+fn variants() -> Vec<Defines> {
+    product(&[each("WIDTH", &[1u32, 4]), each("Elem", &[Scalar::F32, Scalar::F16]), row_shapes()])
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    rows: u32,
+    units: u32,
+    accumulate: u32,
+    factor: f32,
+}
+
+/// Sets `out[r]` to `factor` times the sum of row r of `x`, or adds that to it.
+///
+/// # Shapes
+/// `x` [rows, cols] f32 or f16, `out` [rows] f32.
+///
+/// # Errors
+/// [`crate::Error::Shape`] where lengths or element types differ from that.
+///
+/// # Numerics
+/// Sums in f32, in an order fixed by the shape and the adapter.
+///
+/// # Source
+/// Tree reduction without atomics.
+pub fn row_sum(
+    context: &Context,
+    x: &Buffer,
+    out: &Buffer,
+    [rows, cols]: [usize; 2],
+    factor: f32,
+    accumulate: bool,
+) -> Result<()> {
+    expect(KERNEL.name, "x", x, rows * cols, FLOATS)?;
+    expect(KERNEL.name, "out", out, rows, &[DType::F32])?;
+    let width = width(cols);
+    let units = dim(cols)? / width;
+    let mut defines = vec![("WIDTH", width.into()), ("Elem", x.dtype().into())];
+    defines.extend(row_shape(context, units));
+    let params = Params { rows: dim(rows)?, units, accumulate: accumulate.into(), factor };
+    context.dispatch(&KERNEL, &defines, &params, &[x.read(), out.write()], Grid::Linear(rows as u64))
+}

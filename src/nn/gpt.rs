@@ -1,0 +1,324 @@
+//! GPT as nanoGPT defines it: learned positions, pre-layer-norm blocks, GELU, the head tied to the embedding.
+
+use super::Dropout;
+use crate::kernel::matmul::Activation;
+use crate::op::{LinearOptions, linear};
+use crate::kernel::attention_cached::{self, CacheDims, attention_cached, kv_append};
+use crate::optim::{Init, ParameterBuilder, Parameters};
+use crate::{Buffer, Context, DType, Error, Result, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// The shape of a GPT.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GptConfig {
+    /// Transformer blocks.
+    pub layers: usize,
+    /// Attention heads; they divide `embd`.
+    pub heads: usize,
+    /// Width of the residual stream.
+    pub embd: usize,
+    /// Context: the most tokens that the model sees at once.
+    pub block: usize,
+    /// Number of different tokens.
+    pub vocab: usize,
+    /// Probability that dropout zeroes an element.
+    pub dropout: f64,
+    /// Whether linear layers and norms have a bias.
+    pub bias: bool,
+}
+
+impl GptConfig {
+    /// Checks that the fields make sense and fit together.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the flag.
+    pub fn validate(&self) -> Result<()> {
+        for (what, value, max) in [
+            ("layers (--layers)", self.layers, 1 << 10),
+            ("heads (--heads)", self.heads, 1 << 16),
+            ("width (--embd)", self.embd, 1 << 16),
+            ("context (--block)", self.block, 1 << 20),
+            ("vocabulary", self.vocab, 1 << 24),
+        ] {
+            if value == 0 || value > max {
+                return Err(Error::invalid(what, format!("1 to {max}"), value.to_string()));
+            }
+        }
+        if !self.embd.is_multiple_of(self.heads) {
+            return Err(Error::invalid(
+                "heads (--heads)",
+                format!("a divisor of the width {}", self.embd),
+                self.heads.to_string(),
+            ));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(Error::invalid(
+                "dropout (--dropout)",
+                "a probability of at least 0 and below 1",
+                self.dropout.to_string(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Number of parameters. The head shares the embedding's.
+    #[must_use]
+    pub fn parameters(&self) -> u64 {
+        let (c, bias) = (self.embd as u64, u64::from(self.bias));
+        // Two norms; query, key and value in one; their projection; the two halves of a four times wider MLP.
+        let layer = 2 * c * (1 + bias) + 12 * c * c + bias * (3 + 1 + 4 + 1) * c;
+        (self.vocab as u64 + self.block as u64) * c + self.layers as u64 * layer + c * (1 + bias)
+    }
+}
+
+/// What a training pass needs besides tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainPass<'a> {
+    /// The optimizer's state ([`crate::optim::AdamW::state`]).
+    pub state: &'a Buffer,
+    /// Seed of the dropout masks.
+    pub seed: u64,
+    /// Which micro-batch of the step this is.
+    pub micro: u32,
+}
+
+/// Epsilon of the layer norms.
+const EPS: f32 = 1e-5;
+/// The vocabulary is padded to a multiple of this, so that the head's products need no ragged edge; the loss ignores the padding.
+const VOCAB_ALIGN: usize = 16;
+
+#[derive(Debug)]
+struct Norm {
+    weight: usize,
+    bias: Option<usize>,
+}
+
+#[derive(Debug)]
+struct Projection {
+    weight: usize,
+    bias: Option<usize>,
+}
+
+#[derive(Debug)]
+struct Block {
+    norm1: Norm,
+    qkv: Projection,
+    out: Projection,
+    norm2: Norm,
+    up: Projection,
+    down: Projection,
+}
+
+/// A GPT and its parameters.
+#[derive(Debug)]
+pub struct Gpt {
+    config: GptConfig,
+    dtype: DType,
+    parameters: Parameters,
+    tokens: usize,
+    positions: usize,
+    blocks: Vec<Block>,
+    norm: Norm,
+}
+
+impl Gpt {
+    /// A GPT with nanoGPT's initialisation, drawn from `seed`: N(0, 0.02), and N(0, 0.02 / sqrt(2 layers)) for the two projections onto the
+    /// residual stream. `dtype` is that of products and stored activations: f32, or f16 with f32 sums, statistics, parameters and residual
+    /// stream.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a shape that makes no sense; [`Error::Limit`], [`Error::OutOfMemory`]; [`Error::Unsupported`] for f16 without
+    /// `SHADER_F16`.
+    pub fn new(context: &Context, config: GptConfig, seed: u64, dtype: DType) -> Result<Self> {
+        config.validate()?;
+        let (c, std) = (config.embd, 0.02);
+        #[expect(clippy::cast_precision_loss, reason = "a number of layers")]
+        let residual_std = std / (2.0 * config.layers as f64).sqrt();
+        let mut builder = ParameterBuilder::new();
+        let mut padded = Vec::new();
+        let vocab = config.vocab.next_multiple_of(VOCAB_ALIGN);
+        Init::Normal(std).fill(config.vocab * c, seed, 0, &mut padded)?;
+        padded.resize(vocab * c, 0.0);
+        let tokens = builder.add("transformer.wte.weight", &[vocab, c], Init::Values(padded));
+        let positions = builder.add("transformer.wpe.weight", &[config.block, c], Init::Normal(std));
+        let norm = |builder: &mut ParameterBuilder, name: &str| Norm {
+            weight: builder.add(format!("{name}.weight"), &[c], Init::Ones),
+            bias: config.bias.then(|| builder.add(format!("{name}.bias"), &[c], Init::Zeros)),
+        };
+        let projection = |builder: &mut ParameterBuilder, name: &str, n: usize, k: usize, std: f64| Projection {
+            weight: builder.add(format!("{name}.weight"), &[n, k], Init::Normal(std)),
+            bias: config.bias.then(|| builder.add(format!("{name}.bias"), &[n], Init::Zeros)),
+        };
+        let mut blocks = Vec::with_capacity(config.layers);
+        for layer in 0..config.layers {
+            let name = |part: &str| format!("transformer.h.{layer}.{part}");
+            blocks.push(Block {
+                norm1: norm(&mut builder, &name("ln_1")),
+                qkv: projection(&mut builder, &name("attn.c_attn"), 3 * c, c, std),
+                out: projection(&mut builder, &name("attn.c_proj"), c, c, residual_std),
+                norm2: norm(&mut builder, &name("ln_2")),
+                up: projection(&mut builder, &name("mlp.c_fc"), 4 * c, c, std),
+                down: projection(&mut builder, &name("mlp.c_proj"), c, 4 * c, residual_std),
+            });
+        }
+        let norm = norm(&mut builder, "transformer.ln_f");
+        let parameters = builder.build(context, seed, dtype == DType::F16)?;
+        Ok(Self { config, dtype, parameters, tokens, positions, blocks, norm })
+    }
+
+    /// The shape.
+    #[must_use]
+    pub fn config(&self) -> &GptConfig {
+        &self.config
+    }
+
+    /// Element type of products and stored activations.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The parameters. The embedding's rows beyond the vocabulary are padding and zero.
+    #[must_use]
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Columns of the logits: the vocabulary, padded.
+    #[must_use]
+    pub fn logit_columns(&self) -> usize {
+        self.config.vocab.next_multiple_of(VOCAB_ALIGN)
+    }
+
+    /// Logits of the next token at every position.
+    ///
+    /// # Shapes
+    /// `tokens` `[batch, t]` u32 with `t` at most the context; the result is `[batch, t, vocabulary padded]` f32.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for other shapes.
+    pub fn logits(&self, tokens: &Tensor, train: Option<TrainPass<'_>>) -> Result<Tensor> {
+        let &[_, t] = tokens.shape() else {
+            return Err(Error::shape("gpt", "tokens of shape [batch, t]", format!("{:?}", tokens.shape())));
+        };
+        if t > self.config.block {
+            return Err(Error::shape("gpt", format!("at most {} tokens of context", self.config.block), format!("{t}")));
+        }
+        let p = &self.parameters;
+        let dtype = self.dtype;
+        let mut op = 0;
+        let mut dropout = || {
+            op += 1;
+            let pass = train.filter(|_| self.config.dropout > 0.0)?;
+            #[expect(clippy::cast_possible_truncation, reason = "a probability")]
+            let p = self.config.dropout as f32;
+            Some(Dropout { p, seed: pass.seed, op, micro: pass.micro, state: pass.state.clone() })
+        };
+        let norm = |x: &Tensor, n: &Norm| x.layer_norm(&p[n.weight], n.bias.map(|b| &p[b]), EPS, dtype);
+        // One linear layer; what it does besides multiplying is the caller's.
+        let project = |x: &Tensor, l: &Projection, options: LinearOptions<'_>| {
+            linear(x, &p[l.weight], LinearOptions { bias: l.bias.map(|b| &p[b]), ..options })
+        };
+        let mut x = tokens.embedding(&p[self.tokens], Some(&p[self.positions]), dropout().as_ref())?; // [b, t, c]
+        for block in &self.blocks {
+            let qkv = project(&norm(&x, &block.norm1)?, &block.qkv, LinearOptions::default())?; // [b, t, 3c]
+            let mixed = qkv.attention(self.config.heads, true, dropout().as_ref())?; // [b, t, c]
+            let drop = dropout();
+            x = project(&mixed, &block.out, LinearOptions { residual: Some(&x), dropout: drop.as_ref(), ..Default::default() })?;
+            let gelu = LinearOptions { activation: Some(Activation::Gelu), ..Default::default() };
+            let hidden = project(&norm(&x, &block.norm2)?, &block.up, gelu)?; // [b, t, 4c]
+            let drop = dropout();
+            x = project(&hidden, &block.down, LinearOptions { residual: Some(&x), dropout: drop.as_ref(), ..Default::default() })?;
+        }
+        linear(&norm(&x, &self.norm)?, &p[self.tokens], LinearOptions { out_f32: true, ..Default::default() })
+    }
+
+    /// Adds `token` to `cache` and returns the logits of the next one.
+    ///
+    /// # Shapes
+    /// The result is `[1, 1, vocabulary padded]` f32.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the cache is full.
+    pub fn decode(&self, token: u32, cache: &mut KvCache) -> Result<Tensor> {
+        let context = self.parameters.context().clone();
+        if cache.len >= self.config.block {
+            return Err(Error::shape("gpt", format!("at most {} tokens of context", self.config.block), "one more"));
+        }
+        cache.tokens.write(bytemuck::bytes_of(&token))?;
+        cache.length.write(bytemuck::bytes_of(&(cache.len as u32)))?;
+        cache.len += 1;
+        context.no_grad(|| {
+            let p = &self.parameters;
+            let c = self.config.embd;
+            let norm = |x: &Tensor, n: &Norm| x.layer_norm(&p[n.weight], n.bias.map(|b| &p[b]), EPS, self.dtype);
+            let project = |x: &Tensor, l: &Projection, options: LinearOptions<'_>| {
+                linear(x, &p[l.weight], LinearOptions { bias: l.bias.map(|b| &p[b]), ..options })
+            };
+            let dims = CacheDims {
+                batch: 1,
+                heads: self.config.heads,
+                head_dim: c / self.config.heads,
+                max_seq: self.config.block,
+            };
+            let mut x = cache.tokens.embed(&p[self.tokens], Some(&p[self.positions]), Some(cache.length.buffer()), None)?;
+            for (block, [keys, values]) in self.blocks.iter().zip(&cache.layers) {
+                let qkv = project(&norm(&x, &block.norm1)?, &block.qkv, LinearOptions::default())?;
+                let view = attention_cached::KvCache { keys, values, length: cache.length.buffer() };
+                kv_append(&context, qkv.buffer(), view, dims)?;
+                let mixed = Tensor::empty(&context, &[1, 1, c], self.dtype)?;
+                attention_cached(&context, qkv.buffer(), view, mixed.buffer(), dims)?;
+                x = project(&mixed, &block.out, LinearOptions { residual: Some(&x), ..Default::default() })?;
+                let gelu = LinearOptions { activation: Some(Activation::Gelu), ..Default::default() };
+                let hidden = project(&norm(&x, &block.norm2)?, &block.up, gelu)?;
+                x = project(&hidden, &block.down, LinearOptions { residual: Some(&x), ..Default::default() })?;
+            }
+            linear(&norm(&x, &self.norm)?, &p[self.tokens], LinearOptions { out_f32: true, ..Default::default() })
+        })
+    }
+}
+
+/// Keys and values of the tokens that a [`Gpt`] has seen, one sequence.
+#[derive(Debug)]
+pub struct KvCache {
+    layers: Vec<[Buffer; 2]>,
+    tokens: Tensor,
+    length: Tensor,
+    len: usize,
+}
+
+impl KvCache {
+    /// An empty cache for `gpt`, with room for its whole context.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn new(gpt: &Gpt) -> Result<Self> {
+        let context = gpt.parameters.context();
+        let room = gpt.config.block * gpt.config.embd;
+        let layer = || -> Result<[Buffer; 2]> { Ok([context.alloc(room, gpt.dtype)?, context.alloc(room, gpt.dtype)?]) };
+        Ok(Self {
+            layers: (0..gpt.config.layers).map(|_| layer()).collect::<Result<_>>()?,
+            tokens: Tensor::zeros(context, &[1, 1], DType::U32)?,
+            length: Tensor::zeros(context, &[1], DType::U32)?,
+            len: 0,
+        })
+    }
+
+    /// Forgets all tokens.
+    pub fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    /// Number of tokens seen.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True if no token was seen.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}

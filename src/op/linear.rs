@@ -1,0 +1,205 @@
+//! `y = x W^T + b` and what follows it in a transformer, fused: an activation, or dropout and a residual.
+
+use crate::kernel::matmul::{Activation, Dims, Epilogue, Form, Matmul, matmul};
+use crate::kernel::{self};
+use crate::nn::Dropout;
+use crate::tensor::Inner;
+use crate::{Buffer, Context, DType, Error, Result, Tensor};
+
+/// What [`linear`] does besides multiplying.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LinearOptions<'a> {
+    /// Added to each row, f32 `[n]`.
+    pub bias: Option<&'a Tensor>,
+    /// Applied to the result. Not together with `residual`.
+    pub activation: Option<Activation>,
+    /// Dropout of the result, before the residual is added. Needs `residual`.
+    pub dropout: Option<&'a Dropout>,
+    /// Added to the result, f32; the result is then f32 too.
+    pub residual: Option<&'a Tensor>,
+    /// Give an f32 result even for f16 inputs (logits).
+    pub out_f32: bool,
+}
+
+impl Tensor {
+    /// `x W^T + bias`.
+    ///
+    /// # Shapes
+    /// `self` `[.., k]`, `weight` `[n, k]`, `bias` `[n]`; the result is `[.., n]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where they do not fit.
+    pub fn linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        linear(self, weight, LinearOptions { bias, ..LinearOptions::default() })
+    }
+}
+
+/// `x` as an operand of type `dtype`: itself, an f16 copy that the optimizer keeps, or a conversion.
+fn operand(context: &Context, x: &Tensor, dtype: DType) -> Result<Buffer> {
+    if x.dtype() == dtype {
+        return Ok(x.buffer().clone());
+    }
+    if let (DType::F16, Some(half)) = (dtype, &x.0.half) {
+        return Ok(half.clone());
+    }
+    let copy = context.alloc(x.len(), dtype)?;
+    kernel::accumulate::accumulate(context, x.buffer(), &copy, false)?;
+    Ok(copy)
+}
+
+/// `y = residual + dropout(act(x W^T + bias))`, with the parts that `options` name.
+///
+/// # Shapes
+/// `x` `[.., k]` (f32 or f16), `weight` `[n, k]` f32, `bias` `[n]` f32, `residual` like the result, which is `[.., n]`.
+///
+/// # Errors
+/// [`Error::Shape`] where they do not fit or options exclude each other.
+pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result<Tensor> {
+    const OP: &str = "linear";
+    let context = x.context();
+    let &[n, k] = weight.shape() else {
+        return Err(Error::shape(OP, "a weight of shape [n, k]", format!("{:?}", weight.shape())));
+    };
+    if x.shape().is_empty() || x.columns() != k {
+        return Err(Error::shape(OP, format!("an input of shape [.., {k}]"), format!("{:?}", x.shape())));
+    }
+    let m = x.rows();
+    let mut shape = x.shape().to_vec();
+    shape[x.shape().len() - 1] = n;
+    if let Some(bias) = options.bias
+        && bias.shape() != [n]
+    {
+        return Err(Error::shape(OP, format!("a bias of shape [{n}]"), format!("{:?}", bias.shape())));
+    }
+    if let Some(residual) = options.residual
+        && (residual.shape() != shape || residual.dtype() != DType::F32 || options.activation.is_some())
+    {
+        return Err(Error::shape(
+            OP,
+            format!("an f32 residual of shape {shape:?} and no activation"),
+            format!("{:?} of {}, activation {:?}", residual.shape(), residual.dtype(), options.activation),
+        ));
+    }
+    if options.dropout.is_some() && options.residual.is_none() {
+        return Err(Error::shape(OP, "dropout together with a residual", "dropout alone"));
+    }
+    for other in [Some(weight), options.bias, options.residual].into_iter().flatten() {
+        if !context.same(other.context()) {
+            return Err(Error::ContextMismatch { op: OP });
+        }
+    }
+
+    let dtype = x.dtype();
+    let out_dtype = if options.residual.is_some() || options.out_f32 { DType::F32 } else { dtype };
+    let (w, bias) = (operand(context, weight, dtype)?, options.bias.map(Tensor::buffer));
+    let out = Tensor::empty(context, &shape, out_dtype)?;
+    let needs_grad = context.grad_enabled()
+        && [Some(x), Some(weight), options.bias].into_iter().flatten().any(Tensor::requires_grad);
+    let pre = match options.activation {
+        Some(_) => Some(Tensor::empty(context, &shape, out_dtype)?),
+        None => None,
+    };
+    let epilogue = match (options.activation, &pre, options.residual) {
+        (Some(activation), Some(pre), _) => Epilogue::Activation(activation, pre.buffer()),
+        (_, _, Some(residual)) => Epilogue::Residual(residual.buffer(), options.dropout.map(Dropout::kernel)),
+        _ => Epilogue::None,
+    };
+    let dims = Dims::new(m, n, k);
+    matmul(
+        context,
+        &Matmul { form: Form::Nt, dims, a: x.buffer(), b: &w, out: out.buffer(), alpha: 1.0, bias, epilogue, accumulate: false },
+    )?;
+    if !needs_grad && !options.residual.is_some_and(Tensor::requires_grad) {
+        return Ok(out);
+    }
+
+    let backward = {
+        let (x, weight, w) = (x.clone(), weight.clone(), w.clone());
+        let (bias, residual) = (options.bias.cloned(), options.residual.cloned());
+        let dropout = options.dropout.cloned();
+        move |gradient: Tensor, gradients: &mut crate::Gradients| {
+            let context = x.context();
+            if let Some(residual) = &residual {
+                gradients.add(residual, gradient.clone())?;
+            }
+            // The gradient that the products see: masked as the forward pass was, in the type of the operands.
+            let masked = match &dropout {
+                Some(dropout) => {
+                    let masked = context.alloc(gradient.len(), dtype)?;
+                    kernel::dropout::dropout(context, gradient.buffer(), None, &masked, dropout.kernel())?;
+                    masked
+                }
+                None => operand(context, &gradient, dtype)?,
+            };
+            drop(gradient);
+            // An input that is an activation passes its gradient on to what the activation was computed from.
+            let (input, epilogue) = match &x.0.activation {
+                Some((activation, pre)) => (pre, Epilogue::ActivationGrad(*activation, pre.buffer())),
+                None => (&x, Epilogue::None),
+            };
+            if let Some(target) = gradients.target(input)? {
+                matmul(
+                    context,
+                    &Matmul {
+                        form: Form::Nn,
+                        dims: Dims::new(m, k, n),
+                        a: &masked,
+                        b: &w,
+                        out: target.tensor.buffer(),
+                        alpha: 1.0,
+                        bias: None,
+                        epilogue,
+                        accumulate: target.accumulate,
+                    },
+                )?;
+            }
+            if let Some(target) = gradients.target(&weight)? {
+                matmul(
+                    context,
+                    &Matmul {
+                        form: Form::Tn,
+                        dims: Dims::new(n, k, m),
+                        a: &masked,
+                        b: x.buffer(),
+                        out: target.tensor.buffer(),
+                        alpha: 1.0,
+                        bias: None,
+                        epilogue: Epilogue::None,
+                        accumulate: target.accumulate,
+                    },
+                )?;
+            }
+            if let Some(bias) = &bias
+                && let Some(target) = gradients.target(bias)?
+            {
+                kernel::column_sum::column_sum(context, &masked, target.tensor.buffer(), [m, n], 1.0, target.accumulate)?;
+            }
+            Ok(())
+        }
+    };
+    let inputs: Vec<&Tensor> = [Some(x), Some(weight), options.bias, options.residual].into_iter().flatten().collect();
+    let Some((activation, pre)) = options.activation.zip(pre) else {
+        return Ok(Tensor::from_op(out, &inputs, backward));
+    };
+    // Two nodes for one kernel: the sum, and its activation.
+    let pre = Tensor::from_op(pre, &inputs, backward);
+    let source = pre.clone();
+    let out = Tensor::from_op(out, &[&pre], move |gradient, gradients| {
+        let Some(target) = gradients.target(&source)? else { return Ok(()) };
+        kernel::unary::unary_backward(
+            source.context(),
+            activation.into(),
+            source.buffer(),
+            gradient.buffer(),
+            target.tensor.buffer(),
+            target.accumulate,
+        )
+    });
+    Ok(Tensor::with(Inner {
+        id: out.id(),
+        node: out.0.node.clone(),
+        requires_grad: out.requires_grad(),
+        activation: Some((activation, pre)),
+        ..Inner::plain(context, out.buffer().clone(), &shape)
+    }))
+}

@@ -1,0 +1,106 @@
+//! Layer norm and RMS norm over the last dimension.
+
+use crate::kernel::layer_norm::{ParameterGradients, layer_norm as forward, layer_norm_backward};
+use crate::kernel::rms_norm::{rms_norm as rms_forward, rms_norm_backward};
+use crate::{DType, Error, Result, Tensor};
+
+impl Tensor {
+    /// `(x - mean) / sqrt(var + eps) * weight + bias` over the last dimension, in `out`'s type.
+    ///
+    /// # Shapes
+    /// `self` `[.., c]` f32, `weight` and `bias` `[c]` f32; the result is like `self`, of type `out`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where they do not fit.
+    ///
+    /// # Source
+    /// Ba, Kiros and Hinton, arXiv 1607.06450.
+    pub fn layer_norm(&self, weight: &Tensor, bias: Option<&Tensor>, eps: f32, out: DType) -> Result<Tensor> {
+        let (context, shape) = (self.context(), [self.rows(), self.columns()]);
+        check("layer_norm", self, weight, bias)?;
+        let y = Tensor::empty(context, self.shape(), out)?;
+        let mean = context.alloc(shape[0], DType::F32)?;
+        let rstd = context.alloc(shape[0], DType::F32)?;
+        forward(context, self.buffer(), weight.buffer(), bias.map(Tensor::buffer), y.buffer(), &mean, &rstd, shape, eps)?;
+        let inputs: Vec<&Tensor> = [Some(self), Some(weight), bias].into_iter().flatten().collect();
+        let (x, w, b) = (self.clone(), weight.clone(), bias.cloned());
+        Ok(Tensor::from_op(y, &inputs, move |gradient, gradients| {
+            let context = x.context();
+            let dx = gradients.target_or_scratch(&x)?;
+            let dw = gradients.target_or_scratch(&w)?;
+            let db = b.as_ref().map(|b| gradients.target_or_scratch(b)).transpose()?;
+            // Weight and bias are written by the same kernel: either both are set or both are added to.
+            let accumulate = dw.accumulate;
+            if db.as_ref().is_some_and(|db| db.accumulate != accumulate) {
+                return Err(Error::invalid("layer_norm", "a weight and a bias whose gradients are kept alike", "a mixture"));
+            }
+            layer_norm_backward(
+                context,
+                gradient.buffer(),
+                x.buffer(),
+                w.buffer(),
+                &mean,
+                &rstd,
+                dx.tensor.buffer(),
+                dx.accumulate,
+                ParameterGradients {
+                    weight: dw.tensor.buffer(),
+                    bias: db.as_ref().map(|db| db.tensor.buffer()),
+                    accumulate,
+                },
+                shape,
+            )
+        }))
+    }
+
+    /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension, in `out`'s type.
+    ///
+    /// # Shapes
+    /// `self` `[.., c]` f32, `weight` `[c]` f32; the result is like `self`, of type `out`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where they do not fit.
+    ///
+    /// # Source
+    /// Zhang and Sennrich, arXiv 1910.07467.
+    pub fn rms_norm(&self, weight: &Tensor, eps: f32, out: DType) -> Result<Tensor> {
+        let (context, shape) = (self.context(), [self.rows(), self.columns()]);
+        check("rms_norm", self, weight, None)?;
+        let y = Tensor::empty(context, self.shape(), out)?;
+        let rstd = context.alloc(shape[0], DType::F32)?;
+        rms_forward(context, self.buffer(), weight.buffer(), y.buffer(), &rstd, shape, eps)?;
+        let (x, w) = (self.clone(), weight.clone());
+        Ok(Tensor::from_op(y, &[self, weight], move |gradient, gradients| {
+            let dx = gradients.target_or_scratch(&x)?;
+            let dw = gradients.target_or_scratch(&w)?;
+            rms_norm_backward(
+                x.context(),
+                gradient.buffer(),
+                x.buffer(),
+                w.buffer(),
+                &rstd,
+                dx.tensor.buffer(),
+                dx.accumulate,
+                dw.tensor.buffer(),
+                dw.accumulate,
+                shape,
+            )
+        }))
+    }
+}
+
+fn check(op: &'static str, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
+    for other in [Some(weight), bias].into_iter().flatten() {
+        if !x.context().same(other.context()) {
+            return Err(Error::ContextMismatch { op });
+        }
+        if other.shape() != [x.columns()] || other.dtype() != DType::F32 || x.dtype() != DType::F32 || x.shape().is_empty() {
+            return Err(Error::shape(
+                op,
+                "an f32 input [.., c] with f32 parameters [c]",
+                format!("{:?} of {} with {:?} of {}", x.shape(), x.dtype(), other.shape(), other.dtype()),
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,315 @@
+//! Attention forward and backward against the float64 reference, by both paths.
+
+mod common;
+
+use common::{Gen, U16, U32, assert_within, every_tier};
+use walsh::kernel::Dropout;
+use walsh::kernel::attention::{AttentionDims, AttentionPath, attention_on};
+use walsh::kernel::attention_backward::{AttentionGrads, attention_backward_on};
+use walsh::reference::attention::{self as reference, Dims};
+use walsh::reference::dropout::factors;
+use walsh::{Context, DType, Error, Tensor};
+
+const SEED: u64 = 0x1234_5678_9abc_def0;
+const OP: u32 = 7;
+const STEP: u32 = 3;
+const MICRO: u32 = 1;
+
+struct Case {
+    dims: Dims,
+    f16: bool,
+    dropout: f64,
+}
+
+/// Rounds to f16 where the case wants it; sent to the device without a further loss.
+fn tensor(context: &Context, data: &mut [f32], f16: bool) -> Tensor {
+    if f16 {
+        let half: Vec<half::f16> = data.iter().map(|v| half::f16::from_f32(*v)).collect();
+        data.iter_mut().zip(&half).for_each(|(d, h)| *d = h.to_f32());
+        Tensor::from_f16(context, &half, &[data.len()]).unwrap()
+    } else {
+        Tensor::from_f32(context, data, &[data.len()]).unwrap()
+    }
+}
+
+fn blank(context: &Context, len: usize, f16: bool) -> Tensor {
+    // Values that no kernel would leave: what is not overwritten fails the comparison.
+    tensor(context, &mut vec![-12345.0; len], f16)
+}
+
+struct Bounds {
+    out: Vec<f64>,
+    lse: Vec<f64>,
+    dqkv: Vec<f64>,
+}
+
+/// Forward error bounds, first order, u = 2^-24. A score carries (D + 8) u of its magnitudes; exp2 is good to 3 + 2 |x| ulp of 2 u each, its
+/// argument's rounding adds 2 u |x|; an online softmax multiplies by at most one fading factor per key block, whose exponents add up to the
+/// range of the scores. Sums over n terms add n u. An output of type f16 adds half an ulp, 2^-11 relative and 2^-25 absolute.
+fn bounds(case: &Case, qkv: &[f64], dout: &[f64], f: Option<&[f64]>) -> Bounds {
+    let Dims { batch, seq, heads, head_dim: d, .. } = case.dims;
+    let dims = case.dims;
+    let n = seq as f64;
+    let scale = 1.0 / (d as f64).sqrt();
+    let at = |b: usize, t: usize, part: usize, h: usize| (((b * seq + t) * 3 + part) * heads + h) * d;
+    let out_at = |b: usize, t: usize, h: usize| ((b * seq + t) * heads + h) * d;
+    let abs_dot = |x: &[f64], i: usize, y: &[f64], j: usize| (0..d).map(|c| (x[i + c] * y[j + c]).abs()).sum::<f64>();
+    let dot = |x: &[f64], i: usize, y: &[f64], j: usize| (0..d).map(|c| x[i + c] * y[j + c]).sum::<f64>();
+    let elem = if case.f16 { U16 } else { U32 };
+    let tiny = if case.f16 { 1.0 / (1u64 << 25) as f64 } else { 1e-30 };
+    let (out, _) = reference::attention(qkv, dims, f);
+    let mut bounds = Bounds { out: vec![0.0; out.len()], lse: Vec::new(), dqkv: vec![0.0; qkv.len()] };
+    let mut grads = vec![0.0; qkv.len()]; // magnitudes of the terms of the gradient
+    for b in 0..batch {
+        for h in 0..heads {
+            for t in 0..seq {
+                let (p, lse) = dims.probabilities(qkv, b, t, h);
+                let q = at(b, t, 0, h);
+                let magnitude: Vec<f64> = (0..p.len()).map(|k| scale * abs_dot(qkv, q, qkv, at(b, k, 1, h))).collect();
+                let top = magnitude.iter().copied().fold(0.0, f64::max);
+                let score = (d as f64 + 8.0) * U32 * top;
+                let weight = score + U32 * (8.0 + 8.0 * 2.0 * top * 1.5 + 10.0 * n);
+                let lse_error = weight + U32 * (4.0 * lse.abs() + 4.0 * top + 16.0);
+                bounds.lse.push(lse_error);
+                let factor = |k: usize| f.map_or(1.0, |f| f[((b * heads + h) * seq + t) * seq.next_multiple_of(4) + k]);
+                let o = out_at(b, t, h);
+                for i in 0..d {
+                    let sum: f64 = (0..p.len()).map(|k| p[k] * factor(k) * qkv[at(b, k, 2, h) + i].abs()).sum();
+                    bounds.out[o + i] = (2.0 * weight + (2.0 * n + 16.0) * U32) * sum + elem * out[o + i].abs() + tiny;
+                }
+                let delta = dot(dout, o, &out, o);
+                let delta_error = (d as f64 + 4.0) * U32 * abs_dot(dout, o, &out, o) + abs_dot(dout, o, &bounds.out, o);
+                // The kernel starts from its own out and lse.
+                for k in 0..p.len() {
+                    let (key, value) = (at(b, k, 1, h), at(b, k, 2, h));
+                    let dp = factor(k) * dot(dout, o, qkv, value);
+                    let dp_error = (d as f64 + 4.0) * U32 * factor(k) * abs_dot(dout, o, qkv, value);
+                    let p_error = score + lse_error + U32 * (10.0 + 4.0 * 1.5 * (top + lse.abs()));
+                    let inner = (dp - delta).abs();
+                    let ds = p[k] * inner * scale;
+                    let ds_error = p[k]
+                        * scale
+                        * ((p_error + 4.0 * U32) * (dp.abs() + delta.abs()).max(inner) + dp_error + delta_error);
+                    for i in 0..d {
+                        bounds.dqkv[q + i] += ds_error * qkv[key + i].abs();
+                        bounds.dqkv[key + i] += ds_error * qkv[q + i].abs();
+                        bounds.dqkv[value + i] += p[k] * factor(k) * p_error * dout[o + i].abs();
+                        grads[q + i] += ds * qkv[key + i].abs();
+                        grads[key + i] += ds * qkv[q + i].abs();
+                        grads[value + i] += p[k] * factor(k) * dout[o + i].abs();
+                    }
+                }
+            }
+        }
+    }
+    for (bound, sum) in bounds.dqkv.iter_mut().zip(&grads) {
+        *bound += ((n + 8.0) * U32 + elem) * sum + tiny;
+    }
+    bounds
+}
+
+fn check(context: &Context, path: AttentionPath, case: &Case, seed: u64) {
+    let Case { dims, f16, dropout } = *case;
+    let Dims { batch, seq, heads, head_dim, causal } = dims;
+    let what = format!("{} {path:?} {dims:?} f16 {f16} dropout {dropout}", context.tier());
+    let mut gen_ = Gen::new(seed);
+    let width = heads * head_dim;
+    // Queries and keys with outliers, the first token all zero.
+    let mut qkv: Vec<f32> = gen_.hard(batch * seq * 3 * width).iter().map(|v| v * 0.5).collect();
+    qkv[..3 * width].fill(0.0);
+    let mut dout = gen_.hard(batch * seq * width);
+    let qkv_t = tensor(context, &mut qkv, f16);
+    let dout_t = tensor(context, &mut dout, f16);
+    let (out_t, dqkv_t) = (blank(context, dout.len(), f16), blank(context, qkv.len(), f16));
+    let lse_t = blank(context, batch * heads * seq, false);
+    let mut state = vec![0u32; 16];
+    state[0] = STEP;
+    let state = Tensor::from_u32(context, &state, &[16]).unwrap();
+    let p = dropout as f32;
+    let drop = (dropout > 0.0).then_some(Dropout { p, seed: SEED, op: OP, micro: MICRO, state: state.buffer() });
+    let sizes = AttentionDims { batch, seq, heads, head_dim, causal };
+    attention_on(context, qkv_t.buffer(), out_t.buffer(), lse_t.buffer(), sizes, drop, path).unwrap();
+    let grads = AttentionGrads {
+        qkv: qkv_t.buffer(),
+        out: out_t.buffer(),
+        dout: dout_t.buffer(),
+        lse: lse_t.buffer(),
+        dqkv: dqkv_t.buffer(),
+    };
+    attention_backward_on(context, grads, sizes, drop, path).unwrap();
+
+    let wide = |x: &[f32]| x.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
+    let (qkv, dout) = (wide(&qkv), wide(&dout));
+    let f = drop.map(|d| factors(batch * heads * seq * seq.next_multiple_of(4), f64::from(d.p), SEED, OP, STEP, MICRO));
+    let (out, lse) = reference::attention(&qkv, dims, f.as_deref());
+    let grad = reference::attention_backward(&qkv, &dout, dims, f.as_deref());
+    let bounds = bounds(case, &qkv, &dout, f.as_deref());
+    assert_within(&format!("lse {what}"), &lse_t.to_vec().unwrap(), &lse, |i| bounds.lse[i]);
+    assert_within(&format!("out {what}"), &out_t.to_vec().unwrap(), &out, |i| bounds.out[i]);
+    assert_within(&format!("dqkv {what}"), &dqkv_t.to_vec().unwrap(), &grad, |i| bounds.dqkv[i]);
+}
+
+fn dims(batch: usize, seq: usize, heads: usize, head_dim: usize, causal: bool) -> Dims {
+    Dims { batch, seq, heads, head_dim, causal }
+}
+
+fn cases(path: AttentionPath) -> Vec<Case> {
+    let case = |dims, f16, dropout| Case { dims, f16, dropout };
+    let mut cases = Vec::new();
+    for seq in [1, 2, 7, 8, 9, 31, 63, 64, 65, 131] {
+        cases.push(case(dims(1 + seq % 2, seq, 1 + seq % 3, 32, seq % 5 != 1), false, 0.0));
+    }
+    let widths: &[usize] = if path == AttentionPath::Rows { &[16, 48, 64, 96, 128] } else { &[16, 48, 64, 128] };
+    for &width in widths {
+        cases.push(case(dims(1, 67, 2, width, true), false, 0.0));
+    }
+    cases.push(case(dims(1, 70, 2, 32, false), false, 0.25));
+    cases.push(case(dims(2, 66, 1, 32, true), true, 0.0));
+    cases
+}
+
+fn run(path: AttentionPath) {
+    for context in every_tier() {
+        let mut compiled = std::time::Duration::ZERO;
+        for (seed, case) in cases(path).iter().enumerate() {
+            if case.f16 && !context.capabilities().f16 {
+                eprintln!("skipped: f16 on {}", context.capabilities().adapter.name);
+                continue;
+            }
+            let start = std::time::Instant::now();
+            check(&context, path, case, seed as u64);
+            eprintln!("{:?} {:?}", case.dims, start.elapsed()); compiled += start.elapsed();
+        }
+        eprintln!("{path:?} on {} ({}): {compiled:?}", context.capabilities().adapter.name, context.tier());
+    }
+}
+
+#[test]
+fn rows_match_the_reference() {
+    run(AttentionPath::Rows);
+}
+
+#[test]
+fn tiles_match_the_reference() {
+    run(AttentionPath::Tiles);
+}
+
+#[test]
+fn a_token_depends_on_no_later_one() {
+    for context in every_tier() {
+        for path in [AttentionPath::Rows, AttentionPath::Tiles] {
+            let sizes = AttentionDims { batch: 1, seq: 70, heads: 2, head_dim: 32, causal: true };
+            let mut qkv = Gen::new(5).normals(70 * 3 * 64);
+            let run = |qkv: &[f32]| {
+                let qkv = Tensor::from_f32(&context, qkv, &[qkv.len()]).unwrap();
+                let (out, lse) = (blank(&context, 70 * 64, false), blank(&context, 140, false));
+                attention_on(&context, qkv.buffer(), out.buffer(), lse.buffer(), sizes, None, path).unwrap();
+                out.to_vec().unwrap()
+            };
+            let before = run(&qkv);
+            assert_eq!(before, run(&qkv), "the same input gives the same bits");
+            qkv[65 * 192..].iter_mut().for_each(|v| *v = -*v * 100.0);
+            let after = run(&qkv);
+            assert_eq!(before[..65 * 64], after[..65 * 64], "{path:?}");
+            assert_ne!(before[65 * 64..], after[65 * 64..], "{path:?}");
+        }
+    }
+}
+
+#[test]
+fn reference_backward_matches_central_differences() {
+    for (causal, dropout) in [(true, 0.0), (false, 0.3)] {
+        let dims = dims(1, 5, 2, 4, causal);
+        let mut gen_ = Gen::new(11);
+        let wide = |x: Vec<f32>| x.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
+        let (qkv, dout) = (wide(gen_.normals(5 * 24)), wide(gen_.normals(5 * 8)));
+        let f = factors(2 * 5 * 8, dropout, SEED, OP, STEP, MICRO);
+        let loss = |qkv: &[f64]| {
+            let (out, _) = reference::attention(qkv, dims, Some(&f));
+            out.iter().zip(&dout).map(|(o, d)| o * d).sum::<f64>()
+        };
+        let grad = reference::attention_backward(&qkv, &dout, dims, Some(&f));
+        let h = 1e-5;
+        for i in 0..qkv.len() {
+            let mut x = qkv.clone();
+            x[i] += h;
+            let up = loss(&x);
+            x[i] -= 2.0 * h;
+            let difference = (up - loss(&x)) / (2.0 * h);
+            // Third derivatives of order 10 times h^2 / 6, and rounding of order 1e-15 / h.
+            assert!((difference - grad[i]).abs() < 1e-8, "{i}: {difference} and {}", grad[i]);
+        }
+    }
+}
+
+#[test]
+fn wrong_shapes_are_refused() {
+    let context = &every_tier()[0];
+    let qkv = blank(context, 4 * 3 * 20, false);
+    let (out, lse) = (blank(context, 4 * 20, false), blank(context, 4, false));
+    let call = |sizes, lse: &Tensor| {
+        let path = AttentionPath::of(context);
+        attention_on(context, qkv.buffer(), out.buffer(), lse.buffer(), sizes, None, path)
+    };
+    let sizes = AttentionDims { batch: 1, seq: 4, heads: 1, head_dim: 20, causal: true };
+    assert!(matches!(call(sizes, &lse), Err(Error::Shape { .. })), "head_dim 20");
+    let sizes = AttentionDims { heads: 2, head_dim: 16, ..sizes };
+    assert!(matches!(call(sizes, &lse), Err(Error::Shape { .. })), "qkv too short");
+    assert_eq!(lse.dtype(), DType::F32);
+}
+
+/// Device time of the CPU configuration's shape; run with `--ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn time() {
+    for context in every_tier() {
+        for (batch, seq, heads, head_dim, f16) in [
+            (12, 64, 4, 32, false),
+            (12, 64, 4, 32, true),
+            (64, 256, 6, 64, false),
+            (64, 256, 6, 64, true),
+            (8, 1024, 12, 64, true),
+        ] {
+            let cpu = context.capabilities().is_cpu();
+            if cpu && (seq > 64) || f16 && !context.capabilities().f16 {
+                continue;
+            }
+            let sizes = AttentionDims { batch, seq, heads, head_dim, causal: true };
+            let mut qkv = Gen::new(1).normals(3 * sizes.out_len());
+            let mut dout = Gen::new(2).normals(sizes.out_len());
+            let (qkv, dout) = (tensor(&context, &mut qkv, f16), tensor(&context, &mut dout, f16));
+            let (out, dqkv) = (blank(&context, dout.len(), f16), blank(&context, qkv.len(), f16));
+            let lse = blank(&context, sizes.rows(), false);
+            let grads = AttentionGrads {
+                qkv: qkv.buffer(),
+                out: out.buffer(),
+                dout: dout.buffer(),
+                lse: lse.buffer(),
+                dqkv: dqkv.buffer(),
+            };
+            let path = AttentionPath::of(&context);
+            let n = if cpu { 10 } else { 100 };
+            let forward = || attention_on(&context, grads.qkv, grads.out, grads.lse, sizes, None, path);
+            let median = |work: &dyn Fn() -> walsh::Result<()>| {
+                let run = || context.gpu_time(|| (0..n).try_for_each(|_| work())).unwrap() / n as f64;
+                run();
+                let mut times: Vec<f64> = (0..7).map(|_| run()).collect();
+                times.sort_by(f64::total_cmp);
+                times[3]
+            };
+            let fwd = median(&forward);
+            let bwd = median(&|| attention_backward_on(&context, grads, sizes, None, path));
+            // Causal: half of the products.
+            let flops = (4 * batch * heads * head_dim * seq * (seq + 1) / 2) as f64;
+            eprintln!(
+                "{} {} b{batch} t{seq} h{heads} d{head_dim} f16 {f16}: forward {:.3} ms {:.2} TFLOP/s, backward {:.3} ms {:.2} TFLOP/s",
+                context.capabilities().adapter.name,
+                context.tier(),
+                fwd * 1e3,
+                flops / fwd * 1e-12,
+                bwd * 1e3,
+                2.5 * flops / bwd * 1e-12
+            );
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! A whole model against its float64 twin, and what a training step promises: determinism, resumption, and a steady state that creates nothing.
+
+mod common;
+
+use common::{Gen, every_tier};
+use walsh::nn::{Gpt, GptConfig, TrainPass};
+use walsh::op::LossOptions;
+use walsh::optim::{AdamW, AdamWOptions, Schedule};
+use walsh::reference::gpt as reference;
+use walsh::train::{BatchShape, GptRun, Model};
+use walsh::{Context, DType, Tensor};
+
+fn config(dropout: f64) -> GptConfig {
+    GptConfig { layers: 2, heads: 2, embd: 32, block: 16, vocab: 21, dropout, bias: false }
+}
+
+const SHAPE: BatchShape = BatchShape { batch: 3, block: 16, accumulate: 1 };
+
+fn options() -> AdamWOptions {
+    AdamWOptions {
+        schedule: Schedule { lr: 3e-3, min_lr: 3e-4, warmup: 4, decay: 20 },
+        betas: (0.9, 0.99),
+        weight_decay: 0.1,
+        clip: 1.0,
+        ..AdamWOptions::default()
+    }
+}
+
+fn learning_rate(step: u32) -> f64 {
+    let s = options().schedule;
+    if step < s.warmup {
+        return s.lr * f64::from(step + 1) / f64::from(s.warmup + 1);
+    }
+    let r = f64::from(step.min(s.decay) - s.warmup) / f64::from(s.decay - s.warmup);
+    s.min_lr + 0.5 * (1.0 + (std::f64::consts::PI * r).cos()) * (s.lr - s.min_lr)
+}
+
+/// Text with structure, so that there is something to learn: each token depends on the one before it.
+fn batch(seed: u64, count: usize) -> (Vec<u32>, Vec<u32>) {
+    let mut random = Gen::new(seed);
+    let mut token = 0u32;
+    let all: Vec<u32> = (0..=count)
+        .map(|_| {
+            token = (token * 3 + 1 + random.below(3) as u32) % 21;
+            token
+        })
+        .collect();
+    (all[..count].to_vec(), all[1..].to_vec())
+}
+
+fn precisions(context: &Context) -> Vec<DType> {
+    if context.capabilities().f16 { vec![DType::F32, DType::F16] } else { vec![DType::F32] }
+}
+
+fn twin(gpt: &Gpt) -> reference::Gpt {
+    let values = gpt.parameters().iter().map(|(_, t)| t.to_vec().unwrap().into_iter().map(f64::from).collect()).collect();
+    reference::Gpt::new(gpt.config().clone(), gpt.logit_columns(), values)
+}
+
+#[test]
+fn gradients_of_the_reference_agree_with_central_differences() {
+    let config = GptConfig { layers: 1, heads: 2, embd: 8, block: 4, vocab: 5, dropout: 0.25, bias: false };
+    let context = &every_tier()[0];
+    let gpt = Gpt::new(context, config, 3, DType::F32).unwrap();
+    let mut model = twin(&gpt);
+    // Larger weights than the initial ones, so that every part matters.
+    let mut random = Gen::new(1);
+    model.parameters.iter_mut().flatten().for_each(|w| *w += 0.3 * random.normal());
+    let (tokens, targets) = ([0, 3, 1, 4, 2, 2, 0, 1], [3, 1, 4, 4, 2, 0, 1, u32::MAX]);
+    let masks = Some(reference::Masks { seed: 7, step: 2, micro: 0 });
+    let (_, grads) = model.loss_and_gradients(&tokens, &targets, 2, masks);
+    for (p, parameter) in grads.iter().enumerate() {
+        for i in (0..parameter.len()).step_by(5) {
+            let mut at = |h: f64| {
+                let old = model.parameters[p][i];
+                model.parameters[p][i] = old + h;
+                let loss = model.loss_and_gradients(&tokens, &targets, 2, masks).0;
+                model.parameters[p][i] = old;
+                loss
+            };
+            let h = 1e-5;
+            let numeric = (at(h) - at(-h)) / (2.0 * h);
+            // Truncation h^2 times a third derivative of order 10, and cancellation 1e-16 / h.
+            assert!((numeric - parameter[i]).abs() < 1e-8 + 1e-6 * parameter[i].abs(), "parameter {p}[{i}]: {numeric} {}", parameter[i]);
+        }
+    }
+}
+
+#[test]
+fn gradients_of_the_whole_model_agree_with_float64() {
+    for context in every_tier() {
+        for dtype in precisions(&context) {
+            for dropout in [0.0, 0.2] {
+                let gpt = Gpt::new(&context, config(dropout), 11, dtype).unwrap();
+                let optimizer = AdamW::new(gpt.parameters(), options()).unwrap();
+                let (inputs, targets) = batch(5, 48);
+                let tokens = Tensor::from_u32(&context, &inputs, &[3, 16]).unwrap();
+                let wanted = Tensor::from_u32(&context, &targets, &[3, 16]).unwrap();
+                let pass = TrainPass { state: optimizer.state(), seed: 9, micro: 0 };
+                let loss = gpt
+                    .logits(&tokens, Some(pass))
+                    .unwrap()
+                    .cross_entropy(&wanted, LossOptions { classes: Some(21), grad: dtype, ..LossOptions::default() })
+                    .unwrap();
+                loss.backward().unwrap();
+                let masks = Some(reference::Masks { seed: 9, step: 0, micro: 0 });
+                let (want_loss, want) = twin(&gpt).loss_and_gradients(&inputs, &targets, 3, masks);
+                // A gradient is a sum over products of rounded values: its error, as a share of its norm, is a modest multiple of the unit
+                // roundoff of what is stored (2^-24 or 2^-11), growing with the depth of the chain, here about 20 products.
+                let unit = if dtype == DType::F16 { common::U16 } else { common::U32 };
+                let bound = 20.0 * unit;
+                let got_loss = f64::from(loss.item().unwrap());
+                assert!((got_loss - want_loss).abs() <= bound * want_loss, "{dtype} loss {got_loss} {want_loss}");
+                for (i, (info, _)) in gpt.parameters().iter().enumerate() {
+                    let got = gpt.parameters().gradient(i).to_vec().unwrap();
+                    let norm = want[i].iter().map(|v| v * v).sum::<f64>().sqrt();
+                    let error = got.iter().zip(&want[i]).map(|(g, w)| (f64::from(*g) - w).powi(2)).sum::<f64>().sqrt();
+                    assert!(error <= bound * norm, "{} {dtype} dropout {dropout} {}: {error:.2e} of {norm:.2e}", context.tier(), info.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn training_follows_the_float64_loss_curve_for_20_steps() {
+    for context in every_tier() {
+        for dtype in precisions(&context) {
+            let mut run = GptRun::new(&context, config(0.1), SHAPE, options(), 21, dtype).unwrap();
+            let mut model = twin(run.gpt());
+            let decays: Vec<bool> = run.gpt().parameters().iter().map(|(info, _)| info.decay).collect();
+            let mut first = 0.0;
+            let mut last = 0.0;
+            for step in 0..20 {
+                let (inputs, targets) = batch(u64::from(step), 48);
+                run.train_step(&inputs, &targets).unwrap();
+                let stats = walsh::train::PendingStats::wait(run.stats().unwrap()).unwrap();
+                let masks = Some(reference::Masks { seed: 21, step, micro: 0 });
+                let (want, grads) = model.loss_and_gradients(&inputs, &targets, 3, masks);
+                let o = options();
+                let update = reference::Update { lr: learning_rate(step), betas: o.betas, eps: o.eps, weight_decay: o.weight_decay, clip: o.clip };
+                let norm = model.update(&grads, update, |i| decays[i]);
+                // Adam divides by the root of the second moment, so for parameters whose gradient is near zero a relative error of the gradient
+                // is a relative error of a whole step: after n steps the loss may be off by n lr times the share of such parameters.
+                let bound = if dtype == DType::F16 { 1e-2 } else { 2e-4 };
+                assert!((stats.loss - want).abs() <= bound * want, "{dtype} step {step}: {} {want}", stats.loss);
+                assert!((stats.grad_norm - norm).abs() <= 5.0 * bound * norm, "{dtype} step {step}: norm {} {norm}", stats.grad_norm);
+                assert!((stats.lr - learning_rate(step)).abs() <= 1e-6 * stats.lr, "lr {} {}", stats.lr, learning_rate(step));
+                assert_eq!((stats.step, stats.skipped, stats.finite), (u64::from(step) + 1, 0, true));
+                if step == 0 {
+                    first = want;
+                }
+                last = want;
+            }
+            assert!(last < 0.95 * first, "nothing was learned: {first} -> {last}");
+        }
+    }
+}
+
+#[test]
+fn the_steady_state_creates_nothing_and_submits_once() {
+    for context in every_tier() {
+        let shape = BatchShape { accumulate: 2, ..SHAPE };
+        let mut run = GptRun::new(&context, config(0.1), shape, options(), 1, DType::F32).unwrap();
+        let (inputs, targets) = batch(1, 96);
+        for _ in 0..2 {
+            run.train_step(&inputs, &targets).unwrap();
+        }
+        context.synchronize().unwrap();
+        let before = context.counts();
+        for _ in 0..5 {
+            run.train_step(&inputs, &targets).unwrap();
+        }
+        let after = context.counts();
+        assert_eq!(
+            (after.buffers, after.bind_groups, after.pipelines, after.shader_modules),
+            (before.buffers, before.bind_groups, before.pipelines, before.shader_modules),
+        );
+        assert_eq!(after.submits - before.submits, 5);
+        // A logging step adds its readback buffers once, then reuses them.
+        let _ = walsh::train::PendingStats::wait(run.stats().unwrap()).unwrap();
+        let logged = context.counts();
+        run.train_step(&inputs, &targets).unwrap();
+        let _ = walsh::train::PendingStats::wait(run.stats().unwrap()).unwrap();
+        assert_eq!(context.counts().buffers, logged.buffers);
+    }
+}
+
+fn parameters(run: &mut GptRun) -> Vec<(String, Vec<u8>)> {
+    run.export().unwrap().into_iter().map(|(name, data)| (name, data.bytes)).collect()
+}
+
+#[test]
+fn one_seed_gives_the_same_bits_resumed_or_not() {
+    for context in every_tier() {
+        for dtype in precisions(&context) {
+            let fresh = || GptRun::new(&context, config(0.2), SHAPE, options(), 5, dtype).unwrap();
+            let step = |run: &mut GptRun, i: u64| {
+                let (inputs, targets) = batch(i, 48);
+                run.train_step(&inputs, &targets).unwrap();
+            };
+            let mut straight = fresh();
+            let mut first_half = fresh();
+            for i in 0..3 {
+                step(&mut straight, i);
+                step(&mut first_half, i);
+            }
+            let saved = first_half.export().unwrap();
+            drop(first_half);
+            let mut resumed = GptRun::new(&context, config(0.2), SHAPE, options(), 5, dtype).unwrap();
+            // Something else in between must leave no trace.
+            step(&mut resumed, 77);
+            resumed.import(&saved).unwrap();
+            for i in 3..6 {
+                step(&mut straight, i);
+                step(&mut resumed, i);
+            }
+            let (a, b) = (parameters(&mut straight), parameters(&mut resumed));
+            assert_eq!(a.len(), b.len());
+            for (a, b) in a.iter().zip(&b) {
+                assert_eq!(a.0, b.0);
+                assert!(a.1 == b.1, "{dtype} {}: bits differ after resuming", a.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn micro_batches_add_up_to_the_whole_batch() {
+    for context in every_tier() {
+        let (inputs, targets) = batch(3, 96);
+        let mut curves = Vec::new();
+        for shape in [BatchShape { batch: 6, block: 16, accumulate: 1 }, BatchShape { batch: 3, block: 16, accumulate: 2 }] {
+            let mut run = GptRun::new(&context, config(0.0), shape, options(), 5, DType::F32).unwrap();
+            let mut losses = Vec::new();
+            for _ in 0..3 {
+                run.train_step(&inputs, &targets).unwrap();
+                losses.push(walsh::train::PendingStats::wait(run.stats().unwrap()).unwrap());
+            }
+            curves.push(losses);
+        }
+        for (a, b) in curves[0].iter().zip(&curves[1]) {
+            assert!((a.loss - b.loss).abs() < 1e-5 * a.loss, "{} {}", a.loss, b.loss);
+            assert!((a.grad_norm - b.grad_norm).abs() < 1e-4 * a.grad_norm, "{} {}", a.grad_norm, b.grad_norm);
+        }
+    }
+}
+
+#[test]
+fn a_step_with_a_gradient_that_is_not_finite_changes_nothing_and_names_it() {
+    for context in every_tier() {
+        let mut run = GptRun::new(&context, config(0.0), SHAPE, options(), 5, DType::F32).unwrap();
+        let (inputs, targets) = batch(3, 48);
+        run.train_step(&inputs, &targets).unwrap();
+        let mut saved = run.export().unwrap();
+        // An infinity among the weights of the second block makes the loss NaN.
+        let poisoned = saved.iter_mut().find(|(n, _)| n == "model.transformer.h.1.mlp.c_fc.weight").unwrap();
+        poisoned.1.bytes[..4].copy_from_slice(&f32::INFINITY.to_le_bytes());
+        run.import(&saved).unwrap();
+        let before = parameters(&mut run);
+        run.train_step(&inputs, &targets).unwrap();
+        let stats = walsh::train::PendingStats::wait(run.stats().unwrap()).unwrap();
+        assert!(!stats.finite && stats.skipped == 1, "{stats:?}");
+        let name = run.first_non_finite().unwrap();
+        assert!(name.contains("transformer."), "{name}");
+        for (a, b) in before.iter().zip(&parameters(&mut run)) {
+            assert!(a.0.starts_with("state") || a.1 == b.1, "{} changed", a.0);
+        }
+    }
+}
