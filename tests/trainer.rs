@@ -140,7 +140,6 @@ impl Model for Bigram {
 struct Watch<'a> {
     stop: &'a AtomicBool,
     stop_at: Option<u64>,
-    /// Stop while evaluating, not before.
     steps: u64,
     evaluations: u64,
 }

@@ -82,7 +82,8 @@ impl Preset {
         };
         match self {
             Self::Nano => TrainConfig { layers: 2, heads: 2, embd: 64, batch: 16, steps: 1500, ..base },
-            Self::Cpu => base,
+            // Its whole validation split takes a software adapter as long as some fifty steps.
+            Self::Cpu => TrainConfig { eval_every: 500, ..base },
             Self::Baby => {
                 TrainConfig { layers: 6, heads: 6, embd: 384, block: 256, batch: 64, dropout: 0.2, steps: 5000, ..base }
             }
@@ -528,7 +529,8 @@ mod tests {
 
     #[test]
     fn bad_settings_are_refused_by_flag() {
-        let cases: [(&str, fn(&mut Overrides)); 22] = [
+        type Change = fn(&mut Overrides);
+        let cases: [(&str, Change); 22] = [
             ("--heads", |o| o.heads = Some(3)),
             ("--heads", |o| o.heads = Some(0)),
             ("--layers", |o| o.layers = Some(0)),
