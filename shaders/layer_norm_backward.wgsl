@@ -1,6 +1,6 @@
 // layer_norm_backward.wgsl: with xhat = (x - mean) * rstd and g = dy * weight,
 //   dx = rstd * (g - mean(g) - xhat * mean(g * xhat)), dweight = sum over rows of dy * xhat, dbias = sum over rows of dy;
-// with CENTERED false (RMS norm) xhat = x * rstd and dx lacks mean(g). One workgroup per chunk of rows, a row at a time; an invocation owns
+// with CENTERED false (RMS norm) xhat = x * rstd and dx lacks mean(g). One workgroup per chunk of rows, a row (or one per subgroup) at a time; an invocation owns
 // the same columns in each row, so the parameters' gradients add up in its registers (its first CACHE units; it reads what lies beyond
 // again) and end as one row of `partial`, which column_sum adds up. Tiers: baseline, subgroup.
 //
@@ -22,6 +22,10 @@ struct Params { rows: u32, units: u32, chunk: u32, chunks: u32, accumulate: u32,
 const CACHE: u32 = 4u;
 const OUTPUTS: u32 = select(1u, 2u, HAS_BIAS);
 
+#if ROWS != 1
+var<workgroup> combined: array<V, ROWS * CACHE * WG_SIZE>;
+#endif
+
 fn mean_of(row: u32) -> f32 {
 #if CENTERED
     return mean_in[row];
@@ -34,7 +38,7 @@ fn store(i: u32, value: V) {
     if params.accumulate != 0u { dx[i] += value; } else { dx[i] = value; }
 }
 
-@compute @workgroup_size(WG_SIZE)
+@compute @workgroup_size(WG_SIZE * ROWS)
 fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>) {
     let chunk = wg.y * grid.x + wg.x;
     if chunk >= params.chunks { return; } // uniform per workgroup
@@ -52,7 +56,7 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
         dbias[i] = V(0.0);
         if c < units { w[i] = weight[c]; }
     }
-    for (var row = begin; row < end; row++) {
+    for (var row = begin + row_slot(inv); row < end; row += ROWS) {
         let base = row * units;
         let mean = mean_of(row);
         let rstd = rstd_in[row];
@@ -90,6 +94,27 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
         }
     }
     let at = chunk * OUTPUTS * units;
+#if ROWS != 1
+    // Subgroup 0 adds up what the others summed. (Rows so short have no columns beyond the registers.)
+    for (var i = 0u; i < CACHE; i++) { combined[(row_slot(inv) * CACHE + i) * WG_SIZE + inv.index] = dweight[i]; }
+    workgroupBarrier();
+    if row_slot(inv) == 0u {
+        for (var i = 0u; i < CACHE; i++) {
+            for (var s = 1u; s < ROWS; s++) { dweight[i] += combined[(s * CACHE + i) * WG_SIZE + inv.index]; }
+        }
+    }
+#if HAS_BIAS
+    workgroupBarrier();
+    for (var i = 0u; i < CACHE; i++) { combined[(row_slot(inv) * CACHE + i) * WG_SIZE + inv.index] = dbias[i]; }
+    workgroupBarrier();
+    if row_slot(inv) == 0u {
+        for (var i = 0u; i < CACHE; i++) {
+            for (var s = 1u; s < ROWS; s++) { dbias[i] += combined[(s * CACHE + i) * WG_SIZE + inv.index]; }
+        }
+    }
+#endif
+    if row_slot(inv) != 0u { return; }
+#endif
     for (var i = 0u; i < CACHE; i++) {
         let c = i * WG_SIZE + inv.index;
         if c < units {

@@ -41,7 +41,7 @@ kernel! {
 }
 
 /// Tokens for which [`BACKWARD`] has room in workgroup memory; `VOCAB` in its shader.
-const SMALL_VOCAB: usize = 124;
+const SMALL_VOCAB: usize = 119;
 
 const WG_SIZES: [u32; 2] = [8, 256];
 
@@ -269,7 +269,7 @@ pub fn embedding(
 /// Sums in f32 in an order fixed by the shape, the tokens and the kind of adapter.
 ///
 /// # Source
-/// Transposed lookup: up to 124 tokens by sums per chunk of rows, beyond that by a stable sort and sums per token.
+/// Transposed lookup: up to 119 tokens by sums per chunk of rows, beyond that by a stable sort and sums per token.
 #[expect(clippy::too_many_arguments, reason = "one argument per tensor")]
 pub fn embedding_backward(
     context: &Context,
