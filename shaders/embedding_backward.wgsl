@@ -30,7 +30,7 @@ struct Params {
 #import dropout
 #endif
 const BATCH: u32 = 8u;
-const VOCAB: u32 = 119u; // (one more for tokens beyond the table) times 32 columns, and a batch of factors: 16 KiB
+// VOCAB, and one more for tokens beyond the table, times 32 columns, and a batch of factors: at most 16 KiB.
 var<workgroup> sums: array<V, (VOCAB + 1u) * WG_SIZE>;
 #if DROPOUT == 2
 var<workgroup> factors: array<vec4<f32>, 2u * WG_SIZE>;
@@ -67,13 +67,32 @@ fn main(
         for (var b = 0u; b < length; b += BATCH) {
             // Several rows at a time and without branches, so that their loads are under way together. Rows beyond the last repeat it, with
             // value 0 and the token behind the last.
-            var token: array<u32, BATCH>;
-            var value: array<V, BATCH>;
-            for (var j = 0u; j < BATCH; j++) {
-                let row = start + min(b + j, length - 1u) * stride;
-                token[j] = min(tokens[row], params.vocab);
-                value[j] = dout[row * units + column];
-            }
+            let r0 = start + min(b + 0u, length - 1u) * stride;
+            let r1 = start + min(b + 1u, length - 1u) * stride;
+            let r2 = start + min(b + 2u, length - 1u) * stride;
+            let r3 = start + min(b + 3u, length - 1u) * stride;
+            let r4 = start + min(b + 4u, length - 1u) * stride;
+            let r5 = start + min(b + 5u, length - 1u) * stride;
+            let r6 = start + min(b + 6u, length - 1u) * stride;
+            let r7 = start + min(b + 7u, length - 1u) * stride;
+            let v0 = dout[r0 * units + column];
+            let v1 = dout[r1 * units + column];
+            let v2 = dout[r2 * units + column];
+            let v3 = dout[r3 * units + column];
+            let v4 = dout[r4 * units + column];
+            let v5 = dout[r5 * units + column];
+            let v6 = dout[r6 * units + column];
+            let v7 = dout[r7 * units + column];
+            let t0 = tokens[r0];
+            let t1 = tokens[r1];
+            let t2 = tokens[r2];
+            let t3 = tokens[r3];
+            let t4 = tokens[r4];
+            let t5 = tokens[r5];
+            let t6 = tokens[r6];
+            let t7 = tokens[r7];
+            let token = array<u32, BATCH>(t0, t1, t2, t3, t4, t5, t6, t7);
+            var value = array<V, BATCH>(v0, v1, v2, v3, v4, v5, v6, v7);
             for (var j = 0u; j < BATCH; j++) { value[j] = select(V(0.0), value[j], b + j < length); }
 #if DROPOUT == 1
             for (var j = 0u; j < BATCH; j++) { value[j] *= keep((start + (b + j) * stride) * units + column); }
@@ -94,7 +113,7 @@ fn main(
 #endif
             for (var j = 0u; j < BATCH; j++) {
                 sum += value[j];
-                sums[token[j] * WG_SIZE + index] += value[j];
+                sums[min(token[j], params.vocab) * WG_SIZE + index] += value[j];
             }
         }
 #if POSITIONS

@@ -187,6 +187,9 @@ pub(super) fn forward(
         expect(op, "bias", bias, cols, &[DType::F32])?;
         bindings.push(bias.read());
     }
+    if cols == 0 {
+        return Ok(()); // nothing to write but statistics of nothing
+    }
     let (units, defines) = defines(context, out.dtype(), cols, statistics.mean.is_some(), bias.is_some())?;
     let params = Params { rows: dim(rows)?, units, inv_cols: 1.0 / cols as f32, eps };
     context.dispatch(kernel, &defines, &params, &bindings, Grid::Linear(rows.div_ceil(rows_of(&defines)) as u64))
@@ -214,6 +217,9 @@ pub(super) fn backward(
     if let Some(bias) = gradients.bias {
         expect(op, "dbias", bias, cols, &[DType::F32])?;
         outs.push(bias);
+    }
+    if cols == 0 {
+        return Ok(());
     }
     let (units, defines) = defines(context, dy.dtype(), cols, statistics.mean.is_some(), outs.len() == 2)?;
     // So many workgroups that the device is full; each has a row of sums in the workspace.
