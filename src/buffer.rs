@@ -191,12 +191,6 @@ impl Buffer {
         Ok(Self { raw: self.raw.clone(), offset: self.offset + start_bytes, len, dtype: self.dtype })
     }
 
-    /// The same memory read as another type of the same size.
-    pub(crate) fn cast(&self, dtype: DType) -> Self {
-        debug_assert_eq!(dtype.size(), self.dtype.size());
-        Self { dtype, ..self.clone() }
-    }
-
     /// True if no other handle refers to this memory, so that it may be overwritten.
     pub(crate) fn is_unique(&self) -> bool {
         Arc::strong_count(&self.raw) == 1
