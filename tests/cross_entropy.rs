@@ -54,7 +54,7 @@ fn check(context: &Context, [rows, classes]: [usize; 2], to: To, with_state: boo
         state: with_state.then_some(state.buffer()),
     });
     let (l, t) = (logits.buffer(), targets_tensor.buffer());
-    cross_entropy(context, l, t, losses.buffer(), loss.buffer(), [rows, classes], gradient).unwrap();
+    cross_entropy(context, l, t, losses.buffer(), loss.buffer(), [rows, classes], classes, gradient).unwrap();
 
     let want = reference(&z, &targets, classes);
     // exp is off by (3 + 2 |x|) ulp, an ulp being 2 u; x <= 0 spans the row's range R. A term of the running sum is rescaled at most once per
@@ -105,7 +105,7 @@ fn check(context: &Context, [rows, classes]: [usize; 2], to: To, with_state: boo
         let d = largest - z[i];
         let error = p * (rho + (16.0 + 6.0 * d) * U32) + 16.0 * U32 * (want.grad[i] * count).abs() + 2f64.powi(-126);
         let error = error * scale / count;
-        error + stored(dtype, scaled[i].abs() + error)
+        error + 2f64.powi(-126) + stored(dtype, scaled[i].abs() + error)
     });
 }
 
@@ -140,7 +140,7 @@ fn bad_targets_show_and_large_logits_do_not_overflow() {
             let state = step_state(&context);
             let gradient = Gradient { out: None, factor: 1.0, state: Some(state.buffer()) };
             let (a, b) = (losses.buffer(), loss.buffer());
-            cross_entropy(&context, z.buffer(), t.buffer(), a, b, shape, Some(gradient)).unwrap();
+            cross_entropy(&context, z.buffer(), t.buffer(), a, b, shape, shape[1], Some(gradient)).unwrap();
             (losses.to_vec().unwrap(), loss.item().unwrap(), z.to_vec().unwrap())
         };
         let (losses, loss, grad) = run(&[0.0; 15], &[1, 5, IGNORE]);

@@ -28,6 +28,50 @@ pub struct GptConfig {
     pub bias: bool,
 }
 
+impl GptConfig {
+    /// Checks that the fields make sense and fit together.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the flag.
+    pub fn validate(&self) -> Result<()> {
+        for (what, value, max) in [
+            ("layers (--layers)", self.layers, 1 << 10),
+            ("heads (--heads)", self.heads, 1 << 16),
+            ("width (--embd)", self.embd, 1 << 16),
+            ("context (--block)", self.block, 1 << 20),
+            ("vocabulary", self.vocab, 1 << 24),
+        ] {
+            if value == 0 || value > max {
+                return Err(Error::invalid(what, format!("1 to {max}"), value.to_string()));
+            }
+        }
+        if !self.embd.is_multiple_of(self.heads) {
+            return Err(Error::invalid(
+                "heads (--heads)",
+                format!("a divisor of the width {}", self.embd),
+                self.heads.to_string(),
+            ));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(Error::invalid(
+                "dropout (--dropout)",
+                "a probability of at least 0 and below 1",
+                self.dropout.to_string(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Number of parameters. The head shares the embedding's.
+    #[must_use]
+    pub fn parameters(&self) -> u64 {
+        let (c, bias) = (self.embd as u64, u64::from(self.bias));
+        // Two norms; query, key and value in one; their projection; the two halves of a four times wider MLP.
+        let layer = 2 * c * (1 + bias) + 12 * c * c + bias * (3 + 1 + 4 + 1) * c;
+        (self.vocab as u64 + self.block as u64) * c + self.layers as u64 * layer + c * (1 + bias)
+    }
+}
+
 /// What a training pass needs besides tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainPass<'a> {
@@ -87,20 +131,7 @@ impl Gpt {
     /// [`Error::Invalid`] for a shape that makes no sense; [`Error::Limit`], [`Error::OutOfMemory`]; [`Error::Unsupported`] for f16 without
     /// `SHADER_F16`.
     pub fn new(context: &Context, config: GptConfig, seed: u64, dtype: DType) -> Result<Self> {
-        if config.heads == 0 || !config.embd.is_multiple_of(config.heads) {
-            return Err(Error::invalid(
-                "heads",
-                format!("a divisor of the width {}", config.embd),
-                config.heads.to_string(),
-            ));
-        }
-        for (what, value) in
-            [("layers", config.layers), ("width", config.embd), ("context", config.block), ("vocabulary", config.vocab)]
-        {
-            if value == 0 {
-                return Err(Error::invalid(what, "at least 1", "0"));
-            }
-        }
+        config.validate()?;
         let (c, std) = (config.embd, 0.02);
         #[expect(clippy::cast_precision_loss, reason = "a number of layers")]
         let residual_std = std / (2.0 * config.layers as f64).sqrt();

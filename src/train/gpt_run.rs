@@ -7,6 +7,7 @@ use crate::nn::{Gpt, GptConfig, KvCache, TrainPass};
 use crate::op::LossOptions;
 use crate::optim::{AdamW, AdamWOptions, StepState};
 use crate::{Context, DType, Error, Readback, Result, Tensor, kernel};
+use std::sync::Arc;
 
 /// Sizes of a training step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +24,7 @@ pub struct BatchShape {
 #[derive(Debug)]
 pub struct GptRun {
     context: Context,
-    gpt: Gpt,
+    gpt: Arc<Gpt>,
     optimizer: AdamW,
     shape: BatchShape,
     seed: u64,
@@ -49,7 +50,7 @@ impl GptRun {
         seed: u64,
         dtype: DType,
     ) -> Result<Self> {
-        let gpt = Gpt::new(context, config, seed, dtype)?;
+        let gpt = Arc::new(Gpt::new(context, config, seed, dtype)?);
         let loss_scale = if dtype == DType::F16 { LOSS_SCALE } else { 1.0 };
         let optimizer = AdamW::new(gpt.parameters(), AdamWOptions { loss_scale, ..options })?;
         let tokens = || Tensor::zeros(context, &[shape.batch, shape.block], DType::U32);
@@ -62,6 +63,14 @@ impl GptRun {
     #[must_use]
     pub fn gpt(&self) -> &Gpt {
         &self.gpt
+    }
+
+    /// A sampler that shares the model's parameters.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn decoder(&self) -> Result<GptDecoder> {
+        GptDecoder::new(self.gpt.clone())
     }
 
     /// Device memory of a step, in bytes, estimated from the shapes: parameters with gradients and moments, what the forward pass keeps
@@ -247,22 +256,41 @@ impl PendingStats for Pending {
 
 /// A GPT that is sampled from.
 #[derive(Debug)]
-pub struct GptDecoder<'a> {
-    gpt: &'a Gpt,
+pub struct GptDecoder {
+    gpt: Arc<Gpt>,
     cache: KvCache,
 }
 
-impl<'a> GptDecoder<'a> {
+impl GptDecoder {
     /// A decoder with an empty cache.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
-    pub fn new(gpt: &'a Gpt) -> Result<Self> {
-        Ok(Self { gpt, cache: KvCache::new(gpt)? })
+    pub fn new(gpt: Arc<Gpt>) -> Result<Self> {
+        let cache = KvCache::new(&gpt)?;
+        Ok(Self { gpt, cache })
+    }
+
+    /// A decoder with the `model.*` tensors of a checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the tensor that is missing or of another shape; as [`Gpt::new`].
+    pub fn from_tensors(
+        context: &Context,
+        config: GptConfig,
+        dtype: DType,
+        tensors: &[(String, TensorData)],
+    ) -> Result<Self> {
+        let gpt = Gpt::new(context, config, 0, dtype)?;
+        for (info, tensor) in gpt.parameters().iter() {
+            tensor.write(&find(tensors, &format!("model.{}", info.name), tensor.dtype(), tensor.shape())?.bytes)?;
+        }
+        gpt.parameters().refresh_halves()?;
+        Self::new(Arc::new(gpt))
     }
 }
 
-impl Decoder for GptDecoder<'_> {
+impl Decoder for GptDecoder {
     fn capacity(&self) -> usize {
         self.gpt.config().block
     }

@@ -1,0 +1,85 @@
+//! The command line: flags in, messages on standard error, results on standard output, exit codes 0, 1 and 2.
+
+mod info;
+mod model;
+mod sample;
+mod train;
+
+use clap::{Parser, Subcommand};
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Instant;
+use walsh::{Context, ContextOptions, Error, Result, Tier};
+
+/// Low-bit training on any GPU.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show the adapters, and what walsh uses of them
+    Info(info::Args),
+    /// Train a GPT on a text or on the built-in corpus
+    Train(Box<train::Args>),
+    /// Generate text with a trained model
+    Sample(sample::Args),
+}
+
+/// Runs the command and turns its result into an exit code: 0, 1 for a failure while working, 2 for bad input.
+pub fn main(started: Instant) -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help goes to standard output with code 0, complaints to standard error with code 2.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = match cli.command {
+        Command::Info(args) => info::run(&args),
+        Command::Train(args) => train::run(&args, started),
+        Command::Sample(args) => sample::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("error: {error}"));
+            ExitCode::from(if error.is_failure() { 1 } else { 2 })
+        }
+    }
+}
+
+/// Writes a line to standard error. Nobody listening is no reason to stop.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+/// Writes to standard output; false if nobody reads it any more.
+fn put(text: &str) -> bool {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+}
+
+/// A context on the adapter and within the tier that the flags name.
+fn context(adapter: Option<&str>, max_tier: Option<&str>) -> Result<Context> {
+    let mut options = ContextOptions::default();
+    if let Some(name) = adapter {
+        options = options.adapter(name);
+    }
+    if let Some(tier) = max_tier {
+        let tier = Tier::parse(tier)
+            .map_err(|_| Error::invalid("--max-tier", "one of baseline, subgroup, coop", format!("`{tier}`")))?;
+        options = options.max_tier(tier);
+    }
+    Context::with_options(&options)
+}
+
+/// Bytes for people.
+#[expect(clippy::cast_precision_loss, reason = "rounded to a tenth of a MiB anyway")]
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}

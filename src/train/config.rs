@@ -1,0 +1,598 @@
+//! What a run is made of: model and training settings, presets, the learning-rate schedule, and what may change when a run is resumed.
+
+use crate::nn::GptConfig;
+use crate::{Context, Error, Result, Tier};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// A named set of defaults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Preset {
+    /// 2 layers, 2 heads, width 64, context 64: for software adapters.
+    Nano,
+    /// nanoGPT's Shakespeare configuration for CPUs: 4 layers, 4 heads, width 128, context 64.
+    Cpu,
+    /// nanoGPT's Shakespeare configuration for GPUs: 6 layers, 6 heads, width 384, context 256.
+    Baby,
+    /// GPT-2 small: 12 layers, 12 heads, width 768, context 1024.
+    Gpt2,
+}
+
+impl Preset {
+    /// Every preset, smallest first.
+    pub const ALL: [Self; 4] = [Self::Nano, Self::Cpu, Self::Baby, Self::Gpt2];
+
+    /// The name used by flags and files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nano => "nano",
+            Self::Cpu => "cpu",
+            Self::Baby => "baby",
+            Self::Gpt2 => "gpt2",
+        }
+    }
+
+    /// The one for a kind of adapter: what it trains within minutes.
+    #[must_use]
+    pub fn suiting(device: wgpu::DeviceType) -> Self {
+        match device {
+            wgpu::DeviceType::Cpu => Self::Nano,
+            wgpu::DeviceType::DiscreteGpu => Self::Baby,
+            _ => Self::Cpu,
+        }
+    }
+
+    /// Its settings.
+    #[must_use]
+    pub fn config(self) -> TrainConfig {
+        // What the two Shakespeare configurations share.
+        let base = TrainConfig {
+            preset: self,
+            text: None,
+            layers: 4,
+            heads: 4,
+            embd: 128,
+            block: 64,
+            bias: false,
+            batch: 12,
+            accumulate: 1,
+            dropout: 0.0,
+            lr: 1e-3,
+            min_lr: 1e-4,
+            warmup: 100,
+            weight_decay: 0.1,
+            beta1: 0.9,
+            beta2: 0.99,
+            epsilon: 1e-8,
+            clip: 1.0,
+            steps: 2000,
+            eval_every: 250,
+            eval_batches: None,
+            checkpoint_every: 250,
+            keep: 3,
+            log_every: 10,
+            seed: 1337,
+            precision: Precision::Auto,
+            adapter: None,
+            max_tier: None,
+        };
+        match self {
+            Self::Nano => TrainConfig { layers: 2, heads: 2, embd: 64, batch: 16, steps: 1500, ..base },
+            // Its whole validation split takes a software adapter as long as some fifty steps.
+            Self::Cpu => TrainConfig { eval_every: 500, ..base },
+            Self::Baby => {
+                TrainConfig { layers: 6, heads: 6, embd: 384, block: 256, batch: 64, dropout: 0.2, steps: 5000, ..base }
+            }
+            Self::Gpt2 => TrainConfig {
+                layers: 12,
+                heads: 12,
+                embd: 768,
+                block: 1024,
+                batch: 12,
+                accumulate: 40,
+                lr: 6e-4,
+                min_lr: 6e-5,
+                warmup: 2000,
+                beta2: 0.95,
+                steps: 600_000,
+                eval_every: 1000,
+                checkpoint_every: 1000,
+                ..base
+            },
+        }
+    }
+}
+
+impl fmt::Display for Preset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Preset {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|preset| preset.name() == name)
+            .ok_or_else(|| Error::invalid("--preset", "one of nano, cpu, baby, gpt2", format!("`{name}`")))
+    }
+}
+
+/// The type of the operands of matrix products and of stored activations. Weights, optimizer state and accumulators are f32 always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// f16 where it is faster, else f32.
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats.
+    F16,
+}
+
+impl Precision {
+    /// The name used by flags and files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+        }
+    }
+
+    /// [`Precision::F32`] or [`Precision::F16`], whichever `self` means on this context.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if it is f16 and shaders have none.
+    pub fn resolve(self, context: &Context) -> Result<Self> {
+        match self {
+            // Cooperative matrices take f16 operands; elsewhere the conversions cost what the smaller operands save.
+            Self::Auto if context.tier() == Tier::Coop => Ok(Self::F16),
+            Self::Auto | Self::F32 => Ok(Self::F32),
+            Self::F16 if context.capabilities().f16 => Ok(Self::F16),
+            Self::F16 => Err(Error::Unsupported {
+                what: "--precision f16".into(),
+                why: format!("{} has no SHADER_F16 feature", context.capabilities().adapter.name),
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        [Self::Auto, Self::F32, Self::F16]
+            .into_iter()
+            .find(|precision| precision.name() == name)
+            .ok_or_else(|| Error::invalid("--precision", "one of auto, f32, f16", format!("`{name}`")))
+    }
+}
+
+/// Every setting of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Where the defaults came from.
+    pub preset: Preset,
+    /// A text file; the built-in corpus if there is none.
+    pub text: Option<PathBuf>,
+    /// Transformer blocks.
+    pub layers: usize,
+    /// Attention heads; they divide `embd`.
+    pub heads: usize,
+    /// Width of the residual stream.
+    pub embd: usize,
+    /// Context in tokens.
+    pub block: usize,
+    /// Whether linear layers and norms have a bias.
+    pub bias: bool,
+    /// Sequences in a micro-batch.
+    pub batch: usize,
+    /// Micro-batches whose gradients make one step.
+    pub accumulate: usize,
+    /// Probability that dropout zeroes an element.
+    pub dropout: f64,
+    /// Highest learning rate, reached after the warm-up.
+    pub lr: f64,
+    /// Learning rate of the last step.
+    pub min_lr: f64,
+    /// Steps of linear warm-up.
+    pub warmup: u64,
+    /// Decoupled weight decay, on parameters of two or more dimensions.
+    pub weight_decay: f64,
+    /// Decay of AdamW's first moment.
+    pub beta1: f64,
+    /// Decay of AdamW's second moment.
+    pub beta2: f64,
+    /// AdamW's epsilon, added to the root of the second moment.
+    pub epsilon: f64,
+    /// Largest global norm of the gradient; 0 leaves it as it is.
+    pub clip: f64,
+    /// Optimizer steps; the schedule ends there.
+    pub steps: u64,
+    /// Steps between evaluations; one more comes at the end.
+    pub eval_every: u64,
+    /// Evaluate that many batches, spread evenly over the validation split, instead of all of it.
+    pub eval_batches: Option<usize>,
+    /// Steps between checkpoints; one more comes at the end.
+    pub checkpoint_every: u64,
+    /// How many of the newest checkpoints to keep, beside the best.
+    pub keep: usize,
+    /// Steps between lines of `metrics.jsonl`.
+    pub log_every: u64,
+    /// Seed of the initial weights, of dropout and of the order of the data.
+    pub seed: u64,
+    /// Type of matrix operands and stored activations.
+    pub precision: Precision,
+    /// Part of the adapter's name.
+    pub adapter: Option<String>,
+    /// Use no tier above this one.
+    pub max_tier: Option<String>,
+}
+
+impl TrainConfig {
+    /// The model's shape for a vocabulary of that size.
+    #[must_use]
+    pub fn gpt(&self, vocab: usize) -> GptConfig {
+        GptConfig {
+            layers: self.layers,
+            heads: self.heads,
+            embd: self.embd,
+            block: self.block,
+            vocab,
+            dropout: self.dropout,
+            bias: self.bias,
+        }
+    }
+
+    /// Tokens that one step learns from.
+    #[must_use]
+    pub fn tokens_per_step(&self) -> usize {
+        self.batch * self.accumulate * self.block
+    }
+
+    /// Checks that every field makes sense by itself and beside the others.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the flag.
+    pub fn validate(&self) -> Result<()> {
+        self.gpt(1).validate()?;
+        at_least_one("--batch", self.batch as u64)?;
+        at_least_one("--accumulate", self.accumulate as u64)?;
+        at_least_one("--steps", self.steps)?;
+        at_least_one("--eval-every", self.eval_every)?;
+        at_least_one("--checkpoint-every", self.checkpoint_every)?;
+        at_least_one("--keep", self.keep as u64)?;
+        at_least_one("--log-every", self.log_every)?;
+        if let Some(batches) = self.eval_batches {
+            at_least_one("--eval-batches", batches as u64)?;
+        }
+        let tokens = [self.batch, self.accumulate, self.block].iter().try_fold(1usize, |n, &k| n.checked_mul(k));
+        if tokens.is_none_or(|n| u32::try_from(n).is_err()) {
+            return Err(Error::invalid(
+                "--batch",
+                format!("--batch x --accumulate x --block below {}", 1u64 << 32),
+                format!("{} x {} x {}", self.batch, self.accumulate, self.block),
+            ));
+        }
+        if u32::try_from(self.steps).is_err() {
+            return Err(Error::invalid("--steps", format!("below {}", 1u64 << 32), self.steps.to_string()));
+        }
+        if !(self.lr.is_finite() && self.lr > 0.0) {
+            return Err(Error::invalid("--lr", "a number above 0", self.lr.to_string()));
+        }
+        if !(0.0..=self.lr).contains(&self.min_lr) {
+            return Err(Error::invalid("--min-lr", format!("from 0 to --lr ({})", self.lr), self.min_lr.to_string()));
+        }
+        if self.warmup > self.steps {
+            return Err(Error::invalid(
+                "--warmup",
+                format!("at most --steps ({})", self.steps),
+                self.warmup.to_string(),
+            ));
+        }
+        for (flag, value) in [("--weight-decay", self.weight_decay), ("--clip", self.clip)] {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(Error::invalid(flag, "a number of at least 0", value.to_string()));
+            }
+        }
+        for (flag, value) in [("--beta1", self.beta1), ("--beta2", self.beta2)] {
+            if !(0.0..1.0).contains(&value) {
+                return Err(Error::invalid(flag, "a number of at least 0 and below 1", value.to_string()));
+            }
+        }
+        if !(self.epsilon.is_finite() && self.epsilon > 0.0) {
+            return Err(Error::invalid("epsilon", "a number above 0", self.epsilon.to_string()));
+        }
+        if let Some(tier) = &self.max_tier {
+            Tier::parse(tier)
+                .map_err(|_| Error::invalid("--max-tier", "one of baseline, subgroup, coop", format!("`{tier}`")))?;
+        }
+        Ok(())
+    }
+
+    /// The learning rate of step `step`, counted from 1: linear warm-up, then half a cosine down to `min_lr`.
+    ///
+    /// Source: nanoGPT's `get_lr`, whose iterations count from 0 and whose decay here ends with the run.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "step numbers are below 2^32")]
+    pub fn learning_rate(&self, step: u64) -> f64 {
+        let iteration = step.saturating_sub(1);
+        if iteration < self.warmup {
+            return self.lr * (iteration + 1) as f64 / (self.warmup + 1) as f64;
+        }
+        if iteration >= self.steps {
+            return self.min_lr;
+        }
+        let done = (iteration - self.warmup) as f64 / (self.steps - self.warmup) as f64;
+        self.min_lr + 0.5 * (1.0 + (std::f64::consts::PI * done).cos()) * (self.lr - self.min_lr)
+    }
+}
+
+fn at_least_one(flag: &str, value: u64) -> Result<()> {
+    if value == 0 { Err(Error::invalid(flag, "at least 1", "0")) } else { Ok(()) }
+}
+
+/// Whether a setting of a run may differ when the run goes on.
+#[derive(Clone, Copy, PartialEq)]
+enum Rule {
+    /// It shapes the weights or the reported losses.
+    Fixed,
+    /// It does not.
+    Free,
+    /// Whoever resumes looks at it more closely: the file's content, the adapter found, the precision chosen.
+    Examined,
+}
+
+/// Declares [`Overrides`] and what goes through its fields.
+macro_rules! overrides {
+    ($($(#[$doc:meta])* $field:ident: $type:ty, $flag:literal, $rule:ident;)*) => {
+        /// Settings that were asked for, by flags say; the others come from a preset or from the run that is resumed.
+        #[derive(Clone, Debug, Default, PartialEq)]
+        #[cfg_attr(feature = "cli", derive(clap::Args))]
+        pub struct Overrides {
+            $($(#[$doc])* #[cfg_attr(feature = "cli", arg(long))] pub $field: Option<$type>,)*
+        }
+
+        impl Overrides {
+            fn set(&self, config: &mut TrainConfig, wanted: impl Fn(Rule) -> bool) {
+                $(if let (Some(value), true) = (&self.$field, wanted(Rule::$rule)) {
+                    config.$field = value.clone().into();
+                })*
+            }
+
+            /// Refuses flags that differ from the run's own where that would change its mathematics.
+            fn check(&self, run: &TrainConfig) -> Result<()> {
+                $(if let (Some(value), Rule::Fixed) = (&self.$field, Rule::$rule) {
+                    let mut changed = run.clone();
+                    changed.$field = value.clone().into();
+                    if changed != *run {
+                        let own = serde_json::to_string(&run.$field).unwrap_or_default();
+                        let got = serde_json::to_string(value).unwrap_or_default();
+                        return Err(resumed($flag, &own, &got));
+                    }
+                })*
+                Ok(())
+            }
+        }
+    };
+}
+
+overrides! {
+    /// UTF-8 text to learn from, its last tenth for validation [default: the built-in corpus]
+    text: PathBuf, "--text", Examined;
+    /// Where defaults come from: nano, cpu, baby or gpt2 [default: one that suits the adapter]
+    preset: Preset, "--preset", Fixed;
+    /// Transformer blocks
+    layers: usize, "--layers", Fixed;
+    /// Attention heads; they divide the width
+    heads: usize, "--heads", Fixed;
+    /// Width of the model
+    embd: usize, "--embd", Fixed;
+    /// Context in tokens
+    block: usize, "--block", Fixed;
+    /// Sequences in a micro-batch
+    batch: usize, "--batch", Fixed;
+    /// Micro-batches in a step
+    accumulate: usize, "--accumulate", Fixed;
+    /// Probability that dropout zeroes an element
+    dropout: f64, "--dropout", Fixed;
+    /// Highest learning rate
+    lr: f64, "--lr", Fixed;
+    /// Learning rate at the end [default: a tenth of the highest]
+    min_lr: f64, "--min-lr", Fixed;
+    /// Steps of linear warm-up
+    warmup: u64, "--warmup", Fixed;
+    /// Decoupled weight decay of matrices and embeddings
+    weight_decay: f64, "--weight-decay", Fixed;
+    /// Largest global norm of the gradient; 0 does not clip
+    clip: f64, "--clip", Fixed;
+    /// Optimizer steps
+    steps: u64, "--steps", Fixed;
+    /// Steps between evaluations
+    eval_every: u64, "--eval-every", Free;
+    /// Evaluate so many batches of the validation split [default: all of it]
+    eval_batches: usize, "--eval-batches", Fixed;
+    /// Steps between checkpoints
+    checkpoint_every: u64, "--checkpoint-every", Free;
+    /// Newest checkpoints to keep, beside the best
+    keep: usize, "--keep", Free;
+    /// Steps between lines of metrics.jsonl
+    log_every: u64, "--log-every", Free;
+    /// Seed of weights, dropout and the order of the data
+    seed: u64, "--seed", Fixed;
+    /// Type of matrix operands and activations: auto, f32 or f16
+    precision: Precision, "--precision", Examined;
+    /// Part of the adapter's name, or #N
+    adapter: String, "--adapter", Examined;
+    /// Use no kernels above this tier: baseline, subgroup or coop
+    max_tier: String, "--max-tier", Fixed;
+}
+
+/// The error for a flag that a resumed run does not take.
+pub(crate) fn resumed(flag: &str, own: &str, got: &str) -> Error {
+    Error::invalid(
+        flag,
+        format!("{own}, as the run in --out has it (what shapes a run cannot change when it is resumed)"),
+        got,
+    )
+}
+
+impl Overrides {
+    /// The settings of a new run. Where they were not given, the warm-up is at most a tenth of the steps and the last learning rate
+    /// keeps its ratio to the highest.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the flag.
+    pub fn fresh(&self, preset: Preset) -> Result<TrainConfig> {
+        let defaults = preset.config();
+        let mut config = defaults.clone();
+        self.set(&mut config, |_| true);
+        config.preset = preset;
+        if self.min_lr.is_none() && self.lr.is_some() {
+            config.min_lr = config.lr * (defaults.min_lr / defaults.lr);
+        }
+        if self.warmup.is_none() {
+            config.warmup = config.warmup.min(config.steps / 10);
+        }
+        if let Some(text) = &config.text {
+            // Resuming from another directory must find it again.
+            config.text = Some(std::path::absolute(text).map_err(Error::io(text, "find"))?);
+        }
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The settings with which a run goes on.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the first flag that would change the run's mathematics.
+    pub fn resumed(&self, run: &TrainConfig) -> Result<TrainConfig> {
+        self.check(run)?;
+        let mut config = run.clone();
+        self.set(&mut config, |rule| rule == Rule::Free);
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presets_are_valid_and_named() {
+        for preset in Preset::ALL {
+            preset.config().validate().unwrap();
+            assert_eq!(preset.name().parse::<Preset>().unwrap(), preset);
+        }
+        assert!("giant".parse::<Preset>().unwrap_err().to_string().contains("`giant`"));
+        // Counted by hand from nanoGPT's definition with tied weights and no biases.
+        assert_eq!(
+            Preset::Baby.config().gpt(65).parameters(),
+            65 * 384 + 256 * 384 + 6 * (2 * 384 + 12 * 384 * 384) + 384
+        );
+    }
+
+    #[test]
+    fn schedule_is_that_of_nanogpt() {
+        let config = TrainConfig { warmup: 100, steps: 2000, lr: 1e-3, min_lr: 1e-4, ..Preset::Cpu.config() };
+        let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-15, "{a} is not {b}");
+        close(config.learning_rate(1), 1e-3 / 101.0);
+        close(config.learning_rate(100), 1e-3 * 100.0 / 101.0);
+        close(config.learning_rate(101), 1e-3);
+        // Half way between iterations 100 and 2000.
+        close(config.learning_rate(1051), (1e-3 + 1e-4) / 2.0);
+        close(config.learning_rate(2001), 1e-4);
+        close(config.learning_rate(u64::MAX), 1e-4);
+        for step in 101..2000 {
+            assert!(config.learning_rate(step) > config.learning_rate(step + 1));
+        }
+        // No warm-up, and nothing but warm-up.
+        close(TrainConfig { warmup: 0, ..config.clone() }.learning_rate(1), 1e-3);
+        close(TrainConfig { warmup: 2000, ..config }.learning_rate(2001), 1e-4);
+    }
+
+    #[test]
+    fn bad_settings_are_refused_by_flag() {
+        type Change = fn(&mut Overrides);
+        let cases: [(&str, Change); 22] = [
+            ("--heads", |o| o.heads = Some(3)),
+            ("--heads", |o| o.heads = Some(0)),
+            ("--layers", |o| o.layers = Some(0)),
+            ("--embd", |o| o.embd = Some(0)),
+            ("--embd", |o| o.embd = Some(1 << 40)),
+            ("--block", |o| o.block = Some(0)),
+            ("--batch", |o| o.batch = Some(0)),
+            ("--batch", |o| o.batch = Some(usize::MAX)),
+            ("--accumulate", |o| o.accumulate = Some(0)),
+            ("--dropout", |o| o.dropout = Some(1.0)),
+            ("--dropout", |o| o.dropout = Some(f64::NAN)),
+            ("--lr", |o| o.lr = Some(0.0)),
+            ("--lr", |o| o.lr = Some(f64::INFINITY)),
+            ("--min-lr", |o| o.min_lr = Some(1.0)),
+            ("--min-lr", |o| o.min_lr = Some(-1.0)),
+            ("--warmup", |o| o.warmup = Some(10_000)),
+            ("--clip", |o| o.clip = Some(-1.0)),
+            ("--steps", |o| o.steps = Some(0)),
+            ("--eval-every", |o| o.eval_every = Some(0)),
+            ("--eval-batches", |o| o.eval_batches = Some(0)),
+            ("--keep", |o| o.keep = Some(0)),
+            ("--max-tier", |o| o.max_tier = Some("best".into())),
+        ];
+        for (flag, change) in cases {
+            let mut overrides = Overrides::default();
+            change(&mut overrides);
+            let error = overrides.fresh(Preset::Nano).unwrap_err();
+            assert!(!error.is_failure());
+            assert!(error.to_string().starts_with(&format!("{flag}: expected ")), "{flag}: {error}");
+        }
+    }
+
+    #[test]
+    fn defaults_follow_what_was_given() {
+        let config = Overrides { lr: Some(2e-3), steps: Some(50), ..Overrides::default() }.fresh(Preset::Nano).unwrap();
+        assert!((config.min_lr - 2e-4).abs() < 1e-12);
+        assert_eq!(config.warmup, 5);
+    }
+
+    #[test]
+    fn resuming_keeps_the_mathematics() {
+        let run = Overrides { lr: Some(3e-3), ..Overrides::default() }.fresh(Preset::Nano).unwrap();
+        assert_eq!(Overrides::default().resumed(&run).unwrap(), run);
+        let same = Overrides { lr: Some(3e-3), preset: Some(Preset::Nano), ..Overrides::default() };
+        assert_eq!(same.resumed(&run).unwrap(), run);
+        let free = Overrides { eval_every: Some(7), keep: Some(1), ..Overrides::default() }.resumed(&run).unwrap();
+        assert_eq!((free.eval_every, free.keep), (7, 1));
+        for (flag, overrides) in [
+            ("--lr", Overrides { lr: Some(1e-3), ..Overrides::default() }),
+            ("--steps", Overrides { steps: Some(1501), ..Overrides::default() }),
+            ("--preset", Overrides { preset: Some(Preset::Cpu), ..Overrides::default() }),
+            ("--eval-batches", Overrides { eval_batches: Some(4), ..Overrides::default() }),
+        ] {
+            let message = overrides.resumed(&run).unwrap_err().to_string();
+            assert!(message.starts_with(flag), "{message}");
+        }
+    }
+
+    #[test]
+    fn json_keeps_every_bit() {
+        let config = TrainConfig { lr: 0.1 + 0.2, seed: u64::MAX, ..Preset::Gpt2.config() };
+        let text = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<TrainConfig>(&text).unwrap(), config);
+    }
+}

@@ -1,0 +1,68 @@
+//! Files that are whole or not there.
+
+use crate::{Error, Result};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+/// The name under which a file is written before it takes its place.
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".partial");
+    path.with_file_name(name)
+}
+
+/// Writes a file beside `path` with `write`, sees to it that it is on the disk, and renames it to `path`.
+pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let partial = beside(path);
+    let result = write(&partial).and_then(|()| {
+        let file = File::options().write(true).open(&partial).map_err(Error::io(&partial, "open"))?;
+        file.sync_all().map_err(Error::io(&partial, "write"))?;
+        fs::rename(&partial, path).map_err(Error::io(path, "write"))
+    });
+    if result.is_err() {
+        // Nothing half-written stays behind; the first error is the one to report.
+        let _ = fs::remove_file(&partial);
+    } else if let Some(Ok(dir)) = path.parent().map(File::open) {
+        // Makes the new name last through a power cut where the system can do that.
+        let _ = dir.sync_all();
+    }
+    result
+}
+
+/// [`replace`] with content that is at hand.
+pub(crate) fn replace_with(path: &Path, content: &[u8]) -> Result<()> {
+    replace(path, |partial| fs::write(partial, content).map_err(Error::io(path, "write")))
+}
+
+/// Removes what a killed process had begun to write.
+pub(crate) fn remove_partial(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.path().extension().is_some_and(|e| e == "partial") {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        replace_with(&path, b"old").unwrap();
+        let failed = replace(&path, |partial| {
+            fs::write(partial, b"ne").unwrap();
+            Err(Error::Device("gone".into()))
+        });
+        assert!(failed.is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        replace_with(&path, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        fs::write(dir.path().join("b.partial"), b"x").unwrap();
+        remove_partial(dir.path());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}
