@@ -40,7 +40,7 @@ struct Params {
 
 /// Whether rows fall on whole vec4, the parameters and the grid.
 fn plan(rows: usize, width: usize) -> Result<(bool, Params, Grid)> {
-    let vec = width % 4 == 0;
+    let vec = width.is_multiple_of(4);
     let items = if vec { width / 4 } else { width };
     let grid = Grid::Linear(((rows * items) as u64).div_ceil(256));
     Ok((vec, Params { rows: dim(rows)?, width: dim(items)? }, grid))

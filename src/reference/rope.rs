@@ -14,9 +14,9 @@ pub fn rope(
     let mut out = x.to_vec();
     for (n, head) in out.chunks_exact_mut(2 * half).enumerate() {
         let position = (n / heads) % seq + position_offset;
-        for i in 0..half {
+        for (i, frequency) in frequencies.iter().enumerate() {
             let (a, b) = if interleaved { (2 * i, 2 * i + 1) } else { (i, i + half) };
-            let angle = sign * position as f64 * frequencies[i];
+            let angle = sign * position as f64 * frequency;
             let (u, v) = (head[a], head[b]);
             head[a] = u * angle.cos() - v * angle.sin();
             head[b] = u * angle.sin() + v * angle.cos();
