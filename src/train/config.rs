@@ -559,7 +559,8 @@ mod tests {
             change(&mut overrides);
             let error = overrides.fresh(Preset::Nano).unwrap_err();
             assert!(!error.is_failure());
-            assert!(error.to_string().starts_with(&format!("{flag}: expected ")), "{flag}: {error}");
+            let message = error.to_string();
+            assert!(message.contains(flag) && message.contains(": expected "), "{flag}: {message}");
         }
     }
 
