@@ -181,7 +181,7 @@ impl Buffer {
     /// A part of this buffer, `start` and `len` in elements; `start` must fall on a multiple of 256 bytes.
     pub(crate) fn slice(&self, start: usize, len: usize) -> Result<Self> {
         let start_bytes = start as u64 * self.dtype.size() as u64;
-        if start + len > self.len || start_bytes % ALIGN != 0 {
+        if start + len > self.len || !start_bytes.is_multiple_of(ALIGN) {
             return Err(Error::shape(
                 "slice",
                 format!("a range within {} elements that starts on a multiple of {ALIGN} bytes", self.len),
@@ -336,7 +336,7 @@ mod tests {
     fn size_classes_cover_the_request_and_waste_at_most_an_eighth() {
         for bytes in (1..100_000u64).step_by(37).chain([1 << 20, (1 << 20) + 1, (1 << 27) - 4]) {
             let class = size_class(bytes);
-            assert!(class >= bytes && class % 256 == 0, "{bytes} -> {class}");
+            assert!(class >= bytes && class.is_multiple_of(256), "{bytes} -> {class}");
             assert!(class - bytes < (bytes / 8).max(512), "{bytes} -> {class}");
         }
     }

@@ -1,6 +1,4 @@
 //! Low-bit training on any GPU.
-#![deny(unsafe_code)]
-#![warn(missing_docs)]
 
 pub mod autograd;
 mod buffer;

@@ -98,6 +98,7 @@ pub struct Gradient<'a> {
 ///
 /// # Source
 /// Online maximum and sum: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, algorithm 3.
+#[expect(clippy::too_many_arguments, reason = "one argument per tensor")]
 pub fn cross_entropy(
     context: &Context,
     logits: &Buffer,
