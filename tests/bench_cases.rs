@@ -1,6 +1,6 @@
 //! The benches' table: no kernel is missing from it, and every line of it runs.
 
-#[path = "../benches/common/cases.rs"]
+#[path = "../benches/common/cases/mod.rs"]
 #[allow(dead_code, reason = "the benches use the rest of it")]
 mod cases;
 mod common;
