@@ -142,7 +142,7 @@ fn a_run_killed_or_stopped_at_any_moment_gives_the_same_bits() {
 
     // What the finished run refuses, and what it gives.
     let message = code(&place.train("whole", &["--resume", "--lr", "0.5"]).output().unwrap(), 2);
-    assert!(message.contains("--lr: expected 0.001"), "{message}");
+    assert!(message.contains("--lr: expected 0.004"), "{message}");
     assert!(code(&place.train("whole", &[]).output().unwrap(), 2).contains("--resume"));
     let sample =
         |more: &[&str]| place.walsh(&[&["sample", "whole", "--tokens", "60"], more].concat()).output().unwrap();
