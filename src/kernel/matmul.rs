@@ -2,6 +2,8 @@
 
 use crate::buffer::Buffer;
 use crate::context::Grid;
+use crate::kernel::dropout::dropout;
+use crate::kernel::unary::{unary, unary_backward};
 use crate::kernel::{Dropout, dim};
 use crate::shader::{Define, Defines, Kernel};
 use crate::{Context, DType, Error, Result, Tier};
@@ -21,13 +23,8 @@ pub static LANES: Kernel = Kernel {
     source: include_str!("../../shaders/matmul_lanes.wgsl"),
     tiers: &[Tier::Subgroup],
     variants: || {
-        let lanes = |n: u32| {
-            variants().into_iter().map(move |mut v| {
-                v.push(("LANES", n.into()));
-                v
-            })
-        };
-        lanes(4).chain(lanes(8)).collect()
+        let plain = variants().into_iter().filter(|v| v.contains(&("EPILOGUE", Define::U32(0))));
+        plain.flat_map(|v| [4u32, 8].map(|n| [v.as_slice(), &[("LANES", n.into())]].concat())).collect()
     },
     proven_bounds: true,
 };
@@ -292,19 +289,53 @@ pub fn matmul(context: &Context, spec: &Matmul<'_>) -> Result<()> {
         seed: drop.map_or([0; 2], |d| d.seed_words()),
         pad: 0,
     };
-    let mut defines = defines(spec.form, types, vec, spec.bias.is_some(), tail);
     let tiles = |size: usize, tile: usize| dim(size.div_ceil(tile));
-    let caps = context.capabilities();
-    if let (true, true, (lanes @ (4 | 8), max)) = (caps.is_cpu(), context.tier() >= Tier::Subgroup, caps.subgroup_size)
-        && lanes == max
-        && k > 0
-    {
+    let mut defines = defines(spec.form, types, vec, spec.bias.is_some(), tail);
+    if let Some(lanes) = lanes(context).filter(|_| k > 0) {
+        if !matches!(spec.epilogue, Epilogue::None) {
+            return unfused(context, spec);
+        }
         defines.push(("LANES", lanes.into()));
         let tile = 4 * lanes as usize;
         let grid = Grid::Xyz([tiles(n, tile)?, tiles(m, tile)?, dim(batch)?]);
         return context.dispatch_tier(&LANES, Tier::Subgroup, &defines, &params, &bindings, grid);
     }
     context.dispatch(&TILED, &defines, &params, &bindings, Grid::Xyz([tiles(n, 64)?, tiles(m, 64)?, dim(batch)?]))
+}
+
+/// Lanes of the subgroups of an adapter that [`LANES`] is for.
+fn lanes(context: &Context) -> Option<u32> {
+    let caps = context.capabilities();
+    let (min, max) = caps.subgroup_size;
+    (caps.is_cpu() && context.tier() >= Tier::Subgroup && min == max && matches!(min, 4 | 8)).then_some(min)
+}
+
+/// A product whose epilogue is a kernel of its own. Software adapters compile shaders on the thread that runs them: a register tile with an
+/// epilogue takes a second or more, the plain one, which all products then share, half a second; and their memory is a cache.
+fn unfused(context: &Context, spec: &Matmul<'_>) -> Result<()> {
+    let plain = Matmul { epilogue: Epilogue::None, accumulate: false, ..*spec };
+    let scratch = || context.alloc(spec.out.len(), spec.out.dtype());
+    match spec.epilogue {
+        Epilogue::None => matmul(context, spec),
+        Epilogue::Activation(activation, pre) => {
+            matmul(context, &Matmul { out: pre, ..plain })?;
+            unary(context, activation.into(), pre, spec.out)
+        }
+        Epilogue::ActivationGrad(activation, pre) => {
+            let sum = scratch()?;
+            matmul(context, &Matmul { out: &sum, ..plain })?;
+            unary_backward(context, activation.into(), pre, &sum, spec.out, spec.accumulate)
+        }
+        Epilogue::Residual(residual, None) => {
+            context.copy(residual, spec.out);
+            matmul(context, &Matmul { accumulate: true, ..plain })
+        }
+        Epilogue::Residual(residual, Some(mask)) => {
+            let sum = scratch()?;
+            matmul(context, &Matmul { out: &sum, ..plain })?;
+            dropout(context, &sum, Some(residual), spec.out, mask)
+        }
+    }
 }
 
 fn check(spec: &Matmul<'_>) -> Result<()> {
@@ -328,8 +359,14 @@ fn check(spec: &Matmul<'_>) -> Result<()> {
             );
         }
     }
+    if spec.accumulate && matches!(spec.epilogue, Epilogue::Activation(..) | Epilogue::Residual(..)) {
+        return fail("no accumulation into an activation or a residual sum".into(), format!("{:?}", spec.epilogue));
+    }
+    if !matches!(spec.epilogue, Epilogue::None) && spec.out.len() != batch * m * n {
+        return fail(format!("a result of {} elements", batch * m * n), format!("{}", spec.out.len()));
+    }
     let like_out = |name: &str, buffer: &Buffer, dtype: DType| {
-        if buffer.len() < batch * m * n || buffer.dtype() != dtype {
+        if buffer.len() != batch * m * n || buffer.dtype() != dtype {
             return fail(
                 format!("{name} of {dtype} with {} elements", batch * m * n),
                 format!("{} of {}", buffer.len(), buffer.dtype()),
