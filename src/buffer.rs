@@ -322,6 +322,11 @@ impl Params {
         Ok((self.chunks[chunk].clone(), offset))
     }
 
+    /// The memory, which recorded commands may still refer to.
+    pub fn into_chunks(self) -> Vec<Arc<Raw>> {
+        self.chunks
+    }
+
     /// Number of distinct blocks.
     pub fn len(&self) -> usize {
         self.slots.len()

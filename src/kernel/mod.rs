@@ -1,4 +1,7 @@
 //! Kernels on buffers and dimensions: one file each with its variants, its parameters and its wrapper. No tensors, no graph.
+//!
+//! A wrapper checks lengths and element types, chooses the variant and records the dispatch; [`crate::Context::submit`] sends it. Buffers come
+//! from [`crate::Tensor::buffer`]. [`ALL`] lists every kernel; the tests and benches go through it.
 
 pub mod accumulate;
 pub mod adamw;

@@ -114,13 +114,13 @@ impl Parameters {
         let mut sizes: Vec<(usize, usize)> = Vec::new(); // (elements, decayed elements) per chunk
         for i in order {
             let info = &specs[i].0;
-            let len = info.shape.iter().product::<usize>().next_multiple_of(ALIGN);
+            let len = crate::tensor::elements(&info.shape)?.div_ceil(ALIGN).saturating_mul(ALIGN);
             if len > max {
                 return Err(Error::Limit {
                     what: format!("parameter {} of shape {:?}", info.name, info.shape),
                     limit: "max_storage_buffer_binding_size",
                     max: max as u64 * 4,
-                    needed: len as u64 * 4,
+                    needed: (len as u64).saturating_mul(4),
                 });
             }
             if sizes.last().is_none_or(|(used, _)| used + len > max) {

@@ -65,6 +65,12 @@ impl GptRun {
         &self.gpt
     }
 
+    /// The mean loss of the last step, a scalar that keeps its place in memory: a host can bind it in a shader of its own.
+    #[must_use]
+    pub fn loss(&self) -> &Tensor {
+        &self.loss
+    }
+
     /// A sampler that shares the model's parameters.
     ///
     /// # Errors
