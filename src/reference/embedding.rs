@@ -25,7 +25,7 @@ pub fn forward(
     out
 }
 
-/// Gradients of table [vocab, cols] and positions [block, cols].
+/// Gradients of table `[vocab, cols]` and positions `[block, cols]`.
 #[must_use]
 pub fn backward(
     dout: &[f64],

@@ -3,22 +3,22 @@
 /// Output, means and reciprocal standard deviations.
 #[derive(Debug)]
 pub struct Forward {
-    /// [rows, cols].
+    /// `[rows, cols]`.
     pub out: Vec<f64>,
-    /// [rows].
+    /// `[rows]`.
     pub mean: Vec<f64>,
-    /// [rows].
+    /// `[rows]`.
     pub rstd: Vec<f64>,
 }
 
 /// Gradients of input, weight and bias.
 #[derive(Debug)]
 pub struct Backward {
-    /// [rows, cols].
+    /// `[rows, cols]`.
     pub dx: Vec<f64>,
-    /// [cols].
+    /// `[cols]`.
     pub dweight: Vec<f64>,
-    /// [cols].
+    /// `[cols]`.
     pub dbias: Vec<f64>,
 }
 
