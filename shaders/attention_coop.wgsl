@@ -1,9 +1,9 @@
 // attention_coop.wgsl: out = dropout(softmax(q k^T * scale)) v and the log-sum-exp, per head, on cooperative matrices: f16 operands, f32 sums.
 // One workgroup per head and ROWS queries, see common/attention_coop.wgsl. Needs the cooperative tier.
 //
-// The exponentials of a row are taken against a reference, its largest score so far rounded down in time: it is raised only where a score
-// exceeds it by SLACK (a factor of 256, far within the range of f16), since that means to pass the sums through workgroup memory to scale them.
-// Weights are at most 256 times the dropout factor, and a row's largest reference is at most SLACK below its largest score.
+// The exponentials of a row are taken against a reference: the largest score of its first tile, raised to the largest so far only where a score
+// exceeds it by more than SLACK, since that means to pass the sums through workgroup memory to scale them. So weights are at most 256 times
+// the dropout factor, far within the range of f16, and the sum of a row's exponentials is at least 1.
 //
 // Bounds: rows of qkv and out are clamped to seq - 1 or guarded; every index of workgroup memory is a lane's or tile's place in its own block.
 #import attention_coop

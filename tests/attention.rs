@@ -332,7 +332,8 @@ fn time() {
                 let drop = (p > 0.0).then_some(Dropout { p, seed: SEED, op: OP, micro: MICRO, state: state.buffer() });
                 let median = |work: &dyn Fn() -> walsh::Result<()>| {
                     let run = || context.gpu_time(|| (0..n).try_for_each(|_| work())).unwrap() / f64::from(n);
-                    // The clock of an idle device takes tenths of a second to rise.
+                    run(); // compiles
+                    // The clock of an idle device, as it is after compiling, takes tenths of a second to rise.
                     let start = std::time::Instant::now();
                     while start.elapsed().as_secs_f32() < 0.3 {
                         run();
