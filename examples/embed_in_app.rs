@@ -50,6 +50,7 @@ pub struct Outcome {
     pub history: Vec<f32>,
     /// The last loss as walsh's own readback gave it.
     pub last_loss: f32,
+    /// What walsh created and submitted.
     pub counts: Counts,
 }
 

@@ -153,5 +153,6 @@ pub fn recommended_features(adapter: &wgpu::Adapter) -> wgpu::Features {
             | wgpu::Features::SHADER_F16
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES
+            | wgpu::Features::SHADER_INT64
             | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX)
 }

@@ -30,7 +30,10 @@ struct Bounds {
 /// Forward error bounds, first order, u = 2^-24. A score carries (D + 8) u of its magnitudes; exp2 is good to 3 + 2 |x| ulp of 2 u each, its
 /// argument's rounding adds 2 u |x|; an online softmax multiplies by at most one fading factor per key block, whose exponents add up to the
 /// range of the scores. Sums over n terms add n u. An output of type f16 adds half an ulp, 2^-11 relative and 2^-25 absolute.
-fn bounds(case: &Case, qkv: &[f64], dout: &[f64], f: Option<&[f64]>) -> Bounds {
+///
+/// On cooperative matrices the weights p f and dS are rounded to f16 (half an ulp, of 2^-24 at least), relative to a row sum of at least 1; a
+/// matrix unit may align the 16 products of a step and the sum to the largest of them and truncate, 4 times the error of rounded additions.
+fn bounds(case: &Case, path: AttentionPath, qkv: &[f64], dout: &[f64], f: Option<&[f64]>) -> Bounds {
     let Dims { batch, seq, heads, head_dim: d, .. } = case.dims;
     let dims = case.dims;
     let n = seq as f64;
@@ -40,6 +43,8 @@ fn bounds(case: &Case, qkv: &[f64], dout: &[f64], f: Option<&[f64]>) -> Bounds {
     let abs_dot = |x: &[f64], i: usize, y: &[f64], j: usize| (0..d).map(|c| (x[i + c] * y[j + c]).abs()).sum::<f64>();
     let dot = |x: &[f64], i: usize, y: &[f64], j: usize| (0..d).map(|c| x[i + c] * y[j + c]).sum::<f64>();
     let elem = if case.f16 { U16 } else { U32 };
+    let (narrow, floor, rough) =
+        if path == AttentionPath::Coop { (U16, 1.0 / (1u64 << 25) as f64, 4.0) } else { (0.0, 0.0, 1.0) };
     let tiny = if case.f16 { 1.0 / (1u64 << 25) as f64 } else { 1e-30 };
     let (out, _) = reference::attention(qkv, dims, f);
     let mut bounds = Bounds { out: vec![0.0; out.len()], lse: Vec::new(), dqkv: vec![0.0; qkv.len()] };
@@ -51,7 +56,7 @@ fn bounds(case: &Case, qkv: &[f64], dout: &[f64], f: Option<&[f64]>) -> Bounds {
                 let q = at(b, t, 0, h);
                 let magnitude: Vec<f64> = (0..p.len()).map(|k| scale * abs_dot(qkv, q, qkv, at(b, k, 1, h))).collect();
                 let top = magnitude.iter().copied().fold(0.0, f64::max);
-                let score = (d as f64 + 8.0) * U32 * top;
+                let score = rough * (d as f64 + 8.0) * U32 * top;
                 let weight = score + U32 * (8.0 + 8.0 * 2.0 * top * 1.5 + 10.0 * n);
                 let lse_error = weight + U32 * (4.0 * lse.abs() + 4.0 * top + 16.0);
                 bounds.lse.push(lse_error);
@@ -59,35 +64,40 @@ fn bounds(case: &Case, qkv: &[f64], dout: &[f64], f: Option<&[f64]>) -> Bounds {
                 let o = out_at(b, t, h);
                 for i in 0..d {
                     let sum: f64 = (0..p.len()).map(|k| p[k] * factor(k) * qkv[at(b, k, 2, h) + i].abs()).sum();
-                    bounds.out[o + i] = (2.0 * weight + (2.0 * n + 16.0) * U32) * sum + elem * out[o + i].abs() + tiny;
+                    let all: f64 = (0..p.len()).map(|k| qkv[at(b, k, 2, h) + i].abs()).sum();
+                    let sums = rough * (2.0 * n + 16.0) * U32;
+                    bounds.out[o + i] =
+                        (2.0 * weight + sums + narrow) * sum + floor * all + elem * out[o + i].abs() + tiny;
                 }
                 let delta = dot(dout, o, &out, o);
                 let delta_error = (d as f64 + 4.0) * U32 * abs_dot(dout, o, &out, o) + abs_dot(dout, o, &bounds.out, o);
                 // The kernel starts from its own out and lse.
-                for k in 0..p.len() {
+                for (k, &weight) in p.iter().enumerate() {
                     let (key, value) = (at(b, k, 1, h), at(b, k, 2, h));
                     let dp = factor(k) * dot(dout, o, qkv, value);
-                    let dp_error = (d as f64 + 4.0) * U32 * factor(k) * abs_dot(dout, o, qkv, value);
+                    let dp_error = rough * (d as f64 + 4.0) * U32 * factor(k) * abs_dot(dout, o, qkv, value);
                     let p_error = score + lse_error + U32 * (10.0 + 4.0 * 1.5 * (top + lse.abs()));
                     let inner = (dp - delta).abs();
-                    let ds = p[k] * inner * scale;
-                    let ds_error = p[k]
+                    let ds = weight * inner * scale;
+                    let ds_error = weight
                         * scale
-                        * ((p_error + 4.0 * U32) * (dp.abs() + delta.abs()).max(inner) + dp_error + delta_error);
+                        * ((p_error + 4.0 * U32) * (dp.abs() + delta.abs()).max(inner) + dp_error + delta_error)
+                        + narrow * ds
+                        + floor;
                     for i in 0..d {
                         bounds.dqkv[q + i] += ds_error * qkv[key + i].abs();
                         bounds.dqkv[key + i] += ds_error * qkv[q + i].abs();
-                        bounds.dqkv[value + i] += p[k] * factor(k) * p_error * dout[o + i].abs();
+                        bounds.dqkv[value + i] += (weight * factor(k) * (p_error + narrow) + floor) * dout[o + i].abs();
                         grads[q + i] += ds * qkv[key + i].abs();
                         grads[key + i] += ds * qkv[q + i].abs();
-                        grads[value + i] += p[k] * factor(k) * dout[o + i].abs();
+                        grads[value + i] += weight * factor(k) * dout[o + i].abs();
                     }
                 }
             }
         }
     }
     for (bound, sum) in bounds.dqkv.iter_mut().zip(&grads) {
-        *bound += ((n + 8.0) * U32 + elem) * sum + tiny;
+        *bound += (rough * (n + 8.0) * U32 + elem) * sum + tiny;
     }
     bounds
 }
@@ -126,7 +136,7 @@ fn check(context: &Context, path: AttentionPath, case: &Case, seed: u64) {
     let f = drop.map(|d| factors(batch * heads * seq * seq.next_multiple_of(4), f64::from(d.p), SEED, OP, STEP, MICRO));
     let (out, lse) = reference::attention(&qkv, dims, f.as_deref());
     let grad = reference::attention_backward(&qkv, &dout, dims, f.as_deref());
-    let bounds = bounds(case, &qkv, &dout, f.as_deref());
+    let bounds = bounds(case, path, &qkv, &dout, f.as_deref());
     assert_within(&format!("lse {what}"), &lse_t.to_vec().unwrap(), &lse, |i| bounds.lse[i]);
     assert_within(&format!("out {what}"), &out_t.to_vec().unwrap(), &out, |i| bounds.out[i]);
     assert_within(&format!("dqkv {what}"), &dqkv_t.to_vec().unwrap(), &grad, |i| bounds.dqkv[i]);
@@ -139,6 +149,16 @@ fn dims(batch: usize, seq: usize, heads: usize, head_dim: usize, causal: bool) -
 fn cases(path: AttentionPath, tier: Tier) -> Vec<Case> {
     let case = |dims, f16, dropout| Case { dims, f16, dropout };
     let mut cases = Vec::new();
+    if path == AttentionPath::Coop {
+        for seq in [1, 2, 15, 16, 17, 31, 33, 63, 64, 65, 131, 256] {
+            for (width, causal, dropout) in
+                [(32, seq % 2 == 0, 0.0), (64, true, 0.2), (64, false, 0.0), (128, seq % 2 == 1, 0.25)]
+            {
+                cases.push(case(dims(1 + seq % 2, seq, 1 + seq % 3, width, causal), true, dropout));
+            }
+        }
+        return cases;
+    }
     for seq in [1, 2, 7, 8, 9, 31, 63, 64, 65, 131] {
         cases.push(case(dims(1 + seq % 2, seq, 1 + seq % 3, 32, seq % 5 != 1), false, 0.0));
     }
@@ -155,6 +175,10 @@ fn cases(path: AttentionPath, tier: Tier) -> Vec<Case> {
 
 fn run(path: AttentionPath) {
     for context in every_tier() {
+        if path == AttentionPath::Coop && context.tier() < walsh::Tier::Coop {
+            eprintln!("skipped: cooperative matrices on {}", context.capabilities().adapter.name);
+            continue;
+        }
         for (seed, case) in cases(path, context.tier()).iter().enumerate() {
             if case.f16 && !context.capabilities().f16 {
                 eprintln!("skipped: f16 on {}", context.capabilities().adapter.name);
@@ -176,14 +200,23 @@ fn tiles_match_the_reference() {
 }
 
 #[test]
+fn coop_matches_the_reference() {
+    run(AttentionPath::Coop);
+}
+
+#[test]
 fn a_token_depends_on_no_later_one() {
     for context in every_tier() {
-        for path in [AttentionPath::Rows, AttentionPath::Tiles] {
+        for path in [AttentionPath::Rows, AttentionPath::Tiles, AttentionPath::Coop] {
+            let coop = path == AttentionPath::Coop;
+            if coop && context.tier() < walsh::Tier::Coop {
+                continue;
+            }
             let sizes = AttentionDims { batch: 1, seq: 70, heads: 2, head_dim: 32, causal: true };
             let mut qkv = Gen::new(5).normals(70 * 3 * 64);
             let run = |qkv: &[f32]| {
-                let qkv = Tensor::from_f32(&context, qkv, &[qkv.len()]).unwrap();
-                let (out, lse) = (blank(&context, 70 * 64, false), blank(&context, 140, false));
+                let qkv = tensor(&context, &mut qkv.to_vec(), coop);
+                let (out, lse) = (blank(&context, 70 * 64, coop), blank(&context, 140, false));
                 attention_on(&context, qkv.buffer(), out.buffer(), lse.buffer(), sizes, None, path).unwrap();
                 out.to_vec().unwrap()
             };
@@ -228,7 +261,7 @@ fn wrong_shapes_are_refused() {
     let qkv = blank(context, 4 * 3 * 20, false);
     let (out, lse) = (blank(context, 4 * 20, false), blank(context, 4, false));
     let call = |sizes, lse: &Tensor| {
-        let path = AttentionPath::of(context);
+        let path = AttentionPath::of(context, DType::F32, 16);
         attention_on(context, qkv.buffer(), out.buffer(), lse.buffer(), sizes, None, path)
     };
     let sizes = AttentionDims { batch: 1, seq: 4, heads: 1, head_dim: 20, causal: true };
@@ -236,72 +269,4 @@ fn wrong_shapes_are_refused() {
     let sizes = AttentionDims { heads: 2, head_dim: 16, ..sizes };
     assert!(matches!(call(sizes, &lse), Err(Error::Shape { .. })), "qkv too short");
     assert_eq!(lse.dtype(), DType::F32);
-}
-
-/// Device time of the CPU configuration's shape; run with `--ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn time() {
-    for context in every_tier() {
-        for (batch, seq, heads, head_dim, f16) in [
-            (12, 64, 4, 32, false),
-            (12, 64, 4, 32, true),
-            (64, 256, 6, 64, false),
-            (64, 256, 6, 64, true),
-            (8, 1024, 12, 64, true),
-        ] {
-            let cpu = context.capabilities().is_cpu();
-            if cpu && (seq > 64) || f16 && !context.capabilities().f16 {
-                continue;
-            }
-            let sizes = AttentionDims { batch, seq, heads, head_dim, causal: true };
-            let mut qkv = Gen::new(1).normals(3 * sizes.out_len());
-            let mut dout = Gen::new(2).normals(sizes.out_len());
-            let (qkv, dout) = (tensor(&context, &mut qkv, f16), tensor(&context, &mut dout, f16));
-            let (out, dqkv) = (blank(&context, dout.len(), f16), blank(&context, qkv.len(), f16));
-            let lse = blank(&context, sizes.rows(), false);
-            let grads = AttentionGrads {
-                qkv: qkv.buffer(),
-                out: out.buffer(),
-                dout: dout.buffer(),
-                lse: lse.buffer(),
-                dqkv: dqkv.buffer(),
-            };
-            let path = AttentionPath::of(&context);
-            let n = if cpu { 10 } else { 100 };
-            let forward = || attention_on(&context, grads.qkv, grads.out, grads.lse, sizes, None, path);
-            let median = |work: &dyn Fn() -> walsh::Result<()>| {
-                let run = || context.gpu_time(|| (0..n).try_for_each(|_| work())).unwrap() / n as f64;
-                run();
-                let mut times: Vec<f64> = (0..7).map(|_| run()).collect();
-                times.sort_by(f64::total_cmp);
-                times[3]
-            };
-            let fwd = median(&forward);
-            if let Ok(profile) = context.profile(|| {
-                (0..5).try_for_each(|_| {
-                    forward()?;
-                    attention_backward_on(&context, grads, sizes, None, path)
-                })
-            }) {
-                for kernel in 0..3 {
-                    let mut times: Vec<f64> = profile.iter().skip(kernel).step_by(3).map(|(_, t)| *t).collect();
-                    times.sort_by(f64::total_cmp);
-                    eprintln!("  {}: {:.3} ms", profile[kernel].0, times[2] * 1e3);
-                }
-            }
-            let bwd = median(&|| attention_backward_on(&context, grads, sizes, None, path));
-            // Causal: half of the products.
-            let flops = (4 * batch * heads * head_dim * seq * (seq + 1) / 2) as f64;
-            eprintln!(
-                "{} {} b{batch} t{seq} h{heads} d{head_dim} f16 {f16}: forward {:.3} ms {:.2} TFLOP/s, backward {:.3} ms {:.2} TFLOP/s",
-                context.capabilities().adapter.name,
-                context.tier(),
-                fwd * 1e3,
-                flops / fwd * 1e-12,
-                bwd * 1e3,
-                2.5 * flops / bwd * 1e-12
-            );
-        }
-    }
 }

@@ -36,6 +36,9 @@ fn capabilities(key: &Key) -> Capabilities {
     if key.tier == Tier::Coop {
         allowed |= Capabilities::COOPERATIVE_MATRIX;
     }
+    if key.defines.contains(&("INT64", Define::Bool(true))) {
+        allowed |= Capabilities::SHADER_INT64;
+    }
     allowed
 }
 

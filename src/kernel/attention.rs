@@ -24,8 +24,44 @@ pub static ROWS: Kernel = Kernel {
     proven_bounds: true,
 };
 
+/// Attention on cooperative matrices.
+pub static COOP: Kernel = Kernel {
+    name: "attention_coop",
+    source: include_str!("../../shaders/attention_coop.wgsl"),
+    tiers: &[Tier::Coop],
+    variants: coop_variants,
+    proven_bounds: true,
+};
+
 /// Head widths that the kernels are specialised for.
 pub const HEAD_DIMS: [u32; 6] = [16, 32, 48, 64, 96, 128];
+
+/// Head widths that the kernels on cooperative matrices are specialised for.
+pub const COOP_HEAD_DIMS: [u32; 3] = [32, 64, 128];
+
+/// Rows of a workgroup on cooperative matrices: 16 for each of 4 subgroups.
+const COOP_ROWS: u64 = 64;
+
+pub(super) fn coop_variants() -> Vec<Defines> {
+    let mut all = Vec::new();
+    for head_dim in COOP_HEAD_DIMS {
+        for (dropout, int64) in [(false, false), (true, false), (true, true)] {
+            all.push(coop_defines(head_dim, dropout, int64));
+        }
+    }
+    all
+}
+
+fn coop_defines(head_dim: u32, dropout: bool, int64: bool) -> Defines {
+    vec![
+        ("HEAD_DIM", head_dim.into()),
+        ("Elem", Scalar::F16.into()),
+        ("DROPOUT", dropout.into()),
+        ("INT64", int64.into()),
+        ("GROUPS", (head_dim / 16).into()),
+        ("UNITS", (head_dim / 32).into()),
+    ]
+}
 
 fn each(defines: impl Fn(u32, Scalar, bool) -> Vec<Defines>) -> Vec<Defines> {
     let mut all = Vec::new();
@@ -102,13 +138,20 @@ pub enum AttentionPath {
     Rows,
     /// Tiles in workgroup memory: GPUs.
     Tiles,
+    /// Cooperative matrices: f16 on the cooperative tier.
+    Coop,
 }
 
 impl AttentionPath {
-    /// The one for the context's adapter.
+    /// The one for the context's adapter and a problem.
     #[must_use]
-    pub fn of(context: &Context) -> Self {
-        if context.capabilities().is_cpu() { Self::Rows } else { Self::Tiles }
+    pub fn of(context: &Context, dtype: DType, head_dim: usize) -> Self {
+        let coop = dtype == DType::F16 && COOP_HEAD_DIMS.iter().any(|d| *d as usize == head_dim);
+        match context.tier() {
+            Tier::Coop if coop => Self::Coop,
+            _ if context.capabilities().is_cpu() => Self::Rows,
+            _ => Self::Tiles,
+        }
     }
 }
 
@@ -175,6 +218,15 @@ pub(super) fn plan(
     let heads = (dims.batch * dims.heads) as u64;
     let (defines, per_workgroup) = match path {
         AttentionPath::Tiles => (tile_defines(head_dim, qkv.dtype().into(), dropout.is_some()), 64),
+        AttentionPath::Coop => {
+            if !COOP_HEAD_DIMS.contains(&head_dim) || qkv.dtype() != DType::F16 || context.tier() < Tier::Coop {
+                let expected = format!("f16 and head_dim of {COOP_HEAD_DIMS:?} on the cooperative tier");
+                let got = format!("{} and {head_dim} on the {} tier", qkv.dtype(), context.tier());
+                return Err(Error::shape(op, expected, got));
+            }
+            let int64 = dropout.is_some() && context.capabilities().features.contains(wgpu::Features::SHADER_INT64);
+            (coop_defines(head_dim, dropout.is_some(), int64), COOP_ROWS)
+        }
         AttentionPath::Rows => {
             let caps = context.capabilities();
             let fan = if head_dim % 32 == 0 && caps.subgroup_size.0 >= 8 { 8 } else { 4 };
@@ -196,7 +248,8 @@ pub(super) fn plan(
 ///
 /// # Numerics
 /// Computed in f32 with an online softmax; nothing of size `seq * seq` is stored. Dropout counts its random numbers over `[batch, heads, seq, keys]`
-/// with keys padded to a multiple of 4. Each result depends only on its own sequence and head, and with `causal` only on tokens up to its own.
+/// with keys padded to a multiple of 4. With f16 buffers on the cooperative tier the products run on matrix units with f16 operands and f32 sums:
+/// the weights are rounded to f16, and weights below 2^-25 of a row's sum vanish. Each result depends only on its own sequence and head, and with `causal` only on tokens up to its own.
 ///
 /// # Source
 /// Dao et al., "FlashAttention", 2022, algorithm 1; Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
@@ -208,7 +261,8 @@ pub fn attention(
     dims: AttentionDims,
     dropout: Option<Dropout<'_>>,
 ) -> Result<()> {
-    attention_on(context, qkv, out, lse, dims, dropout, AttentionPath::of(context))
+    let path = AttentionPath::of(context, qkv.dtype(), dims.head_dim);
+    attention_on(context, qkv, out, lse, dims, dropout, path)
 }
 
 /// The same by a path of the caller's choice, for tests and benches.
@@ -230,6 +284,7 @@ pub fn attention_on(
     let kernel = match path {
         AttentionPath::Rows => &ROWS,
         AttentionPath::Tiles => &KERNEL,
+        AttentionPath::Coop => &COOP,
     };
     let mut bindings = vec![qkv.read(), out.write(), lse.write()];
     bindings.extend(dropout.iter().map(|d| d.state.read()));

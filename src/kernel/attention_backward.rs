@@ -1,6 +1,6 @@
 //! Softmax attention on packed QKV, backward.
 
-use super::attention::{AttentionDims, AttentionPath, plan, row_variants, tile_variants};
+use super::attention::{AttentionDims, AttentionPath, Plan, coop_variants, plan, row_variants, tile_variants};
 use super::{Dropout, expect};
 use crate::buffer::Buffer;
 use crate::shader::Kernel;
@@ -42,6 +42,24 @@ pub static ROWS_KEY: Kernel = Kernel {
     proven_bounds: true,
 };
 
+/// Gradient of the queries on cooperative matrices; must run before [`COOP_KEY`].
+pub static COOP_QUERY: Kernel = Kernel {
+    name: "attention_coop_backward_query",
+    source: include_str!("../../shaders/attention_coop_backward_query.wgsl"),
+    tiers: &[Tier::Coop],
+    variants: coop_variants,
+    proven_bounds: true,
+};
+
+/// Gradients of keys and values on cooperative matrices.
+pub static COOP_KEY: Kernel = Kernel {
+    name: "attention_coop_backward_key",
+    source: include_str!("../../shaders/attention_coop_backward_key.wgsl"),
+    tiers: &[Tier::Coop],
+    variants: coop_variants,
+    proven_bounds: true,
+};
+
 /// Buffers of [`attention_backward`].
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionGrads<'a> {
@@ -66,7 +84,8 @@ pub struct AttentionGrads<'a> {
 /// As [`attention`](super::attention::attention).
 ///
 /// # Numerics
-/// Computed in f32, two dispatches, sums in a fixed order. With f16 buffers the gradients are rounded to f16; loss scaling keeps them in range.
+/// Computed in f32, two dispatches, sums in a fixed order; on the cooperative tier with f16 operands, as in the forward pass, and with dropout a
+/// workspace of a quarter of a byte per pair of tokens and head. With f16 buffers the gradients are rounded to f16; loss scaling keeps them in range.
 ///
 /// # Source
 /// Dao et al., "FlashAttention", 2022, algorithm 4, with `delta = rowsum(dout * out)`.
@@ -76,7 +95,8 @@ pub fn attention_backward(
     dims: AttentionDims,
     dropout: Option<Dropout<'_>>,
 ) -> Result<()> {
-    attention_backward_on(context, grads, dims, dropout, AttentionPath::of(context))
+    let path = AttentionPath::of(context, grads.qkv.dtype(), dims.head_dim);
+    attention_backward_on(context, grads, dims, dropout, path)
 }
 
 /// The same by a path of the caller's choice, for tests and benches.
@@ -100,6 +120,7 @@ pub fn attention_backward_on(
     let (query, key) = match path {
         AttentionPath::Rows => (&ROWS_QUERY, &ROWS_KEY),
         AttentionPath::Tiles => (&QUERY, &KEY),
+        AttentionPath::Coop => return coop_backward(context, grads, dims, dropout, &plan),
     };
     let stats = context.alloc(2 * dims.rows(), DType::F32)?;
     let state = dropout.iter().map(|d| d.state.read());
@@ -109,4 +130,28 @@ pub fn attention_backward_on(
     let mut bindings = vec![qkv.read(), dout.read(), stats.read(), dqkv.write()];
     bindings.extend(state);
     context.dispatch(key, &plan.defines, &plan.params, &bindings, plan.grid)
+}
+
+fn coop_backward(
+    context: &Context,
+    grads: AttentionGrads<'_>,
+    dims: AttentionDims,
+    dropout: Option<Dropout<'_>>,
+    plan: &Plan,
+) -> Result<()> {
+    let AttentionGrads { qkv, out, dout, lse, dqkv } = grads;
+    let stats = context.alloc(2 * dims.rows(), DType::F32)?;
+    // A bit per key, in words of 16: the pass over keys would otherwise make the random numbers again.
+    let masks = match dropout {
+        Some(d) => Some((context.alloc(dims.rows() * dims.seq.div_ceil(16), DType::U32)?, d.state)),
+        None => None,
+    };
+    let mut bindings = vec![qkv.read(), out.read(), dout.read(), lse.read(), dqkv.write(), stats.write()];
+    if let Some((masks, state)) = &masks {
+        bindings.extend([masks.write(), state.read()]);
+    }
+    context.dispatch(&COOP_QUERY, &plan.defines, &plan.params, &bindings, plan.grid)?;
+    let mut bindings = vec![qkv.read(), dout.read(), stats.read(), dqkv.write()];
+    bindings.extend(masks.iter().map(|(masks, _)| masks.read()));
+    context.dispatch(&COOP_KEY, &plan.defines, &plan.params, &bindings, plan.grid)
 }

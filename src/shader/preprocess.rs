@@ -16,6 +16,8 @@ const SNIPPETS: &[(&str, &str)] = &[
     ("reduce.baseline", include_str!("../../shaders/common/reduce.baseline.wgsl")),
     ("reduce.subgroup", include_str!("../../shaders/common/reduce.subgroup.wgsl")),
     ("attention", include_str!("../../shaders/common/attention.wgsl")),
+    ("attention_coop", include_str!("../../shaders/common/attention_coop.wgsl")),
+    ("philox_wide", include_str!("../../shaders/common/philox_wide.wgsl")),
     ("attention_tile", include_str!("../../shaders/common/attention_tile.wgsl")),
     ("fan.baseline", include_str!("../../shaders/common/fan.baseline.wgsl")),
     ("fan.subgroup", include_str!("../../shaders/common/fan.subgroup.wgsl")),
