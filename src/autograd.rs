@@ -1,4 +1,4 @@
-//! Reverse-mode differentiation. Every operation that has to leaves a [`Node`] behind; [`Tensor::backward`] visits the nodes from the
+//! Reverse-mode differentiation. Every operation that has to leaves a node behind; [`Tensor::backward`] visits the nodes from the
 //! newest to the oldest, which is a topological order because a node's inputs are always older. No recursion, gradients by id.
 
 use crate::tensor::{GradSlot, Inner};

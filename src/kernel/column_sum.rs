@@ -52,7 +52,7 @@ struct Params {
 /// Sets `out[c]` to `factor` times the sum of column c of `x`, or adds that to it.
 ///
 /// # Shapes
-/// `x` [rows, cols] f32 or f16, `out` [cols] f32.
+/// `x` `[rows, cols]` f32 or f16, `out` `[cols]` f32.
 ///
 /// # Errors
 /// [`crate::Error::Shape`] where lengths or element types differ from that; [`crate::Error::OutOfMemory`] for the workspace.

@@ -198,7 +198,7 @@ fn check_dropout(op: &'static str, dropout: Option<Dropout<'_>>) -> Result<()> {
 /// `out[r] = table[tokens[r]] + positions[r % seq + offset]`, then dropout. A token or a position beyond its table makes its row NaN.
 ///
 /// # Shapes
-/// `tokens` [rows] u32, `table` [vocab, cols] f32, `out` [rows, cols] f32; see [`Positions`].
+/// `tokens` `[rows]` u32, `table` `[vocab, cols]` f32, `out` `[rows, cols]` f32; see [`Positions`].
 ///
 /// # Errors
 /// [`Error::Shape`] where lengths or element types differ from that; [`Error::Invalid`] for a dropout that is no probability below 1, or
@@ -265,7 +265,7 @@ pub fn embedding(
 /// The gradients of [`embedding`]: of the table, set or added to, and of the positions. Tokens beyond the table add nothing to it.
 ///
 /// # Shapes
-/// `dout` [rows, cols] f32, `tokens` [rows] u32, `dtable` [vocab, cols] f32; see [`PositionsGradient`].
+/// `dout` `[rows, cols]` f32, `tokens` `[rows]` u32, `dtable` `[vocab, cols]` f32; see [`PositionsGradient`].
 ///
 /// # Errors
 /// [`Error::Shape`] where lengths or element types differ from that; [`Error::Invalid`] for a dropout that is no probability below 1;

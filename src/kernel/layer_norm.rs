@@ -64,18 +64,18 @@ struct BackwardParams {
 /// What the forward pass keeps per row for the backward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Statistics<'a> {
-    /// Means [rows], f32; `None` for the RMS norm.
+    /// Means `[rows]`, f32; `None` for the RMS norm.
     pub mean: Option<&'a Buffer>,
-    /// Reciprocal standard deviations (or root mean squares) [rows], f32.
+    /// Reciprocal standard deviations (or root mean squares) `[rows]`, f32.
     pub rstd: &'a Buffer,
 }
 
 /// Where the gradients of a norm's parameters go.
 #[derive(Clone, Copy, Debug)]
 pub struct ParameterGradients<'a> {
-    /// Gradient of the weight [cols], f32.
+    /// Gradient of the weight `[cols]`, f32.
     pub weight: &'a Buffer,
-    /// Gradient of the bias [cols], f32.
+    /// Gradient of the bias `[cols]`, f32.
     pub bias: Option<&'a Buffer>,
     /// Whether to add to both instead of setting them.
     pub accumulate: bool,
@@ -84,7 +84,7 @@ pub struct ParameterGradients<'a> {
 /// `out = (x - mean) * rstd * weight + bias` for each row, and the statistics that the backward pass needs.
 ///
 /// # Shapes
-/// `x` [rows, cols] f32, `weight` and `bias` [cols] f32, `out` [rows, cols] f32 or f16, `mean` and `rstd` [rows] f32.
+/// `x` `[rows, cols]` f32, `weight` and `bias` `[cols]` f32, `out` `[rows, cols]` f32 or f16, `mean` and `rstd` `[rows]` f32.
 ///
 /// # Errors
 /// [`crate::Error::Shape`] where lengths or element types differ from that.
@@ -114,7 +114,7 @@ pub fn layer_norm(
 /// The gradients of [`layer_norm`]: `dx` is set or added to, and so are those of the parameters.
 ///
 /// # Shapes
-/// `dy` [rows, cols] f32 or f16, `x` and `dx` [rows, cols] f32, `weight` [cols] f32; see [`Statistics`] and [`ParameterGradients`].
+/// `dy` `[rows, cols]` f32 or f16, `x` and `dx` `[rows, cols]` f32, `weight` `[cols]` f32; see [`Statistics`] and [`ParameterGradients`].
 ///
 /// # Errors
 /// [`crate::Error::Shape`] where lengths or element types differ from that; [`crate::Error::OutOfMemory`] for the workspace.

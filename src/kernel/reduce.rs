@@ -39,7 +39,7 @@ pub enum Reduction {
 /// Sets `out[0]` to the sum or the maximum of all elements of `x`.
 ///
 /// # Shapes
-/// `x` of any length, f32 or f16; `out` [1] f32. The sum of nothing is 0.
+/// `x` of any length, f32 or f16; `out` `[1]` f32. The sum of nothing is 0.
 ///
 /// # Errors
 /// [`Error::Shape`] where `out` is not one f32, or for the maximum of nothing.

@@ -32,7 +32,7 @@ fn variants() -> Vec<Defines> {
 /// `out = x * rstd * weight` for each row with `rstd = 1 / sqrt(mean(x^2) + eps)`.
 ///
 /// # Shapes
-/// `x` [rows, cols] f32, `weight` [cols] f32, `out` [rows, cols] f32 or f16, `rstd` [rows] f32.
+/// `x` `[rows, cols]` f32, `weight` `[cols]` f32, `out` `[rows, cols]` f32 or f16, `rstd` `[rows]` f32.
 ///
 /// # Errors
 /// [`crate::Error::Shape`] where lengths or element types differ from that.
@@ -54,10 +54,10 @@ pub fn rms_norm(
     forward(context, &KERNEL, [x, weight], None, out, Statistics { mean: None, rstd }, shape, eps)
 }
 
-/// The gradients of [`rms_norm`]: `dx` [rows, cols] f32 and `dweight` [cols] f32, each set or added to.
+/// The gradients of [`rms_norm`]: `dx` `[rows, cols]` f32 and `dweight` `[cols]` f32, each set or added to.
 ///
 /// # Shapes
-/// `dy` [rows, cols] f32 or f16, `x` [rows, cols] f32, `weight` [cols] f32, `rstd` [rows] f32.
+/// `dy` `[rows, cols]` f32 or f16, `x` `[rows, cols]` f32, `weight` `[cols]` f32, `rstd` `[rows]` f32.
 ///
 /// # Errors
 /// [`crate::Error::Shape`] where lengths or element types differ from that; [`crate::Error::OutOfMemory`] for the workspace.

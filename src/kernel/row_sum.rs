@@ -31,7 +31,7 @@ struct Params {
 /// Sets `out[r]` to `factor` times the sum of row r of `x`, or adds that to it.
 ///
 /// # Shapes
-/// `x` [rows, cols] f32 or f16, `out` [rows] f32.
+/// `x` `[rows, cols]` f32 or f16, `out` `[rows]` f32.
 ///
 /// # Errors
 /// [`crate::Error::Shape`] where lengths or element types differ from that.

@@ -28,7 +28,7 @@ struct Params {
 /// Multiplies every element of `x` by `s[0]`, in place.
 ///
 /// # Shapes
-/// `x` of any length, f32 or f16; `s` [1] f32.
+/// `x` of any length, f32 or f16; `s` `[1]` f32.
 ///
 /// # Errors
 /// [`crate::Error::Shape`] where lengths or element types differ from that.

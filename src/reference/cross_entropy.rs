@@ -3,7 +3,7 @@
 /// Loss of each row, their mean over the rows that count, and the gradient of that mean.
 #[derive(Debug)]
 pub struct CrossEntropy {
-    /// [rows].
+    /// `[rows]`.
     pub losses: Vec<f64>,
     /// The mean over the rows whose target is a class; 0 without any, NaN if a target is neither a class nor `u32::MAX`.
     pub loss: f64,

@@ -5,9 +5,9 @@
 pub struct Forward {
     /// [rows, cols].
     pub out: Vec<f64>,
-    /// [rows].
+    /// `[rows]`.
     pub mean: Vec<f64>,
-    /// [rows].
+    /// `[rows]`.
     pub rstd: Vec<f64>,
 }
 
@@ -16,9 +16,9 @@ pub struct Forward {
 pub struct Backward {
     /// [rows, cols].
     pub dx: Vec<f64>,
-    /// [cols].
+    /// `[cols]`.
     pub dweight: Vec<f64>,
-    /// [cols].
+    /// `[cols]`.
     pub dbias: Vec<f64>,
 }
 
