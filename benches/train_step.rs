@@ -21,7 +21,8 @@ fn main() {
 }
 
 fn run() -> Result<()> {
-    let mut criterion = common::criterion().measurement_time(Duration::from_secs(3)).warm_up_time(Duration::from_secs(1));
+    let mut criterion =
+        common::criterion().measurement_time(Duration::from_secs(3)).warm_up_time(Duration::from_secs(1));
     let contexts = common::contexts()?;
     common::header(&contexts);
     // The best tier is the one that training uses.
@@ -36,7 +37,8 @@ fn run() -> Result<()> {
                 continue;
             }
             let shape = BatchShape { batch: config.batch, block: config.block, accumulate: 1 };
-            let options = AdamWOptions { schedule: Schedule::constant(config.lr), clip: config.clip, ..AdamWOptions::default() };
+            let options =
+                AdamWOptions { schedule: Schedule::constant(config.lr), clip: config.clip, ..AdamWOptions::default() };
             let mut model = GptRun::new(context, config.gpt(VOCAB), shape, options, 1, dtype)?;
             let tokens: Vec<u32> = (0..config.tokens_per_step() as u32 + 1).map(|i| i * i % VOCAB as u32).collect();
             let (inputs, targets) = (&tokens[..tokens.len() - 1], &tokens[1..]);

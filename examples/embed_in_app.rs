@@ -158,10 +158,8 @@ impl Host {
             image.as_entire_binding(),
             history.as_entire_binding(),
         ];
-        let entries: Vec<_> = (0..)
-            .zip(resources)
-            .map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource })
-            .collect();
+        let entries: Vec<_> =
+            (0..).zip(resources).map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource }).collect();
         let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some("draw"),
             layout: &pipeline.get_bind_group_layout(0),

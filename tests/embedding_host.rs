@@ -19,9 +19,7 @@ fn hosts() -> Vec<(wgpu::Adapter, wgpu::Device, wgpu::Queue)> {
             continue;
         }
         let features = walsh::recommended_features(&adapter) - wgpu::Features::all_experimental_mask();
-        for (features, limits) in
-            [(wgpu::Features::empty(), wgpu::Limits::default()), (features, adapter.limits())]
-        {
+        for (features, limits) in [(wgpu::Features::empty(), wgpu::Limits::default()), (features, adapter.limits())] {
             let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
                 label: Some("host"),
                 required_features: features,

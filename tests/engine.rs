@@ -138,7 +138,10 @@ fn a_lost_device_is_an_error_and_not_a_panic() {
         gone("synchronize", context.synchronize());
         gone("check", context.check());
         gone("a large tensor", Tensor::zeros(&context, &[1 << 20], DType::F32).and_then(|t| t.to_vec()));
-        gone("a kernel", x.layer_norm(&x, None, 1e-5, DType::F32).or_else(|_| x.linear(&x, None)).and_then(|y| y.to_vec()));
+        gone(
+            "a kernel",
+            x.layer_norm(&x, None, 1e-5, DType::F32).or_else(|_| x.linear(&x, None)).and_then(|y| y.to_vec()),
+        );
         if context.capabilities().features.contains(walsh::wgpu::Features::TIMESTAMP_QUERY) {
             gone("a timing", context.gpu_time(|| x.linear(&x, None).map(|_| ())));
         }

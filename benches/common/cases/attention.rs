@@ -41,8 +41,7 @@ fn flops(size: Size) -> usize {
 
 fn forward(context: &Context, size: Size, path: AttentionPath) -> Result<Prepared> {
     let d = dims(size);
-    let (qkv, out, lse) =
-        (random(context, 3 * d.out_len())?, zeros(context, d.out_len())?, zeros(context, d.rows())?);
+    let (qkv, out, lse) = (random(context, 3 * d.out_len())?, zeros(context, d.out_len())?, zeros(context, d.rows())?);
     let c = context.clone();
     prepared(shape(size), Work::Flops(flops(size)), &[&out.clone(), &lse.clone()], move || {
         attention_on(&c, qkv.buffer(), out.buffer(), lse.buffer(), d, None, path)
@@ -51,8 +50,7 @@ fn forward(context: &Context, size: Size, path: AttentionPath) -> Result<Prepare
 
 fn backward(context: &Context, size: Size, path: AttentionPath) -> Result<Prepared> {
     let d = dims(size);
-    let (qkv, out, lse) =
-        (random(context, 3 * d.out_len())?, zeros(context, d.out_len())?, zeros(context, d.rows())?);
+    let (qkv, out, lse) = (random(context, 3 * d.out_len())?, zeros(context, d.out_len())?, zeros(context, d.rows())?);
     attention_on(context, qkv.buffer(), out.buffer(), lse.buffer(), d, None, path)?;
     let (dout, dqkv) = (random(context, d.out_len())?, zeros(context, 3 * d.out_len())?);
     let c = context.clone();

@@ -39,7 +39,9 @@ fn parameters(size: Size) -> usize {
 fn add(context: &Context, size: Size) -> Result<Prepared> {
     let n = elements(size);
     let (x, out, c) = (random(context, n)?, zeros(context, n)?, context.clone());
-    prepared(n.to_string(), Work::Bytes(12 * n), &[&out.clone()], move || accumulate(&c, x.buffer(), out.buffer(), true))
+    prepared(n.to_string(), Work::Bytes(12 * n), &[&out.clone()], move || {
+        accumulate(&c, x.buffer(), out.buffer(), true)
+    })
 }
 
 fn gelu(context: &Context, size: Size) -> Result<Prepared> {

@@ -7,9 +7,21 @@ use walsh::{Context, DType, Result, Tensor};
 const KERNELS: &[&str] = &["matmul_*"];
 
 pub const CASES: &[Case] = &[
-    Case { name: "matmul_nt", kernels: KERNELS, prepare: |c, s| product(c, Form::Nt, [s.rows(), 4 * s.width, s.width]) },
-    Case { name: "matmul_nn", kernels: KERNELS, prepare: |c, s| product(c, Form::Nn, [s.rows(), s.width, 4 * s.width]) },
-    Case { name: "matmul_tn", kernels: KERNELS, prepare: |c, s| product(c, Form::Tn, [4 * s.width, s.width, s.rows()]) },
+    Case {
+        name: "matmul_nt",
+        kernels: KERNELS,
+        prepare: |c, s| product(c, Form::Nt, [s.rows(), 4 * s.width, s.width]),
+    },
+    Case {
+        name: "matmul_nn",
+        kernels: KERNELS,
+        prepare: |c, s| product(c, Form::Nn, [s.rows(), s.width, 4 * s.width]),
+    },
+    Case {
+        name: "matmul_tn",
+        kernels: KERNELS,
+        prepare: |c, s| product(c, Form::Tn, [4 * s.width, s.width, s.rows()]),
+    },
     Case { name: "matmul_gelu", kernels: KERNELS, prepare: gelu },
     Case { name: "matmul_square", kernels: KERNELS, prepare: |c, s| product(c, Form::Nt, [square(s); 3]) },
 ];

@@ -95,7 +95,15 @@ fn tokens(context: &Context, len: usize, vocab: usize) -> Result<Tensor> {
 
 /// A step state as the optimizer keeps it.
 fn state(context: &Context) -> Result<Tensor> {
-    let state = StepState { finite: 1, loss_scale: 1.0, grad_scale: 1.0, lr: 1e-3, correction1: 1.0, correction2: 1.0, ..StepState::default() };
+    let state = StepState {
+        finite: 1,
+        loss_scale: 1.0,
+        grad_scale: 1.0,
+        lr: 1e-3,
+        correction1: 1.0,
+        correction2: 1.0,
+        ..StepState::default()
+    };
     Tensor::from_u32(context, bytemuck::cast_slice(bytemuck::bytes_of(&state)), &[size_of::<StepState>() / 4])
 }
 
