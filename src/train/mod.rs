@@ -4,8 +4,8 @@ pub mod checkpoint;
 mod config;
 pub mod corpus;
 mod data;
-mod gpt_run;
 mod files;
+mod gpt_run;
 pub mod metrics;
 #[cfg(feature = "cli")]
 pub mod plot;
