@@ -87,7 +87,7 @@ impl Tensor {
         if self.len() != 1 {
             return Err(Error::shape("backward", "a scalar", format!("{:?}", self.shape())));
         }
-        let one = self.context().ones(self.dtype())?;
+        let one = self.context().ones(self.dtype())?.view(self.shape());
         self.backward_from(one, gradients)
     }
 
