@@ -3,9 +3,15 @@
 
 use crate::tensor::{GradSlot, Inner};
 use crate::{Context, DType, Error, Result, Tensor, kernel};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
+
+thread_local! {
+    /// The contexts for which this thread is inside [`Context::no_grad`], innermost last. Another thread may be training meanwhile.
+    static NO_GRAD: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+}
 
 /// What an operation does with the gradient of its result: add to the gradients of its inputs.
 type Backward = Box<dyn FnOnce(Tensor, &mut Gradients) -> Result<()> + Send>;
@@ -37,8 +43,19 @@ impl Drop for Node {
 }
 
 impl Tensor {
-    /// The result of an operation: a node of the graph if any input needs a gradient, a plain tensor otherwise.
+    /// The result of an operation: a node of the graph if any input needs a gradient, a plain tensor otherwise. `backward` gets a gradient of
+    /// the result's element type.
     pub(crate) fn from_op(
+        value: Tensor,
+        inputs: &[&Tensor],
+        backward: impl FnOnce(Tensor, &mut Gradients) -> Result<()> + Send + 'static,
+    ) -> Tensor {
+        let dtype = value.dtype();
+        Self::from_op_any(value, inputs, move |gradient, gradients| backward(gradient.cast(dtype)?, gradients))
+    }
+
+    /// The same for a `backward` that takes a gradient of either float type: a loss may hand f32 logits an f16 gradient.
+    pub(crate) fn from_op_any(
         value: Tensor,
         inputs: &[&Tensor],
         backward: impl FnOnce(Tensor, &mut Gradients) -> Result<()> + Send + 'static,
@@ -70,7 +87,7 @@ impl Tensor {
         if self.len() != 1 {
             return Err(Error::shape("backward", "a scalar", format!("{:?}", self.shape())));
         }
-        let one = self.context().ones(self.dtype())?;
+        let one = self.context().ones(self.dtype())?.view(self.shape());
         self.backward_from(one, gradients)
     }
 
@@ -86,16 +103,25 @@ impl Tensor {
                 format!("{:?} of {}", gradient.shape(), gradient.dtype()),
             ));
         }
-        let Some(root) = self.0.node.clone() else {
+        if !gradient.context().same(self.context()) {
+            return Err(Error::ContextMismatch { op: "backward" });
+        }
+        if !self.requires_grad() {
             return Err(Error::invalid("backward", "a result computed from a tensor with a gradient", "one without"));
-        };
-        gradients.add(self, gradient)?;
-        let mut open = BTreeMap::from([(root.output, root)]);
+        }
+        let consumed = || Error::invalid("backward", "a graph that was not consumed before", "a second backward");
+        let content = |node: &Node| node.content.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut open = BTreeMap::new();
+        if let Some(root) = &self.0.node {
+            // Nothing may be added to the gradients if the root was consumed before.
+            let (parents, backward) = content(root).ok_or_else(consumed)?;
+            backward(gradient, gradients)?;
+            open.extend(parents.into_iter().map(|n| (n.output, n)));
+        } else {
+            gradients.add(self, gradient)?;
+        }
         while let Some((id, node)) = open.pop_last() {
-            let content = node.content.lock().map_err(|_| Error::Device("a backward pass panicked".into()))?.take();
-            let Some((parents, backward)) = content else {
-                return Err(Error::invalid("backward", "a graph that was not consumed before", "a second backward"));
-            };
+            let (parents, backward) = content(&node).ok_or_else(consumed)?;
             // A node that no gradient reached contributes nothing, but its parents may be reached by others.
             if let Some(gradient) = gradients.take(id) {
                 backward(gradient, gradients)?;
@@ -135,8 +161,11 @@ impl Gradients {
         }
         debug_assert_eq!(gradient.len(), tensor.len());
         if tensor.0.slot.is_none() && !self.0.contains_key(&tensor.id()) {
-            self.0.insert(tensor.id(), gradient);
-            return Ok(());
+            // What the caller gets to see, the gradients of leaves, shares no memory with anything. Between operations sharing is fine.
+            if tensor.0.node.is_some() || gradient.is_exclusive() {
+                self.0.insert(tensor.id(), gradient);
+                return Ok(());
+            }
         }
         let Some(target) = self.target(tensor)? else { return Ok(()) };
         kernel::accumulate::accumulate(tensor.context(), gradient.buffer(), target.tensor.buffer(), target.accumulate)
@@ -154,11 +183,12 @@ impl Gradients {
         let context = tensor.context();
         let (gradient, accumulate) = match self.0.remove(&tensor.id()) {
             None => (Tensor::empty(context, tensor.shape(), tensor.dtype())?, false),
-            Some(own) if own.buffer().is_unique() => (own, true),
-            Some(shared) => {
-                // The gradient of a sum is the same tensor for both terms: it must not change under the other's feet.
-                let copy = Tensor::empty(context, tensor.shape(), shared.dtype())?;
-                context.copy(shared.buffer(), copy.buffer());
+            Some(own) if own.dtype() == tensor.dtype() && own.is_exclusive() => (own, true),
+            Some(other) => {
+                // The gradient of a sum is the same tensor for both terms: it must not change under the other's feet. And kernels write the
+                // tensor's own type.
+                let copy = Tensor::empty(context, tensor.shape(), tensor.dtype())?;
+                kernel::accumulate::accumulate(context, other.buffer(), copy.buffer(), false)?;
                 (copy, true)
             }
         };
@@ -181,10 +211,14 @@ impl Gradients {
 }
 
 /// Runs `block` without keeping what its backward pass needs, and runs it again when the backward pass gets there: memory for time.
-/// `block` must compute the same from the same inputs each time.
+/// `block` must compute the same from the same inputs each time. It may capture leaves such as parameters; a tensor that was itself computed
+/// from leaves must come in through `inputs`, or its part of the graph is consumed too early and the backward pass fails.
 ///
 /// # Errors
-/// What `block` returns.
+/// What `block` returns; [`Error::Invalid`] without inputs.
+///
+/// # Source
+/// Chen et al., arXiv 1604.06174.
 pub fn checkpoint(inputs: &[&Tensor], block: impl Fn(&[Tensor]) -> Result<Tensor> + Send + 'static) -> Result<Tensor> {
     let Some(first) = inputs.first() else {
         return Err(Error::invalid("checkpoint", "at least one input", "none"));
@@ -201,6 +235,9 @@ pub fn checkpoint(inputs: &[&Tensor], block: impl Fn(&[Tensor]) -> Result<Tensor
         let leaves: Vec<Tensor> =
             saved.iter().map(|t| if t.requires_grad() { t.with_grad() } else { t.detach() }).collect();
         let again = block(&leaves)?;
+        if !again.requires_grad() {
+            return Ok(());
+        }
         again.backward_from(gradient, gradients)?;
         for (leaf, input) in leaves.iter().zip(&saved) {
             if let Some(gradient) = gradients.take(leaf.id()) {
@@ -212,27 +249,37 @@ pub fn checkpoint(inputs: &[&Tensor], block: impl Fn(&[Tensor]) -> Result<Tensor
 }
 
 impl Context {
-    /// Runs `work` without building a graph: evaluation, sampling.
+    /// Runs `work` without building a graph on this thread: evaluation, sampling.
     pub fn no_grad<R>(&self, work: impl FnOnce() -> R) -> R {
-        self.0.no_grad.fetch_add(1, Ordering::Relaxed);
-        let result = work();
-        self.0.no_grad.fetch_sub(1, Ordering::Relaxed);
-        result
+        /// Ends it also when `work` panics.
+        struct End;
+        impl Drop for End {
+            fn drop(&mut self) {
+                NO_GRAD.with_borrow_mut(Vec::pop);
+            }
+        }
+        NO_GRAD.with_borrow_mut(|contexts| contexts.push(self.address()));
+        let _end = End;
+        work()
     }
 
     pub(crate) fn grad_enabled(&self) -> bool {
-        self.0.no_grad.load(Ordering::Relaxed) == 0
+        NO_GRAD.with_borrow(|contexts| !contexts.contains(&self.address()))
+    }
+
+    fn address(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
     }
 
     /// True if `tensor` is the constant that backward passes start from, so that multiplying by it can be left out.
     pub(crate) fn is_one(&self, tensor: &Tensor) -> bool {
-        let one = self.0.one.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        one.iter().any(|(_, buffer)| std::sync::Arc::ptr_eq(&buffer.raw, &tensor.buffer().raw))
+        let one = self.0.one.lock().unwrap_or_else(PoisonError::into_inner);
+        one.iter().any(|(_, buffer)| Arc::ptr_eq(&buffer.raw, &tensor.buffer().raw))
     }
 
     /// The constant 1 that a backward pass starts from; made once.
     fn ones(&self, dtype: DType) -> Result<Tensor> {
-        let mut one = self.0.one.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut one = self.0.one.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, buffer)) = one.iter().find(|(d, _)| *d == dtype) {
             return Ok(Tensor::new(self, buffer.clone(), &[]));
         }

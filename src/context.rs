@@ -123,8 +123,6 @@ pub(crate) struct Shared {
     stream: Mutex<Stream>,
     failure: Arc<Mutex<Option<Failure>>>,
     tier: AtomicU32,
-    next_id: AtomicU64,
-    pub no_grad: AtomicU32,
     /// Constants that backward passes start from, by element type.
     pub one: Mutex<Vec<(DType, Buffer)>>,
 }
@@ -252,8 +250,6 @@ impl Context {
             stream: Mutex::new(Stream { ticket: 1, ..Stream::default() }),
             failure: Arc::default(),
             tier,
-            next_id: AtomicU64::new(1),
-            no_grad: AtomicU32::new(0),
             one: Mutex::default(),
         }))
     }
@@ -316,10 +312,6 @@ impl Context {
 
     pub(crate) fn same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
-    }
-
-    pub(crate) fn next_id(&self) -> u64 {
-        self.0.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
     fn stream(&self) -> MutexGuard<'_, Stream> {

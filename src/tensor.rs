@@ -3,10 +3,10 @@
 use crate::autograd::Node;
 use crate::buffer::{Buffer, Readback};
 use crate::kernel::matmul::Activation;
-use crate::{Context, Error, Result};
+use crate::{Context, Error, Result, kernel};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Element types of tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,12 +79,15 @@ pub(crate) struct Inner {
     pub activation: Option<(Activation, Tensor)>,
 }
 
+/// One counter for all contexts, so that one `Gradients` can hold tensors of several.
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
 impl Inner {
     /// A plain tensor.
     pub fn plain(context: &Context, buffer: Buffer, shape: &[usize]) -> Self {
         debug_assert_eq!(shape.iter().product::<usize>(), buffer.len());
         Self {
-            id: context.next_id(),
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             context: context.clone(),
             buffer,
             shape: shape.to_vec(),
@@ -221,7 +224,7 @@ impl Tensor {
         &self.0.buffer
     }
 
-    /// The number that identifies it, and its gradient, within its context.
+    /// The number that identifies it, and its gradient.
     #[must_use]
     pub fn id(&self) -> u64 {
         self.0.id
@@ -243,7 +246,28 @@ impl Tensor {
     /// The same memory outside the graph: no gradient flows through it.
     #[must_use]
     pub fn detach(&self) -> Self {
-        Self::new(&self.0.context, self.0.buffer.clone(), &self.0.shape)
+        let plain = Inner::plain(&self.0.context, self.0.buffer.clone(), &self.0.shape);
+        Self::with(Inner { half: self.0.half.clone(), ..plain })
+    }
+
+    /// The same memory with another shape, outside the graph.
+    pub(crate) fn view(&self, shape: &[usize]) -> Self {
+        Self::new(&self.0.context, self.0.buffer.clone(), shape)
+    }
+
+    /// `self` if it has this type, else a conversion; outside the graph.
+    pub(crate) fn cast(self, dtype: DType) -> Result<Self> {
+        if self.dtype() == dtype {
+            return Ok(self);
+        }
+        let out = Self::empty(self.context(), self.shape(), dtype)?;
+        kernel::accumulate::accumulate(self.context(), self.buffer(), out.buffer(), false)?;
+        Ok(out)
+    }
+
+    /// True if nothing else refers to this tensor or its memory, so that it may be overwritten.
+    pub(crate) fn is_exclusive(&self) -> bool {
+        Arc::strong_count(&self.0) == 1 && self.0.buffer.is_unique()
     }
 
     /// Starts copying it to the host, without waiting. Part of the next submit.

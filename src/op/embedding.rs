@@ -43,6 +43,9 @@ impl Tensor {
         if ![Some(table), positions].into_iter().flatten().all(|t| context.same(t.context())) {
             return Err(Error::ContextMismatch { op: OP });
         }
+        // One kernel writes both gradients: each needs a place of its own.
+        let positions = positions.map(|p| p.apart(&[table])).transpose()?;
+        let positions = positions.as_ref();
         let out = Tensor::empty(context, &[batch, seq, c], DType::F32)?;
         let shape = [batch * seq, c];
         let places = positions.map(|p| Positions { table: p.buffer(), seq, offset });

@@ -1,7 +1,7 @@
 //! `y = x W^T + b` and what follows it in a transformer, fused: an activation, or dropout and a residual.
 
 use crate::kernel::matmul::{Activation, Dims, Epilogue, Form, Matmul, matmul};
-use crate::kernel::{self};
+use crate::kernel::{self, FLOATS};
 use crate::nn::Dropout;
 use crate::tensor::Inner;
 use crate::{Buffer, Context, DType, Error, Result, Tensor};
@@ -90,15 +90,25 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
     }
 
     let dtype = x.dtype();
+    if !FLOATS.contains(&dtype)
+        || ![DType::F32, dtype].contains(&weight.dtype())
+        || options.bias.is_some_and(|b| b.dtype() != DType::F32)
+    {
+        return Err(Error::shape(
+            OP,
+            "an input of f32 or f16, a weight of f32 or the input's type, an f32 bias",
+            format!("{dtype}, {} and {:?}", weight.dtype(), options.bias.map(Tensor::dtype)),
+        ));
+    }
     let out_dtype = if options.residual.is_some() || options.out_f32 { DType::F32 } else { dtype };
     let (w, bias) = (operand(context, weight, dtype)?, options.bias.map(Tensor::buffer));
-    let out = Tensor::empty(context, &shape, out_dtype)?;
     let needs_grad = context.grad_enabled()
         && [Some(x), Some(weight), options.bias].into_iter().flatten().any(Tensor::requires_grad);
     let pre = match options.activation {
         Some(_) => Some(Tensor::empty(context, &shape, out_dtype)?),
         None => None,
     };
+    let out = Tensor::empty(context, &shape, out_dtype)?;
     let epilogue = match (options.activation, &pre, options.residual) {
         (Some(activation), Some(pre), _) => Epilogue::Activation(activation, pre.buffer()),
         (_, _, Some(residual)) => Epilogue::Residual(residual.buffer(), options.dropout.map(Dropout::kernel)),
@@ -196,10 +206,10 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
     };
     let inputs: Vec<&Tensor> = [Some(x), Some(weight), options.bias, options.residual].into_iter().flatten().collect();
     let Some((activation, pre)) = options.activation.zip(pre) else {
-        return Ok(Tensor::from_op(out, &inputs, backward));
+        return Ok(Tensor::from_op_any(out, &inputs, backward));
     };
     // Two nodes for one kernel: the sum, and its activation.
-    let pre = Tensor::from_op(pre, &inputs, backward);
+    let pre = Tensor::from_op_any(pre, &inputs, backward);
     let source = pre.clone();
     let out = Tensor::from_op(out, &[&pre], move |gradient, gradients| {
         let Some(target) = gradients.target(&source)? else { return Ok(()) };

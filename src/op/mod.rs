@@ -6,10 +6,18 @@
 //! Each checks its shapes before it takes memory, and records; see [`crate::Context::submit`].
 
 mod attention;
+mod binary;
+mod dropout;
 mod embedding;
 mod linear;
 mod loss;
+mod matmul;
 mod norm;
+mod reduce;
+mod rope;
+mod shape;
+mod softmax;
+mod unary;
 
 pub use crate::kernel::matmul::Activation;
 pub use linear::{LinearOptions, linear};

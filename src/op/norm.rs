@@ -18,6 +18,10 @@ impl Tensor {
     pub fn layer_norm(&self, weight: &Tensor, bias: Option<&Tensor>, eps: f32, out: DType) -> Result<Tensor> {
         let (context, shape) = (self.context(), [self.rows(), self.columns()]);
         check("layer_norm", self, weight, bias)?;
+        // One kernel writes all gradients: each needs a place of its own.
+        let weight = &weight.apart(&[self])?;
+        let bias = bias.map(|b| b.apart(&[self, weight])).transpose()?;
+        let bias = bias.as_ref();
         let y = Tensor::empty(context, self.shape(), out)?;
         let mean = context.alloc(shape[0], DType::F32)?;
         let rstd = context.alloc(shape[0], DType::F32)?;
@@ -39,14 +43,12 @@ impl Tensor {
             let dx = gradients.target_or_scratch(&x)?;
             let dw = gradients.target_or_scratch(&w)?;
             let db = b.as_ref().map(|b| gradients.target_or_scratch(b)).transpose()?;
-            // Weight and bias are written by the same kernel: either both are set or both are added to.
-            let accumulate = dw.accumulate;
-            if db.as_ref().is_some_and(|db| db.accumulate != accumulate) {
-                return Err(Error::invalid(
-                    "layer_norm",
-                    "a weight and a bias whose gradients are kept alike",
-                    "a mixture",
-                ));
+            // The kernel sets both the weight's and the bias's gradient or adds to both.
+            let accumulate = dw.accumulate || db.as_ref().is_some_and(|db| db.accumulate);
+            for place in [Some(&dw), db.as_ref()].into_iter().flatten() {
+                if accumulate && !place.accumulate {
+                    context.clear(place.tensor.buffer());
+                }
             }
             layer_norm_backward(
                 context,
@@ -80,6 +82,7 @@ impl Tensor {
     pub fn rms_norm(&self, weight: &Tensor, eps: f32, out: DType) -> Result<Tensor> {
         let (context, shape) = (self.context(), [self.rows(), self.columns()]);
         check("rms_norm", self, weight, None)?;
+        let weight = &weight.apart(&[self])?;
         let y = Tensor::empty(context, self.shape(), out)?;
         let rstd = context.alloc(shape[0], DType::F32)?;
         rms_forward(context, self.buffer(), weight.buffer(), y.buffer(), &rstd, shape, eps)?;

@@ -9,6 +9,7 @@ pub mod dropout;
 pub mod embedding;
 pub mod gpt;
 pub mod layer_norm;
+pub mod linear;
 pub mod matmul;
 pub mod reduce;
 pub mod rms_norm;

@@ -1,6 +1,8 @@
 //! What the kernel tests share: contexts for every adapter and tier, generators of hard data, derived bounds.
 #![allow(dead_code, reason = "each test binary uses its own part of this module")]
 
+pub mod bounds;
+
 use walsh::{Context, ContextOptions, Tensor, Tier};
 
 /// A context per tier on offer, on every adapter present or on those whose name contains `WALSH_TEST_ADAPTER`. The baseline one is made
