@@ -21,12 +21,15 @@ fn main() -> Result<()> {
 
 /// What came of it.
 pub struct Outcome {
-    /// Validation loss minus the entropy floor, before and after training, in nats per character.
+    /// Validation loss minus the entropy floor, in nats per character, before training.
     pub above_floor_before: f64,
+    /// The same after training.
     pub above_floor: f64,
+    /// A text that the trained model wrote.
     pub sample: String,
 }
 
+/// Trains for `steps` steps and samples.
 pub fn run(context: &Context, steps: u32) -> Result<Outcome> {
     let data = Dataset::built_in(BLOCK, 1)?;
     let vocab = data.vocab().len();
