@@ -92,7 +92,14 @@ fn numbers(len: usize, salt: u32, max: u32) -> Vec<f32> {
         .collect()
 }
 
-fn run(context: &Context, (form, out, [m, n, k], splits): Spec) -> Result<(usize, f64)> {
+/// A product on its way, with its operands.
+struct Pending {
+    a: Vec<f32>,
+    b: Vec<f32>,
+    result: Tensor,
+}
+
+fn start(context: &Context, (form, out, [m, n, k], splits): Spec) -> Result<Pending> {
     // Sums stay exact: below 2^24 in f32, below 2^11 in f16. With f32 results they exceed 2^11 on purpose, which finds sums that are kept in f16.
     let max = if out == DType::F16 { 3 } else { 60 };
     let (a, b) = (numbers(m * k, 1, max), numbers(k * n, 2, max));
@@ -110,6 +117,11 @@ fn run(context: &Context, (form, out, [m, n, k], splits): Spec) -> Result<(usize
         accumulate: false,
     };
     matmul_with(context, &spec, Choice::Coop { splits })?;
+    Ok(Pending { a, b, result })
+}
+
+/// How many elements are wrong, and by how much at most.
+fn finish((form, _, [m, n, k], _): Spec, Pending { a, b, result }: &Pending) -> Result<(usize, f64)> {
     let got = result.to_vec()?;
     let (mut wrong, mut worst) = (0, 0.0f64);
     let mut want = vec![0.0f32; n];
@@ -140,23 +152,26 @@ impl Context {
     /// # Errors
     /// [`crate::Error::DeviceLost`] or [`crate::Error::Device`] where the device fails as a whole; a wrong result is no error.
     pub fn self_test(&self) -> Result<SelfTest> {
-        let start = Instant::now();
+        let begin = Instant::now();
         let tier = self.tier();
         let mut cases = Vec::new();
         if tier == Tier::Coop {
             // On a host's device a context of its own, so that what the host has recorded stays recorded.
             let context = self.private();
-            for spec @ (form, out, [m, n, k], splits) in SPECS {
+            // All are recorded before the first is read, so that their pipelines compile side by side.
+            let pending: Vec<_> = SPECS.map(|spec| start(&context, spec)).into();
+            for (spec, pending) in SPECS.into_iter().zip(pending) {
+                let (form, out, [m, n, k], splits) = spec;
                 let parts = if splits > 1 { format!(" in {splits} parts") } else { String::new() };
                 let name = format!("{form:?} into {out} of {m} x {n} x {k}{parts}");
-                cases.push(match run(&context, spec) {
+                cases.push(match pending.and_then(|pending| finish(spec, &pending)) {
                     Ok((wrong, worst)) => Case { name, wrong, worst, failure: None },
                     Err(error) => Case { name, wrong: 0, worst: 0.0, failure: Some(error.to_string()) },
                 });
             }
             context.check()?;
         }
-        let report = SelfTest { tier, cases, elapsed: start.elapsed() };
+        let report = SelfTest { tier, cases, elapsed: begin.elapsed() };
         if !report.passed() {
             log::warn!("self-test: {report}");
             self.limit_tier(Tier::Subgroup);
