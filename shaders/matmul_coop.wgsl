@@ -263,7 +263,13 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
     let shift{j} = bias_of(min(col{j}, params.n - 4u));
 #endif
 #endfor
+    // The epilogue's reads of four blocks are on their way together: between the barriers each would be waited for.
 #for i 0 4
+#for j 0 4
+#for q 0 2
+    let extra{i}_{j}_{q} = extra_of(wg.z, m0 + wm0 + {i}u * 16u + {q}u * 8u + block_row, col{j});
+#endfor
+#endfor
 #for j 0 4
     workgroupBarrier();
     {
@@ -277,9 +283,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
         let row = m0 + wm0 + {i}u * 16u + {q}u * 8u + block_row;
         let sum = block[own + (block_row + {q}u * 8u) * 4u + block_col];
 #if FULL
-        finish4_biased(wg.z, row, col{j}, sum, shift{j});
+        finish4_with(wg.z, row, col{j}, sum, shift{j}, extra{i}_{j}_{q});
 #else
-        if row < params.m && col{j} < params.n { finish4_biased(wg.z, row, col{j}, sum, shift{j}); }
+        if row < params.m && col{j} < params.n { finish4_with(wg.z, row, col{j}, sum, shift{j}, extra{i}_{j}_{q}); }
 #endif
     }
 #endfor

@@ -7,8 +7,9 @@
 // are stored along K are transposed on the way. The next step's LOADS vec4 per operand and invocation are on their way meanwhile.
 // With K split, workgroup (x, y, z) sums part z % splits of K of matrix z / splits and writes matrix z of `out`.
 //
-// Bounds: every load is clamped to the operand's last unit. Rows and columns beyond the edge may thereby hold anything, but only reach results
-// that are not stored; the step that crosses the end of K is masked. The index into workgroup memory of a store is at most
+// Bounds: rows are clamped to the last one, and so are the units of columns; whole steps of K are within K. What is loaded where no whole step
+// is certain, before the loop and after it, is clamped to the operand's last unit, and so is every load of single elements (VEC false). Rows and
+// columns beyond the edge thereby hold something else, but only reach results that are not stored; the rest of K is masked. The index into workgroup memory of a store is at most
 // (DEPTH - 1) * TILE / 4 + TILE / 4 - 1 by the ranges of `index` that its quotients and remainders leave, that of a load likewise by tx < 16
 // and ty < ROWS. The loops count up to bounds that do not change.
 #import matmul_epilogue
@@ -19,17 +20,22 @@ const STRIDE: u32 = TILE / 4u;      // vec4 from one k to the next
 var<workgroup> tile_a: array<vec4<f32>, DEPTH * STRIDE>;
 var<workgroup> tile_b: array<vec4<f32>, DEPTH * STRIDE>;
 
-// Everything below that points into a or b counts units of UNIT elements.
+// Everything below that points into a or b counts units of UNIT elements. edge_ clamps, load_ does so where elements are loaded one by one
+// (in the loop it costs a tenth).
 #if VEC
 const UNIT: u32 = 4u;
-fn load_a(i: u32, last: u32) -> vec4<f32> { return vec4<f32>(a[min(i, last)]); }
-fn load_b(i: u32, last: u32) -> vec4<f32> { return vec4<f32>(b[min(i, last)]); }
+fn edge_a(i: u32, last: u32) -> vec4<f32> { return vec4<f32>(a[min(i, last)]); }
+fn edge_b(i: u32, last: u32) -> vec4<f32> { return vec4<f32>(b[min(i, last)]); }
+fn load_a(i: u32, last: u32) -> vec4<f32> { return vec4<f32>(a[i]); }
+fn load_b(i: u32, last: u32) -> vec4<f32> { return vec4<f32>(b[i]); }
 #else
 const UNIT: u32 = 1u;
-fn load_a(i: u32, last: u32) -> vec4<f32> {
+fn load_a(i: u32, last: u32) -> vec4<f32> { return edge_a(i, last); }
+fn load_b(i: u32, last: u32) -> vec4<f32> { return edge_b(i, last); }
+fn edge_a(i: u32, last: u32) -> vec4<f32> {
     return vec4<f32>(f32(a[min(i, last)]), f32(a[min(i + 1u, last)]), f32(a[min(i + 2u, last)]), f32(a[min(i + 3u, last)]));
 }
-fn load_b(i: u32, last: u32) -> vec4<f32> {
+fn edge_b(i: u32, last: u32) -> vec4<f32> {
     return vec4<f32>(f32(b[min(i, last)]), f32(b[min(i + 1u, last)]), f32(b[min(i + 2u, last)]), f32(b[min(i + 3u, last)]));
 }
 #endif
@@ -69,7 +75,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
     let b_row = index / B_COLS;
 #if FORM == 2
     let ld_a = params.m / UNIT;
-    var at_a = first_a + (k_begin + a_row) * ld_a + (m0 + a_col * 4u) / UNIT;
+    var at_a = first_a + (k_begin + a_row) * ld_a + min((m0 + a_col * 4u) / UNIT, ld_a - 1u);
     let next_a = DEPTH * ld_a;
     let to_a = a_row * STRIDE + a_col;
 #for i 0 LOADS
@@ -96,7 +102,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
 #endfor
 #else
     let ld_b = params.n / UNIT;
-    var at_b = first_b + (k_begin + b_row) * ld_b + (n0 + b_col * 4u) / UNIT;
+    var at_b = first_b + (k_begin + b_row) * ld_b + min((n0 + b_col * 4u) / UNIT, ld_b - 1u);
     let next_b = DEPTH * ld_b;
     let to_b = b_row * STRIDE + b_col;
 #for i 0 LOADS
@@ -113,8 +119,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
 #endfor
     // Not under a condition, which costs a fifth; without a whole step nothing uses these.
 #for i 0 LOADS
-    var next_a{i} = load_a(at_a + row_a{i}, last_a);
-    var next_b{i} = load_b(at_b + row_b{i}, last_b);
+    var next_a{i} = edge_a(at_a + row_a{i}, last_a);
+    var next_b{i} = edge_b(at_b + row_b{i}, last_b);
 #endfor
     for (var step = 0u; step < steps; step++) {
         workgroupBarrier();
@@ -167,14 +173,14 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
         let zero = vec4<f32>();
 #for i 0 LOADS
 #if FORM == 2
-        next_a{i} = select(zero, load_a(at_a + row_a{i}, last_a), vec4<bool>(k0 + a_row + {i}u * A_ROWS < k_end));
+        next_a{i} = select(zero, edge_a(at_a + row_a{i}, last_a), vec4<bool>(k0 + a_row + {i}u * A_ROWS < k_end));
 #else
-        next_a{i} = select(zero, load_a(at_a + row_a{i}, last_a), vec4<u32>(k0 + a_col * 4u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(k_end));
+        next_a{i} = select(zero, edge_a(at_a + row_a{i}, last_a), vec4<u32>(k0 + a_col * 4u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(k_end));
 #endif
 #if FORM == 0
-        next_b{i} = select(zero, load_b(at_b + row_b{i}, last_b), vec4<u32>(k0 + b_col * 4u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(k_end));
+        next_b{i} = select(zero, edge_b(at_b + row_b{i}, last_b), vec4<u32>(k0 + b_col * 4u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(k_end));
 #else
-        next_b{i} = select(zero, load_b(at_b + row_b{i}, last_b), vec4<bool>(k0 + b_row + {i}u * B_ROWS < k_end));
+        next_b{i} = select(zero, edge_b(at_b + row_b{i}, last_b), vec4<bool>(k0 + b_row + {i}u * B_ROWS < k_end));
 #endif
 #endfor
         workgroupBarrier();

@@ -52,7 +52,9 @@ impl std::fmt::Display for SelfTest {
         let failed: Vec<_> = self.cases.iter().filter(|c| !c.passed()).collect();
         match (self.cases.len(), failed.as_slice()) {
             (0, _) => write!(f, "nothing to test in tier {}", self.tier),
-            (n, []) => write!(f, "{n} products in tier {} were exact, {:.0} ms", self.tier, self.elapsed.as_secs_f64() * 1e3),
+            (n, []) => {
+                write!(f, "{n} products in tier {} were exact, {:.0} ms", self.tier, self.elapsed.as_secs_f64() * 1e3)
+            }
             (n, failed) => {
                 write!(f, "{} of {n} products in tier {} failed:", failed.len(), self.tier)?;
                 for case in failed {
@@ -103,7 +105,8 @@ fn start(context: &Context, (form, out, [m, n, k], splits): Spec) -> Result<Pend
     // Sums stay exact: below 2^24 in f32, below 2^11 in f16. With f32 results they exceed 2^11 on purpose, which finds sums that are kept in f16.
     let max = if out == DType::F16 { 3 } else { 60 };
     let (a, b) = (numbers(m * k, 1, max), numbers(k * n, 2, max));
-    let half = |v: &[f32]| Tensor::from_f16(context, &v.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>(), &[v.len()]);
+    let half =
+        |v: &[f32]| Tensor::from_f16(context, &v.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>(), &[v.len()]);
     let (at, bt, result) = (half(&a)?, half(&b)?, Tensor::zeros(context, &[m * n], out)?);
     let spec = Matmul {
         form,

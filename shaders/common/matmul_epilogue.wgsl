@@ -70,10 +70,24 @@ fn bias_of(col: u32) -> vec4<f32> {
     return vec4<f32>(0.0);
 #endif
 }
+// What the epilogue reads at columns col .. col + 3 of a row: `pre`, or the residual.
+fn extra_of(batch: u32, row: u32, col: u32) -> vec4<f32> {
+#if EPILOGUE == 2
+    return vec4<f32>(pre[(batch * params.batch_out + row * params.n + col) / 4u]);
+#else
+#if EPILOGUE == 3
+    return residual[(batch * params.batch_out + row * params.n + col) / 4u];
+#else
+    return vec4<f32>(0.0);
+#endif
+#endif
+}
 // Columns col .. col + 3 of a row; col is a multiple of 4.
-fn finish4(batch: u32, row: u32, col: u32, sum: vec4<f32>) { finish4_biased(batch, row, col, sum, bias_of(col)); }
-// The same for kernels that load the bias of a column once for several rows.
-fn finish4_biased(batch: u32, row: u32, col: u32, sum: vec4<f32>, shift: vec4<f32>) {
+fn finish4(batch: u32, row: u32, col: u32, sum: vec4<f32>) {
+    finish4_with(batch, row, col, sum, bias_of(col), extra_of(batch, row, col));
+}
+// The same for kernels that load the two beforehand.
+fn finish4_with(batch: u32, row: u32, col: u32, sum: vec4<f32>, shift: vec4<f32>, extra: vec4<f32>) {
     let i = (batch * params.batch_out + row * params.n + col) / 4u;
     var v = sum * params.alpha;
 #if BIAS
@@ -84,14 +98,13 @@ fn finish4_biased(batch: u32, row: u32, col: u32, sum: vec4<f32>, shift: vec4<f3
     v = vec4<f32>(activate(v.x), activate(v.y), activate(v.z), activate(v.w));
 #endif
 #if EPILOGUE == 2
-    let p = vec4<f32>(pre[i]);
-    v *= vec4<f32>(activate_grad(p.x), activate_grad(p.y), activate_grad(p.z), activate_grad(p.w));
+    v *= vec4<f32>(activate_grad(extra.x), activate_grad(extra.y), activate_grad(extra.z), activate_grad(extra.w));
 #endif
 #if DROPOUT
     v *= dropout_factors(vec2<u32>(params.seed0, params.seed1), i, params.op, state.step, params.micro, params.threshold, params.keep_scale);
 #endif
 #if EPILOGUE == 3
-    v += residual[i];
+    v += extra;
 #endif
     if params.accumulate != 0u { v += vec4<f32>(out[i]); }
     out[i] = vec4<Out>(v);

@@ -15,9 +15,11 @@ pub static TILED: Kernel = Kernel {
         let shaped = |v: Defines, shape: Shape| [v, shape.defines().to_vec()].concat();
         let mut all = Vec::new();
         for (form, types) in supported_types() {
-            let large = if form == Form::Tn { Shape::Tall } else { Shape::Wide };
             for v in variants_of(form, types, &[true, false], &tails(form, types[2])) {
-                all.push(shaped(v.clone(), large));
+                if form == Form::Nn {
+                    all.push(shaped(v.clone(), Shape::Tall));
+                }
+                all.push(shaped(v.clone(), Shape::Wide));
                 all.push(shaped(v, Shape::Small));
             }
         }
@@ -298,7 +300,7 @@ fn tails(form: Form, out: DType) -> Vec<Tail> {
 pub enum Shape {
     /// 128 x 128 by 256 invocations of 8 x 8.
     Wide,
-    /// 128 x 128 by 128 invocations of 16 x 8.
+    /// 128 x 128 by 128 invocations of 16 x 8, faster for input gradients with many columns alone.
     Tall,
     /// 64 x 64 by 256 invocations of 4 x 4, for results that are too small to fill a GPU with large tiles.
     Small,
@@ -363,7 +365,7 @@ fn splits(tiles: usize, k: usize, enough: usize) -> usize {
 /// | any | any | any | Nt, m <= 8, no dropout | vector |
 /// | any | coop | f16 | contiguous dimensions multiples of 4 | coop |
 /// | any | any | any | m or n <= 64, or fewer than 66 tiles of 128 x 128, parts of K counted | tiled, small |
-/// | any | any | any | Tn | tiled, tall |
+/// | any | any | any | Nn, n >= 1024 | tiled, tall |
 /// | any | any | any | any | tiled, wide |
 ///
 /// K is cut by coop and tiled alone, and only without batch, bias and epilogue: see `splits` in this file; coop wants parts of 1024 at least,
@@ -386,13 +388,15 @@ pub fn choose(context: &Context, spec: &Matmul<'_>) -> Choice {
     if m <= 64 || n <= 64 || tiles(128) * large < SLOTS / 4 {
         return Choice::Tiled { shape: Shape::Small, splits: parts(64, 512) };
     }
-    Choice::Tiled { shape: if spec.form == Form::Tn { Shape::Tall } else { Shape::Wide }, splits: large }
+    Choice::Tiled { shape: if spec.form == Form::Nn && n >= 1024 { Shape::Tall } else { Shape::Wide }, splits: large }
 }
 
 /// Why K may not be cut, if so.
 fn can_split(spec: &Matmul<'_>) -> Result<(), &'static str> {
     match spec {
-        Matmul { epilogue: Epilogue::Activation(..) | Epilogue::ActivationGrad(..) | Epilogue::Residual(..), .. }
+        Matmul {
+            epilogue: Epilogue::Activation(..) | Epilogue::ActivationGrad(..) | Epilogue::Residual(..), ..
+        }
         | Matmul { bias: Some(_), .. } => Err("what follows a product needs whole sums"),
         Matmul { dims: Dims { batch: 2.., .. }, .. } => Err("the parts take the place of the batch"),
         _ => Ok(()),
@@ -427,11 +431,14 @@ impl Choice {
             Self::Vector if spec.form != Form::Nt => Err("it is written for the forward form"),
             Self::Vector if spec.dims.m > VECTOR_ROWS => Err("it takes at most 8 rows"),
             Self::Vector if matches!(spec.epilogue, Epilogue::Residual(_, Some(_))) => Err("it has no dropout"),
-            Self::Tiled { shape: Shape::Wide, .. } if spec.form == Form::Tn => Err("the weight gradient takes tall or small tiles"),
-            Self::Tiled { shape: Shape::Tall, .. } if spec.form != Form::Tn => Err("only the weight gradient takes tall tiles"),
+            Self::Tiled { shape: Shape::Tall, .. } if spec.form != Form::Nn => {
+                Err("only the input gradient takes tall tiles")
+            }
             Self::Coop { .. } if context.tier() < Tier::Coop => Err("it needs the coop tier"),
             Self::Coop { .. } if spec.a.dtype() != DType::F16 => Err("its operands are f16"),
-            Self::Coop { .. } if !vectors(spec) => Err("it needs contiguous dimensions and strides that are multiples of 4"),
+            Self::Coop { .. } if !vectors(spec) => {
+                Err("it needs contiguous dimensions and strides that are multiples of 4")
+            }
             Self::Vector | Self::Tiled { .. } | Self::Coop { .. } => Ok(()),
         }
     }
