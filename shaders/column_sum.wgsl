@@ -2,12 +2,15 @@
 // TILE_Y invocations share a unit and are added up through workgroup memory. With several chunks `out` is a workspace [chunks, columns]
 // that a second dispatch sums. OUTPUTS 2: the columns from unit `split` on go to `second`. Order of additions fixed. Baseline.
 //
-// Bounds: r < rows and c < units wherever x is read, so r * units + c is below its length; out has chunks * units units (the second output
+// Bounds: r < rows and c < units wherever x is read, so r * stride + first + c is below its length (first + units <= stride); out has chunks * units units (the second output
 // and the first add up to units). Scratch indices are below TILE_X * TILE_Y. Loops advance to fixed ends.
 #import elem
-struct Params { rows: u32, units: u32, chunk: u32, tiles: u32, chunks: u32, split: u32, accumulate: u32, factor: f32 }
+struct Params {
+    rows: u32, units: u32, chunk: u32, tiles: u32, chunks: u32, split: u32, accumulate: u32, factor: f32,
+    stride: u32, first: u32,
+}
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<E>;             // [rows, units]
+@group(0) @binding(1) var<storage, read> x: array<E>;             // [rows, stride], units of it from unit `first` on
 @group(0) @binding(2) var<storage, read_write> out: array<V>;
 #if OUTPUTS == 2
 @group(0) @binding(3) var<storage, read_write> second: array<V>;
@@ -28,19 +31,21 @@ fn main(
     if chunk >= params.chunks { return; } // uniform per workgroup
     let c = (id % params.tiles) * TILE_X + index % TILE_X;
     let units = params.units;
+    let stride = params.stride;
     let end = min((chunk + 1u) * params.chunk, params.rows);
     var sum = V(0.0);
     if c < units {
+        let column = params.first + c;
         // Four rows at a time, so that four loads are under way together.
         var r = chunk * params.chunk + index / TILE_X;
         var s0 = V(0.0); var s1 = V(0.0); var s2 = V(0.0); var s3 = V(0.0);
         for (; r + 3u * TILE_Y < end; r += 4u * TILE_Y) {
-            s0 += V(x[r * units + c]);
-            s1 += V(x[(r + TILE_Y) * units + c]);
-            s2 += V(x[(r + 2u * TILE_Y) * units + c]);
-            s3 += V(x[(r + 3u * TILE_Y) * units + c]);
+            s0 += V(x[r * stride + column]);
+            s1 += V(x[(r + TILE_Y) * stride + column]);
+            s2 += V(x[(r + 2u * TILE_Y) * stride + column]);
+            s3 += V(x[(r + 3u * TILE_Y) * stride + column]);
         }
-        for (; r < end; r += TILE_Y) { s0 += V(x[r * units + c]); }
+        for (; r < end; r += TILE_Y) { s0 += V(x[r * stride + column]); }
         sum = (s0 + s1) + (s2 + s3);
     }
 #if TILE_Y != 1

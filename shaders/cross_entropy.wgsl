@@ -1,6 +1,6 @@
 // cross_entropy.wgsl: per row of logits the loss log(sum exp(z - max)) + max - z[target], and with GRAD the gradient of the mean loss,
 // (exp(z - max) / sum - [c = target]) * factor / count, times the step's loss scale with HAS_STATE. GRAD 1 writes it over the logits, GRAD 2
-// into `grad`. One workgroup per row. Maximum and sum come from one pass that rescales the sum whenever the maximum grows, so that logits are
+// into `grad`. One workgroup (or subgroup) per row. Maximum and sum come from one pass that rescales the sum whenever the maximum grows, so that logits are
 // read twice at most. An invocation touches its own columns only, so overwriting needs no barrier. Target 0xffffffff: loss and gradient 0.
 // Any other target beyond the classes: gradient 0 and loss NaN, which shows in the mean. Tiers: baseline, subgroup.
 //
@@ -78,10 +78,10 @@ fn put(i: u32, value: V) {
 #endif
 }
 
-@compute @workgroup_size(WG_SIZE)
+@compute @workgroup_size(WG_SIZE * ROWS)
 fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>) {
-    let row = wg.y * grid.x + wg.x;
-    if row >= params.rows { return; } // uniform per workgroup
+    let row = (wg.y * grid.x + wg.x) * ROWS + row_slot(inv);
+    if row >= params.rows { return; } // uniform per workgroup, or per subgroup where each has a row
     let units = params.units;
     let base = row * units;
     let t = targets[row];

@@ -1,5 +1,5 @@
 // layer_norm.wgsl: out = (x - mean) * rstd * weight + bias over each row, rstd = 1 / sqrt(variance + eps); with CENTERED false the RMS norm
-// out = x * rstd * weight, rstd = 1 / sqrt(mean of x^2 + eps). One workgroup per row; an invocation keeps its first CACHE units of the row
+// out = x * rstd * weight, rstd = 1 / sqrt(mean of x^2 + eps). One workgroup (or subgroup) per row; an invocation keeps its first CACHE units of the row
 // in registers and reads what lies beyond again. The variance is that of the differences from the mean, corrected for the mean's own
 // rounding error. Tiers: baseline, subgroup.
 //
@@ -29,10 +29,10 @@ fn affine(normed: V, c: u32) -> E {
 #endif
 }
 
-@compute @workgroup_size(WG_SIZE)
+@compute @workgroup_size(WG_SIZE * ROWS)
 fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>) {
-    let row = wg.y * grid.x + wg.x;
-    if row >= params.rows { return; } // uniform per workgroup
+    let row = (wg.y * grid.x + wg.x) * ROWS + row_slot(inv);
+    if row >= params.rows { return; } // uniform per workgroup, or per subgroup where each has a row
     let units = params.units;
     let base = row * units;
     var v: array<V, CACHE>;

@@ -1,11 +1,12 @@
 // layer_norm_backward.wgsl: with xhat = (x - mean) * rstd and g = dy * weight,
 //   dx = rstd * (g - mean(g) - xhat * mean(g * xhat)), dweight = sum over rows of dy * xhat, dbias = sum over rows of dy;
-// with CENTERED false (RMS norm) xhat = x * rstd and dx lacks mean(g). One workgroup per chunk of rows, a row at a time; an invocation owns
-// the same columns in each row, so the parameters' gradients add up in its registers (its first CACHE units; it reads what lies beyond
-// again) and end as one row of `partial`, which column_sum adds up. Tiers: baseline, subgroup.
+// with CENTERED false (RMS norm) xhat = x * rstd and dx lacks mean(g). One workgroup per chunk of rows, a row (or one per subgroup) at a
+// time; an invocation owns the same columns in each row, so the parameters' gradients add up in its registers (its first CACHE units; it
+// reads what lies beyond again) and end as one row of `partial_sums`, which column_sum adds up. Tiers: baseline, subgroup.
 //
-// Bounds: row < rows and c < units wherever an array is read or written: dy, x and dx have rows * units units, weight has units, mean and
-// rstd have rows elements, partial has OUTPUTS * units units per chunk (the wrapper checks or allocates it). i < CACHE.
+// Bounds: row < rows and c < units, or an index at most the row's last, wherever an array is read or written: dy, x and dx have
+// rows * units units with units > 0, weight has units, mean and rstd have rows elements, partial_sums has OUTPUTS * units units per chunk
+// (the wrapper checks or allocates it). i < CACHE.
 #import elem
 #import row
 struct Params { rows: u32, units: u32, chunk: u32, chunks: u32, accumulate: u32, inv_cols: f32 }
@@ -22,6 +23,10 @@ struct Params { rows: u32, units: u32, chunk: u32, chunks: u32, accumulate: u32,
 const CACHE: u32 = 4u;
 const OUTPUTS: u32 = select(1u, 2u, HAS_BIAS);
 
+#if ROWS != 1
+var<workgroup> combined: array<V, ROWS * CACHE * WG_SIZE>;
+#endif
+
 fn mean_of(row: u32) -> f32 {
 #if CENTERED
     return mean_in[row];
@@ -34,7 +39,7 @@ fn store(i: u32, value: V) {
     if params.accumulate != 0u { dx[i] += value; } else { dx[i] = value; }
 }
 
-@compute @workgroup_size(WG_SIZE)
+@compute @workgroup_size(WG_SIZE * ROWS)
 fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>) {
     let chunk = wg.y * grid.x + wg.x;
     if chunk >= params.chunks { return; } // uniform per workgroup
@@ -42,7 +47,6 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
     let begin = chunk * params.chunk;
     let end = min(begin + params.chunk, params.rows);
     var w: array<V, CACHE>;
-    var g: array<V, CACHE>;
     var xhat: array<V, CACHE>;
     var dweight: array<V, CACHE>;
     var dbias: array<V, CACHE>;
@@ -52,23 +56,38 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
         dbias[i] = V(0.0);
         if c < units { w[i] = weight[c]; }
     }
-    for (var row = begin; row < end; row++) {
+    for (var row = begin + row_slot(inv); row < end; row += ROWS) {
         let base = row * units;
         let mean = mean_of(row);
         let rstd = rstd_in[row];
         var s = V(0.0);
         var t = V(0.0);
+        // All loads first and without branches, so that they are under way together; columns that do not exist repeat the last one.
+        let last = base + units - 1u;
+        let at = base + inv.index;
+        let x0 = x[min(at, last)];
+        let x1 = x[min(at + WG_SIZE, last)];
+        let x2 = x[min(at + 2u * WG_SIZE, last)];
+        let x3 = x[min(at + 3u * WG_SIZE, last)];
+        let d0 = V(dy[min(at, last)]);
+        let d1 = V(dy[min(at + WG_SIZE, last)]);
+        let d2 = V(dy[min(at + 2u * WG_SIZE, last)]);
+        let d3 = V(dy[min(at + 3u * WG_SIZE, last)]);
+        var old = array<V, CACHE>();
+        if params.accumulate != 0u {
+            old[0] = dx[min(at, last)];
+            old[1] = dx[min(at + WG_SIZE, last)];
+            old[2] = dx[min(at + 2u * WG_SIZE, last)];
+            old[3] = dx[min(at + 3u * WG_SIZE, last)];
+        }
+        let d = array<V, CACHE>(d0, d1, d2, d3);
+        xhat = array<V, CACHE>((x0 - mean) * rstd, (x1 - mean) * rstd, (x2 - mean) * rstd, (x3 - mean) * rstd);
         for (var i = 0u; i < CACHE; i++) {
-            let c = i * WG_SIZE + inv.index;
-            if c < units {
-                let d = V(dy[base + c]);
-                xhat[i] = (x[base + c] - mean) * rstd;
-                g[i] = d * w[i];
-                dweight[i] += d * xhat[i];
-                dbias[i] += d;
-                s += g[i];
-                t += g[i] * xhat[i];
-            }
+            let g = d[i] * w[i]; // 0 where there is no column
+            dweight[i] += d[i] * xhat[i];
+            dbias[i] += d[i];
+            s += g;
+            t += g * xhat[i];
         }
         for (var c = CACHE * WG_SIZE + inv.index; c < units; c += WG_SIZE) {
             let grad = V(dy[base + c]) * weight[c];
@@ -82,7 +101,7 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
 #endif
         for (var i = 0u; i < CACHE; i++) {
             let c = i * WG_SIZE + inv.index;
-            if c < units { store(base + c, rstd * (g[i] - means.x - xhat[i] * means.y)); }
+            if c < units { dx[base + c] = old[i] + rstd * (d[i] * w[i] - means.x - xhat[i] * means.y); }
         }
         for (var c = CACHE * WG_SIZE + inv.index; c < units; c += WG_SIZE) {
             let normed = (x[base + c] - mean) * rstd;
@@ -90,6 +109,27 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
         }
     }
     let at = chunk * OUTPUTS * units;
+#if ROWS != 1
+    // Subgroup 0 adds up what the others summed. (Rows so short have no columns beyond the registers.)
+    for (var i = 0u; i < CACHE; i++) { combined[(row_slot(inv) * CACHE + i) * WG_SIZE + inv.index] = dweight[i]; }
+    workgroupBarrier();
+    if row_slot(inv) == 0u {
+        for (var i = 0u; i < CACHE; i++) {
+            for (var s = 1u; s < ROWS; s++) { dweight[i] += combined[(s * CACHE + i) * WG_SIZE + inv.index]; }
+        }
+    }
+#if HAS_BIAS
+    workgroupBarrier();
+    for (var i = 0u; i < CACHE; i++) { combined[(row_slot(inv) * CACHE + i) * WG_SIZE + inv.index] = dbias[i]; }
+    workgroupBarrier();
+    if row_slot(inv) == 0u {
+        for (var i = 0u; i < CACHE; i++) {
+            for (var s = 1u; s < ROWS; s++) { dbias[i] += combined[(s * CACHE + i) * WG_SIZE + inv.index]; }
+        }
+    }
+#endif
+    if row_slot(inv) != 0u { return; }
+#endif
     for (var i = 0u; i < CACHE; i++) {
         let c = i * WG_SIZE + inv.index;
         if c < units {

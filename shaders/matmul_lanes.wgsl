@@ -76,8 +76,14 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
         let b{i} = load_b_row(first_b + min(k + {i}u, end) * params.n, col_b, params.n);
 #endfor
 #endif
-        // Rows of k beyond the end count nothing.
+        // Rows of k beyond the end count nothing. (VEC: K is a multiple of four where it is contiguous.)
+#if FORM == 2
         let valid = vec4<f32>(vec4<u32>(k, k + 1u, k + 2u, k + 3u) <= vec4<u32>(end));
+#else
+#if !VEC
+        let valid = vec4<f32>(vec4<u32>(k, k + 1u, k + 2u, k + 3u) <= vec4<u32>(end));
+#endif
+#endif
 #if FORM == 2
 #for i 0 4
         let t{i} = load_a_row(first_a + min(k + {i}u, end) * params.m, col_a, params.m) * valid[{i}];
@@ -90,7 +96,11 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(subgroup_invocation_id) l
 #endfor
 #else
 #for g 0 4
+#if VEC
+        let t{g} = load_a_row(row_a{g}, k, params.k);
+#else
         let t{g} = load_a_row(row_a{g}, k, params.k) * valid;
+#endif
 #endfor
 #for g 0 4
 #for l 0 LANES

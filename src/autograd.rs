@@ -172,7 +172,10 @@ impl Gradients {
     pub(crate) fn target_or_scratch(&mut self, tensor: &Tensor) -> Result<Target> {
         match self.target(tensor)? {
             Some(target) => Ok(target),
-            None => Ok(Target { tensor: Tensor::empty(tensor.context(), tensor.shape(), tensor.dtype())?, accumulate: false }),
+            None => Ok(Target {
+                tensor: Tensor::empty(tensor.context(), tensor.shape(), tensor.dtype())?,
+                accumulate: false,
+            }),
         }
     }
 }

@@ -181,7 +181,7 @@ impl Buffer {
     /// A part of this buffer, `start` and `len` in elements; `start` must fall on a multiple of 256 bytes.
     pub(crate) fn slice(&self, start: usize, len: usize) -> Result<Self> {
         let start_bytes = start as u64 * self.dtype.size() as u64;
-        if start + len > self.len || start_bytes % ALIGN != 0 {
+        if start + len > self.len || !start_bytes.is_multiple_of(ALIGN) {
             return Err(Error::shape(
                 "slice",
                 format!("a range within {} elements that starts on a multiple of {ALIGN} bytes", self.len),
@@ -189,12 +189,6 @@ impl Buffer {
             ));
         }
         Ok(Self { raw: self.raw.clone(), offset: self.offset + start_bytes, len, dtype: self.dtype })
-    }
-
-    /// The same memory read as another type of the same size.
-    pub(crate) fn cast(&self, dtype: DType) -> Self {
-        debug_assert_eq!(dtype.size(), self.dtype.size());
-        Self { dtype, ..self.clone() }
     }
 
     /// True if no other handle refers to this memory, so that it may be overwritten.
@@ -328,6 +322,11 @@ impl Params {
         Ok((self.chunks[chunk].clone(), offset))
     }
 
+    /// The memory, which recorded commands may still refer to.
+    pub fn into_chunks(self) -> Vec<Arc<Raw>> {
+        self.chunks
+    }
+
     /// Number of distinct blocks.
     pub fn len(&self) -> usize {
         self.slots.len()
@@ -342,7 +341,7 @@ mod tests {
     fn size_classes_cover_the_request_and_waste_at_most_an_eighth() {
         for bytes in (1..100_000u64).step_by(37).chain([1 << 20, (1 << 20) + 1, (1 << 27) - 4]) {
             let class = size_class(bytes);
-            assert!(class >= bytes && class % 256 == 0, "{bytes} -> {class}");
+            assert!(class >= bytes && class.is_multiple_of(256), "{bytes} -> {class}");
             assert!(class - bytes < (bytes / 8).max(512), "{bytes} -> {class}");
         }
     }

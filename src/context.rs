@@ -99,7 +99,7 @@ enum Command {
 #[derive(Debug, Default)]
 struct Stream {
     commands: Vec<Command>,
-    /// Staging memory that recorded copies still need.
+    /// Staging memory that recorded commands still need until they are submitted.
     held: Vec<Arc<Raw>>,
     params: Params,
     bind_groups: HashMap<GroupKey, wgpu::BindGroup>,
@@ -551,6 +551,10 @@ impl Context {
         let mut stream = self.stream();
         self.encode(&mut stream, encoder, None)?;
         stream.ticket += 1;
+        // Who submits the encoder, and when, is not known here, and a write into staging memory lands before the next submit, whichever
+        // that is: it must not be handed out again before these commands have run.
+        let held = std::mem::take(&mut stream.held);
+        encoder.on_submitted_work_done(move || drop(held));
         Ok(())
     }
 
@@ -606,10 +610,10 @@ impl Context {
             timer.stamp(pass, &mut stamps);
         }
         drop(pass);
-        stream.held.clear();
         if stream.bind_groups.len() > MAX_BIND_GROUPS || stream.params.len() > MAX_PARAMS {
             stream.bind_groups.clear();
-            stream.params = Params::default();
+            let params = std::mem::take(&mut stream.params);
+            stream.held.extend(params.into_chunks());
         }
         Ok(())
     }
@@ -646,6 +650,7 @@ impl Context {
 
     fn push_submit(&self, stream: &mut Stream, encoder: wgpu::CommandEncoder) {
         let index = self.0.queue.submit([encoder.finish()]);
+        stream.held.clear();
         self.0.counters.submits.fetch_add(1, Ordering::Relaxed);
         let ticket = stream.ticket;
         stream.in_flight.push_back((ticket, index));

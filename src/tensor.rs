@@ -40,6 +40,21 @@ impl fmt::Display for DType {
     }
 }
 
+/// The product of all sizes, an error where it or any part of it does not fit: no later product of some of the sizes can overflow then.
+pub(crate) fn elements(shape: &[usize]) -> Result<usize> {
+    let nonzero = shape.iter().filter(|n| **n > 0).try_fold(1usize, |all, n| all.checked_mul(*n));
+    match nonzero {
+        Some(_) if shape.contains(&0) => Ok(0),
+        Some(all) => Ok(all),
+        None => Err(Error::Limit {
+            what: format!("a tensor of shape {shape:?}"),
+            limit: "u32 element index",
+            max: u32::MAX.into(),
+            needed: u64::MAX,
+        }),
+    }
+}
+
 /// Where a parameter's gradient lives: a range of the gradient arena that weight-gradient kernels write or add to directly.
 #[derive(Debug)]
 pub(crate) struct GradSlot {
@@ -97,7 +112,7 @@ impl Tensor {
 
     /// A tensor of undefined content.
     pub(crate) fn empty(context: &Context, shape: &[usize], dtype: DType) -> Result<Self> {
-        Ok(Self::new(context, context.alloc(shape.iter().product(), dtype)?, shape))
+        Ok(Self::new(context, context.alloc(elements(shape)?, dtype)?, shape))
     }
 
     /// A tensor of zeros.

@@ -2,13 +2,13 @@
 
 mod common;
 
-use common::{Gen, U16, U32, assert_within, every_tier};
+use common::{Gen, U16, U32, assert_within, blank, every_tier, tensor, wide};
 use walsh::kernel::Dropout;
 use walsh::kernel::attention::{AttentionDims, AttentionPath, attention_on};
 use walsh::kernel::attention_backward::{AttentionGrads, attention_backward_on};
 use walsh::reference::attention::{self as reference, Dims};
 use walsh::reference::dropout::factors;
-use walsh::{Context, DType, Error, Tensor};
+use walsh::{Context, DType, Error, Tensor, Tier};
 
 const SEED: u64 = 0x1234_5678_9abc_def0;
 const OP: u32 = 7;
@@ -19,22 +19,6 @@ struct Case {
     dims: Dims,
     f16: bool,
     dropout: f64,
-}
-
-/// Rounds to f16 where the case wants it; sent to the device without a further loss.
-fn tensor(context: &Context, data: &mut [f32], f16: bool) -> Tensor {
-    if f16 {
-        let half: Vec<half::f16> = data.iter().map(|v| half::f16::from_f32(*v)).collect();
-        data.iter_mut().zip(&half).for_each(|(d, h)| *d = h.to_f32());
-        Tensor::from_f16(context, &half, &[data.len()]).unwrap()
-    } else {
-        Tensor::from_f32(context, data, &[data.len()]).unwrap()
-    }
-}
-
-fn blank(context: &Context, len: usize, f16: bool) -> Tensor {
-    // Values that no kernel would leave: what is not overwritten fails the comparison.
-    tensor(context, &mut vec![-12345.0; len], f16)
 }
 
 struct Bounds {
@@ -138,7 +122,6 @@ fn check(context: &Context, path: AttentionPath, case: &Case, seed: u64) {
     };
     attention_backward_on(context, grads, sizes, drop, path).unwrap();
 
-    let wide = |x: &[f32]| x.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
     let (qkv, dout) = (wide(&qkv), wide(&dout));
     let f = drop.map(|d| factors(batch * heads * seq * seq.next_multiple_of(4), f64::from(d.p), SEED, OP, STEP, MICRO));
     let (out, lse) = reference::attention(&qkv, dims, f.as_deref());
@@ -153,13 +136,15 @@ fn dims(batch: usize, seq: usize, heads: usize, head_dim: usize, causal: bool) -
     Dims { batch, seq, heads, head_dim, causal }
 }
 
-fn cases(path: AttentionPath) -> Vec<Case> {
+fn cases(path: AttentionPath, tier: Tier) -> Vec<Case> {
     let case = |dims, f16, dropout| Case { dims, f16, dropout };
     let mut cases = Vec::new();
     for seq in [1, 2, 7, 8, 9, 31, 63, 64, 65, 131] {
         cases.push(case(dims(1 + seq % 2, seq, 1 + seq % 3, 32, seq % 5 != 1), false, 0.0));
     }
-    let widths: &[usize] = if path == AttentionPath::Rows { &[16, 48, 64, 96, 128] } else { &[16, 48, 64, 128] };
+    // Wide heads by rows with subgroup operations take a second each to compile on a software adapter, and are the same code as narrow ones.
+    let slow = path == AttentionPath::Rows && tier > Tier::Baseline;
+    let widths: &[usize] = if slow { &[16, 48, 64] } else { &[16, 48, 64, 96, 128] };
     for &width in widths {
         cases.push(case(dims(1, 67, 2, width, true), false, 0.0));
     }
@@ -170,17 +155,13 @@ fn cases(path: AttentionPath) -> Vec<Case> {
 
 fn run(path: AttentionPath) {
     for context in every_tier() {
-        let mut compiled = std::time::Duration::ZERO;
-        for (seed, case) in cases(path).iter().enumerate() {
+        for (seed, case) in cases(path, context.tier()).iter().enumerate() {
             if case.f16 && !context.capabilities().f16 {
                 eprintln!("skipped: f16 on {}", context.capabilities().adapter.name);
                 continue;
             }
-            let start = std::time::Instant::now();
             check(&context, path, case, seed as u64);
-            eprintln!("{:?} {:?}", case.dims, start.elapsed()); compiled += start.elapsed();
         }
-        eprintln!("{path:?} on {} ({}): {compiled:?}", context.capabilities().adapter.name, context.tier());
     }
 }
 
@@ -221,8 +202,7 @@ fn reference_backward_matches_central_differences() {
     for (causal, dropout) in [(true, 0.0), (false, 0.3)] {
         let dims = dims(1, 5, 2, 4, causal);
         let mut gen_ = Gen::new(11);
-        let wide = |x: Vec<f32>| x.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
-        let (qkv, dout) = (wide(gen_.normals(5 * 24)), wide(gen_.normals(5 * 8)));
+        let (qkv, dout) = (wide(&gen_.normals(5 * 24)), wide(&gen_.normals(5 * 8)));
         let f = factors(2 * 5 * 8, dropout, SEED, OP, STEP, MICRO);
         let loss = |qkv: &[f64]| {
             let (out, _) = reference::attention(qkv, dims, Some(&f));
@@ -298,6 +278,18 @@ fn time() {
                 times[3]
             };
             let fwd = median(&forward);
+            if let Ok(profile) = context.profile(|| {
+                (0..5).try_for_each(|_| {
+                    forward()?;
+                    attention_backward_on(&context, grads, sizes, None, path)
+                })
+            }) {
+                for kernel in 0..3 {
+                    let mut times: Vec<f64> = profile.iter().skip(kernel).step_by(3).map(|(_, t)| *t).collect();
+                    times.sort_by(f64::total_cmp);
+                    eprintln!("  {}: {:.3} ms", profile[kernel].0, times[2] * 1e3);
+                }
+            }
             let bwd = median(&|| attention_backward_on(&context, grads, sizes, None, path));
             // Causal: half of the products.
             let flops = (4 * batch * heads * head_dim * seq * (seq + 1) / 2) as f64;

@@ -29,8 +29,8 @@ fn bad_flags() {
         let args: Vec<&str> = ["train", "--preset", "nano"].iter().chain(flags).copied().collect();
         refused(dir.path(), &args, parts);
     };
-    train(&["--heads", "3"], &["--heads: expected a divisor of the width 64", "found 3"]);
-    train(&["--layers", "0"], &["--layers: expected at least 1"]);
+    train(&["--heads", "3"], &["--heads", "expected a divisor of the width 64", "found 3"]);
+    train(&["--layers", "0"], &["--layers", "expected 1 to", "found 0"]);
     train(&["--block", "32"], &["--block: expected at least 64 with the built-in corpus"]);
     train(&["--lr", "nan"], &["--lr: expected a number above 0"]);
     train(&["--steps", "-1"], &["--steps"]);

@@ -105,7 +105,7 @@ fn check(context: &Context, [rows, classes]: [usize; 2], to: To, with_state: boo
         let d = largest - z[i];
         let error = p * (rho + (16.0 + 6.0 * d) * U32) + 16.0 * U32 * (want.grad[i] * count).abs() + 2f64.powi(-126);
         let error = error * scale / count;
-        error + stored(dtype, scaled[i].abs() + error)
+        error + 2f64.powi(-126) + stored(dtype, scaled[i].abs() + error)
     });
 }
 

@@ -20,7 +20,7 @@ fn input(rng: &mut Gen, [rows, cols]: [usize; 2]) -> Vec<f32> {
     let mut x = rng.hard(rows * cols);
     x[..cols].fill(0.0);
     for v in &mut x[cols..2 * cols] {
-        *v = 1000.0 + *v;
+        *v += 1000.0;
     }
     x
 }
@@ -133,8 +133,7 @@ fn check(
     let mut dx_bound = vec![0.0; rows * cols];
     let mut dw_bound = vec![0.0; cols];
     let mut db_bound = vec![0.0; cols];
-    for r in 0..rows {
-        let e = &errors[r];
+    for (r, e) in errors.iter().enumerate() {
         let at = |c: usize| r * cols + c;
         let normed = |c: usize| ((x64[at(c)] - e.mean) * e.rstd).abs();
         let normed_error = |c: usize| {

@@ -58,10 +58,7 @@ fn check_limits(key: &Key, reflected: &Reflected) {
     assert!(x * y * z <= default.max_compute_invocations_per_workgroup, "{key}: workgroup of {x} x {y} x {z}");
     let memory = workgroup_memory(reflected);
     assert!(memory <= default.max_compute_workgroup_storage_size, "{key}: {memory} bytes of workgroup memory");
-    assert!(
-        reflected.bindings.iter().skip(1).all(|a| *a != Access::Uniform),
-        "{key}: parameters must be binding 0"
-    );
+    assert!(reflected.bindings.iter().skip(1).all(|a| *a != Access::Uniform), "{key}: parameters must be binding 0");
 }
 
 /// The baseline keeps to what every WebGPU device has; cooperative matrices are only found where there is more.
@@ -97,9 +94,11 @@ fn check(key: &Key) {
     check_limits(key, &reflected);
     let entry = reflected.module.entry_points[0].name.clone();
 
-    let options = spv::Options { lang_version: (1, if key.tier == Tier::Coop { 6 } else { 3 }), ..spv::Options::default() };
+    let options =
+        spv::Options { lang_version: (1, if key.tier == Tier::Coop { 6 } else { 3 }), ..spv::Options::default() };
     let pipeline = spv::PipelineOptions { shader_stage: naga::ShaderStage::Compute, entry_point: entry.clone() };
-    spv::write_vec(&reflected.module, &info, &options, Some(&pipeline)).unwrap_or_else(|e| panic!("{key}: SPIR-V: {e}"));
+    spv::write_vec(&reflected.module, &info, &options, Some(&pipeline))
+        .unwrap_or_else(|e| panic!("{key}: SPIR-V: {e}"));
 
     // Metal has no 16 x 16 matrices and DX12 has none at all: the cooperative tier is Vulkan's.
     if key.tier == Tier::Coop {
@@ -123,7 +122,11 @@ fn check(key: &Key) {
         .unwrap_or_else(|e| panic!("{key}: MSL: {e}"));
     written.entry_point_names.iter().for_each(|n| assert!(n.is_ok(), "{key}: MSL: {n:?}"));
 
-    let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_2, fake_missing_bindings: true, ..hlsl::Options::default() };
+    let options = hlsl::Options {
+        shader_model: hlsl::ShaderModel::V6_2,
+        fake_missing_bindings: true,
+        ..hlsl::Options::default()
+    };
     let pipeline = hlsl::PipelineOptions { entry_point: Some((naga::ShaderStage::Compute, entry)) };
     let mut text = String::new();
     let written = hlsl::Writer::new(&mut text, &options, &pipeline)

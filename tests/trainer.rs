@@ -140,7 +140,6 @@ impl Model for Bigram {
 struct Watch<'a> {
     stop: &'a AtomicBool,
     stop_at: Option<u64>,
-    /// Stop while evaluating, not before.
     steps: u64,
     evaluations: u64,
 }
@@ -348,7 +347,7 @@ fn what_cannot_go_on_is_refused() {
     assert!(job.run().unwrap_err().to_string().contains("--resume"));
     job.resume = true;
     job.overrides.lr = Some(0.5);
-    assert!(job.run().unwrap_err().to_string().starts_with("--lr: expected 0.001"));
+    assert!(job.run().unwrap_err().to_string().starts_with("--lr: expected 0.004"));
     job.overrides.lr = None;
     job.overrides.keep = Some(1);
     job.run().unwrap();

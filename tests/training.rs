@@ -53,7 +53,8 @@ fn precisions(context: &Context) -> Vec<DType> {
 }
 
 fn twin(gpt: &Gpt) -> reference::Gpt {
-    let values = gpt.parameters().iter().map(|(_, t)| t.to_vec().unwrap().into_iter().map(f64::from).collect()).collect();
+    let values =
+        gpt.parameters().iter().map(|(_, t)| t.to_vec().unwrap().into_iter().map(f64::from).collect()).collect();
     reference::Gpt::new(gpt.config().clone(), gpt.logit_columns(), values)
 }
 
@@ -81,7 +82,11 @@ fn gradients_of_the_reference_agree_with_central_differences() {
             let h = 1e-5;
             let numeric = (at(h) - at(-h)) / (2.0 * h);
             // Truncation h^2 times a third derivative of order 10, and cancellation 1e-16 / h.
-            assert!((numeric - parameter[i]).abs() < 1e-8 + 1e-6 * parameter[i].abs(), "parameter {p}[{i}]: {numeric} {}", parameter[i]);
+            assert!(
+                (numeric - parameter[i]).abs() < 1e-8 + 1e-6 * parameter[i].abs(),
+                "parameter {p}[{i}]: {numeric} {}",
+                parameter[i]
+            );
         }
     }
 }
@@ -115,7 +120,12 @@ fn gradients_of_the_whole_model_agree_with_float64() {
                     let got = gpt.parameters().gradient(i).to_vec().unwrap();
                     let norm = want[i].iter().map(|v| v * v).sum::<f64>().sqrt();
                     let error = got.iter().zip(&want[i]).map(|(g, w)| (f64::from(*g) - w).powi(2)).sum::<f64>().sqrt();
-                    assert!(error <= bound * norm, "{} {dtype} dropout {dropout} {}: {error:.2e} of {norm:.2e}", context.tier(), info.name);
+                    assert!(
+                        error <= bound * norm,
+                        "{} {dtype} dropout {dropout} {}: {error:.2e} of {norm:.2e}",
+                        context.tier(),
+                        info.name
+                    );
                 }
             }
         }
@@ -138,14 +148,29 @@ fn training_follows_the_float64_loss_curve_for_20_steps() {
                 let masks = Some(reference::Masks { seed: 21, step, micro: 0 });
                 let (want, grads) = model.loss_and_gradients(&inputs, &targets, 3, masks);
                 let o = options();
-                let update = reference::Update { lr: learning_rate(step), betas: o.betas, eps: o.eps, weight_decay: o.weight_decay, clip: o.clip };
+                let update = reference::Update {
+                    lr: learning_rate(step),
+                    betas: o.betas,
+                    eps: o.eps,
+                    weight_decay: o.weight_decay,
+                    clip: o.clip,
+                };
                 let norm = model.update(&grads, update, |i| decays[i]);
                 // Adam divides by the root of the second moment, so for parameters whose gradient is near zero a relative error of the gradient
                 // is a relative error of a whole step: after n steps the loss may be off by n lr times the share of such parameters.
                 let bound = if dtype == DType::F16 { 1e-2 } else { 2e-4 };
                 assert!((stats.loss - want).abs() <= bound * want, "{dtype} step {step}: {} {want}", stats.loss);
-                assert!((stats.grad_norm - norm).abs() <= 5.0 * bound * norm, "{dtype} step {step}: norm {} {norm}", stats.grad_norm);
-                assert!((stats.lr - learning_rate(step)).abs() <= 1e-6 * stats.lr, "lr {} {}", stats.lr, learning_rate(step));
+                assert!(
+                    (stats.grad_norm - norm).abs() <= 5.0 * bound * norm,
+                    "{dtype} step {step}: norm {} {norm}",
+                    stats.grad_norm
+                );
+                assert!(
+                    (stats.lr - learning_rate(step)).abs() <= 1e-6 * stats.lr,
+                    "lr {} {}",
+                    stats.lr,
+                    learning_rate(step)
+                );
                 assert_eq!((stats.step, stats.skipped, stats.finite), (u64::from(step) + 1, 0, true));
                 if step == 0 {
                     first = want;
@@ -230,7 +255,9 @@ fn micro_batches_add_up_to_the_whole_batch() {
     for context in every_tier() {
         let (inputs, targets) = batch(3, 96);
         let mut curves = Vec::new();
-        for shape in [BatchShape { batch: 6, block: 16, accumulate: 1 }, BatchShape { batch: 3, block: 16, accumulate: 2 }] {
+        for shape in
+            [BatchShape { batch: 6, block: 16, accumulate: 1 }, BatchShape { batch: 3, block: 16, accumulate: 2 }]
+        {
             let mut run = GptRun::new(&context, config(0.0), shape, options(), 5, DType::F32).unwrap();
             let mut losses = Vec::new();
             for _ in 0..3 {

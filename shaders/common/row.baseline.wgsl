@@ -1,6 +1,10 @@
 // Reductions over the WG_SIZE (a power of two) invocations that share a row, through workgroup memory. Uniform control flow; every
-// invocation gets the result; the order of additions is fixed. ONE_SUBGROUP is for the subgroup tier and ignored here.
+// invocation gets the result; the order of additions is fixed. ONE_SUBGROUP and ROWS are for the subgroup tier; here a workgroup
+// has one row.
 struct Invocation { @builtin(local_invocation_index) index: u32 }
+
+// Which of the workgroup's ROWS rows the invocation works on.
+fn row_slot(inv: Invocation) -> u32 { return 0u; }
 
 var<workgroup> row_scratch: array<vec2<f32>, WG_SIZE>;
 

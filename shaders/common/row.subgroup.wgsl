@@ -1,8 +1,15 @@
 // Reductions over the WG_SIZE invocations that share a row: within each subgroup, then over the subgroups' results in workgroup memory.
 // ONE_SUBGROUP is set where WG_SIZE is at most the smallest subgroup size: the workgroup is then one subgroup, and the shader has no
-// barrier at all (a software adapter pays for those that are never reached, too). Uniform control flow; every invocation gets the result.
+// barrier at all (a software adapter pays for those that are never reached, too). ROWS above 1 (only where subgroups have exactly WG_SIZE
+// invocations): the workgroup is ROWS subgroups, each with a row of its own, so that short rows need fewer workgroups. Uniform control flow; every invocation gets the result.
 #if ONE_SUBGROUP
+#if ROWS == 1
 struct Invocation { @builtin(local_invocation_index) index: u32 }
+fn row_slot(inv: Invocation) -> u32 { return 0u; }
+#else
+struct Invocation { @builtin(subgroup_invocation_id) index: u32, @builtin(subgroup_id) slot: u32 }
+fn row_slot(inv: Invocation) -> u32 { return inv.slot; }
+#endif
 
 fn row_sum2(value: vec2<f32>, inv: Invocation) -> vec2<f32> { return subgroupAdd(value); }
 fn row_sum(value: f32, inv: Invocation) -> f32 { return subgroupAdd(value); }
@@ -14,6 +21,8 @@ struct Invocation {
     @builtin(num_subgroups) subgroups: u32,
     @builtin(subgroup_invocation_id) lane: u32,
 }
+
+fn row_slot(inv: Invocation) -> u32 { return 0u; }
 
 var<workgroup> row_scratch: array<vec2<f32>, WG_SIZE>;
 

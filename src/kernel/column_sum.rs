@@ -45,6 +45,8 @@ struct Params {
     split: u32,
     accumulate: u32,
     factor: f32,
+    stride: u32,
+    first: u32,
 }
 
 /// Sets `out[c]` to `factor` times the sum of column c of `x`, or adds that to it.
@@ -81,7 +83,7 @@ pub fn column_sum(
     let chunks = rows.div_ceil(chunk);
     let partial = context.alloc(chunks * cols, DType::F32)?;
     let tile = if context.capabilities().is_cpu() { CPU } else { WIDE };
-    dispatch(context, x, &[&partial], [rows, cols], tile, chunk, 1.0, false)?;
+    dispatch(context, x, 0, &[&partial], [rows, cols], tile, chunk, 1.0, false)?;
     sum(context, &partial, &[out], [chunks, cols], factor, accumulate)
 }
 
@@ -102,13 +104,21 @@ pub(crate) fn sum(
     } else {
         TALL
     };
-    dispatch(context, x, outs, shape, tile, rows.max(1), factor, accumulate)
+    if let [one, two] = outs
+        && one.raw.id == two.raw.id
+    {
+        // Parts of one arena cannot both be written by one dispatch.
+        dispatch(context, x, 0, &[one], shape, tile, rows.max(1), factor, accumulate)?;
+        return dispatch(context, x, one.len(), &[two], shape, tile, rows.max(1), factor, accumulate);
+    }
+    dispatch(context, x, 0, outs, shape, tile, rows.max(1), factor, accumulate)
 }
 
 #[expect(clippy::too_many_arguments, reason = "one place for both stages")]
 fn dispatch(
     context: &Context,
     x: &Buffer,
+    first: usize,
     outs: &[&Buffer],
     [rows, cols]: [usize; 2],
     tile: (u32, u32),
@@ -116,11 +126,13 @@ fn dispatch(
     factor: f32,
     accumulate: bool,
 ) -> Result<()> {
-    // Both outputs must start on a whole unit.
-    let width = if outs.iter().all(|out| out.len().is_multiple_of(4)) { width(cols) } else { 1 };
-    let units = dim(cols)? / width;
+    // A first stage writes all columns of a chunk, a second one those of its outputs, each of which must start on a whole unit.
+    let chunks = rows.div_ceil(chunk).max(1);
+    let summed = outs.iter().map(|out| out.len()).sum::<usize>() / chunks;
+    let aligned = first.is_multiple_of(4) && outs.iter().all(|out| out.len().is_multiple_of(4));
+    let width = if aligned { width(cols) } else { 1 };
+    let units = dim(summed)? / width;
     let tiles = units.div_ceil(tile.0);
-    let chunks = dim(rows.div_ceil(chunk).max(1))?;
     let defines = [
         ("WIDTH", width.into()),
         ("TILE_X", tile.0.into()),
@@ -133,12 +145,38 @@ fn dispatch(
         units,
         chunk: dim(chunk)?,
         tiles,
-        chunks,
+        chunks: dim(chunks)?,
         split: dim(outs[0].len())? / width,
         accumulate: accumulate.into(),
         factor,
+        stride: dim(cols)? / width,
+        first: dim(first)? / width,
     };
     let mut bindings = vec![x.read()];
     bindings.extend(outs.iter().map(|out| out.write()));
-    context.dispatch(&KERNEL, &defines, &params, &bindings, Grid::Linear(u64::from(tiles) * u64::from(chunks)))
+    context.dispatch(&KERNEL, &defines, &params, &bindings, Grid::Linear(u64::from(tiles) * chunks as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sum;
+    use crate::{Context, DType, Tensor};
+
+    #[test]
+    fn outputs_may_be_parts_of_one_buffer() {
+        let context = Context::new().unwrap();
+        for cols in [8usize, 5] {
+            let x: Vec<f32> = (0..3 * 2 * cols).map(|v| v as f32).collect();
+            let x = Tensor::from_f32(&context, &x, &[3, 2 * cols]).unwrap();
+            let arena = Tensor::zeros(&context, &[128], DType::F32).unwrap();
+            let parts = [arena.buffer().slice(0, cols).unwrap(), arena.buffer().slice(64, cols).unwrap()];
+            sum(&context, x.buffer(), &[&parts[0], &parts[1]], [3, 2 * cols], 1.0, false).unwrap();
+            let got = arena.to_vec().unwrap();
+            for c in 0..2 * cols {
+                let want = (0..3).map(|r| r * 2 * cols + c).sum::<usize>() as f32;
+                assert_eq!(got[if c < cols { c } else { 64 + c - cols }], want);
+            }
+            assert!(got[cols..64].iter().chain(&got[64 + cols..]).all(|v| *v == 0.0));
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Cross-entropy of logits with integer targets: mean loss, losses per row, and the gradient in the same pass.
 
-use super::{FLOATS, dim, each, expect, product, row_shape, row_shapes, width};
+use super::{FLOATS, dim, each, expect, product, row_shape, row_shapes, rows_of, width};
 use crate::buffer::Buffer;
 use crate::context::Grid;
 use crate::shader::{Define, Defines, Kernel, Scalar};
@@ -98,6 +98,7 @@ pub struct Gradient<'a> {
 ///
 /// # Source
 /// Online maximum and sum: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018, algorithm 3.
+#[expect(clippy::too_many_arguments, reason = "one argument per tensor")]
 pub fn cross_entropy(
     context: &Context,
     logits: &Buffer,
@@ -142,7 +143,7 @@ pub fn cross_entropy(
     ];
     defines.extend(row_shape(context, units));
     let params = Params { rows: rows32, units, classes: classes32, factor: gradient.map_or(0.0, |g| g.factor) };
-    context.dispatch(&KERNEL, &defines, &params, &bindings, Grid::Linear(rows as u64))?;
+    context.dispatch(&KERNEL, &defines, &params, &bindings, Grid::Linear(rows.div_ceil(rows_of(&defines)) as u64))?;
     let bindings = [losses.read(), count.read(), loss.write()];
     context.dispatch(&MEAN, &single, &MeanParams { rows: rows32 }, &bindings, Grid::Linear(1))
 }

@@ -40,8 +40,9 @@ kernel! {
     POSITIONS, "embedding_backward_positions", elementwise_variants, false
 }
 
-/// Tokens for which [`BACKWARD`] has room in workgroup memory; `VOCAB` in its shader.
-const SMALL_VOCAB: usize = 124;
+/// Tokens for which [`BACKWARD`] has room in workgroup memory: with 119 it takes the 16 KiB that there are; with fewer, for alphabets of about
+/// 65 characters, more workgroups run at a time.
+const VOCABS: [u32; 2] = [71, 119];
 
 const WG_SIZES: [u32; 2] = [8, 256];
 
@@ -63,7 +64,12 @@ fn sort_variants() -> Vec<Defines> {
 fn backward_variants() -> Vec<Defines> {
     let shapes = |list: &[(u32, u32)], dropout: &[u32]| {
         let shapes = list.iter().map(|(size, width)| vec![("WG_SIZE", (*size).into()), ("WIDTH", (*width).into())]);
-        product(&[shapes.collect(), each("POSITIONS", &[false, true]), each("DROPOUT", dropout)])
+        product(&[
+            shapes.collect(),
+            each("POSITIONS", &[false, true]),
+            each("DROPOUT", dropout),
+            each("VOCAB", &VOCABS),
+        ])
     };
     [shapes(&[(8, 1), (8, 4), (32, 1)], &[0, 1]), shapes(&[(32, 1)], &[2])].concat()
 }
@@ -269,7 +275,7 @@ pub fn embedding(
 /// Sums in f32 in an order fixed by the shape, the tokens and the kind of adapter.
 ///
 /// # Source
-/// Transposed lookup: up to 124 tokens by sums per chunk of rows, beyond that by a stable sort and sums per token.
+/// Transposed lookup: up to 119 tokens by sums per chunk of rows, beyond that by a stable sort and sums per token.
 #[expect(clippy::too_many_arguments, reason = "one argument per tensor")]
 pub fn embedding_backward(
     context: &Context,
@@ -295,8 +301,8 @@ pub fn embedding_backward(
             context.clear(positions.table);
         }
     }
-    if vocab <= SMALL_VOCAB {
-        small(context, dout, tokens, dtable, accumulate, dpositions, dropout, [rows, cols, vocab])
+    if let Some(room) = VOCABS.into_iter().find(|room| vocab <= *room as usize) {
+        small(context, dout, tokens, dtable, accumulate, dpositions, dropout, [rows, cols, vocab], room)
     } else {
         sorted(context, dout, tokens, dtable, accumulate, dpositions, dropout, [rows, cols, vocab])
     }
@@ -312,6 +318,7 @@ fn small(
     dpositions: Option<PositionsGradient<'_>>,
     dropout: Option<Dropout<'_>>,
     [rows, cols, vocab]: [usize; 3],
+    room: u32,
 ) -> Result<()> {
     let cpu = context.capabilities().is_cpu();
     let (size, width) = if cpu { (8, width(cols)) } else { (32, 1) };
@@ -337,6 +344,7 @@ fn small(
         ("WIDTH", width.into()),
         ("POSITIONS", dpositions.is_some().into()),
         ("DROPOUT", Define::U32(if dropout.is_none() { 0 } else { 1 + u32::from(staged) })),
+        ("VOCAB", room.into()),
     ];
     let params = BackwardParams {
         rows: dim(rows)?,

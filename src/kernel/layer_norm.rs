@@ -1,6 +1,6 @@
 //! Layer normalisation, forward and backward; the RMS norm shares its shaders.
 
-use super::{FLOATS, column_sum, dim, each, expect, product, row_shape, row_shapes, width};
+use super::{FLOATS, column_sum, dim, each, expect, product, row_shape, row_shapes, rows_of, width};
 use crate::buffer::Buffer;
 use crate::context::Grid;
 use crate::shader::{Define, Defines, Kernel, Scalar};
@@ -187,9 +187,12 @@ pub(super) fn forward(
         expect(op, "bias", bias, cols, &[DType::F32])?;
         bindings.push(bias.read());
     }
+    if cols == 0 {
+        return Ok(()); // nothing to write but statistics of nothing
+    }
     let (units, defines) = defines(context, out.dtype(), cols, statistics.mean.is_some(), bias.is_some())?;
     let params = Params { rows: dim(rows)?, units, inv_cols: 1.0 / cols as f32, eps };
-    context.dispatch(kernel, &defines, &params, &bindings, Grid::Linear(rows as u64))
+    context.dispatch(kernel, &defines, &params, &bindings, Grid::Linear(rows.div_ceil(rows_of(&defines)) as u64))
 }
 
 #[expect(clippy::too_many_arguments, reason = "one argument per tensor")]
@@ -215,13 +218,16 @@ pub(super) fn backward(
         expect(op, "dbias", bias, cols, &[DType::F32])?;
         outs.push(bias);
     }
+    if cols == 0 {
+        return Ok(());
+    }
     let (units, defines) = defines(context, dy.dtype(), cols, statistics.mean.is_some(), outs.len() == 2)?;
     // So many workgroups that the device is full; each has a row of sums in the workspace.
     let target = if context.capabilities().is_cpu() {
         16
     } else {
         match units {
-            0..=128 => 2112,
+            0..=128 => 2112 / rows_of(&defines).min(2),
             129..=256 => 1056,
             _ => 528,
         }

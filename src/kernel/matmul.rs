@@ -2,6 +2,8 @@
 
 use crate::buffer::Buffer;
 use crate::context::Grid;
+use crate::kernel::dropout::dropout;
+use crate::kernel::unary::{unary, unary_backward};
 use crate::kernel::{Dropout, dim, each};
 use crate::shader::{Define, Defines, Kernel};
 use crate::{Context, DType, Error, Result, Tier};
@@ -36,7 +38,8 @@ pub static LANES: Kernel = Kernel {
     variants: || {
         let mut all = Vec::new();
         for (form, types) in supported_types() {
-            for v in variants_of(form, types, &[true, false], &tails(form, types[2])) {
+            // Epilogues are kernels of their own there, see `unfused`.
+            for v in variants_of(form, types, &[true, false], &[(0, 0, false)]) {
                 all.extend([4u32, 8].map(|n| [v.clone(), vec![("LANES", n.into())]].concat()));
             }
         }
@@ -489,6 +492,9 @@ fn run(context: &Context, spec: &Matmul<'_>, choice: Choice) -> Result<()> {
     if m == 0 || n == 0 || spec.dims.batch == 0 {
         return Ok(());
     }
+    if choice == Choice::Lanes && !matches!(spec.epilogue, Epilogue::None) {
+        return unfused(context, spec);
+    }
     let split = k.div_ceil(choice.splits()).next_multiple_of(SPLIT_UNIT).max(1);
     let parts = k.div_ceil(split);
     if parts < 2 {
@@ -512,6 +518,34 @@ fn run(context: &Context, spec: &Matmul<'_>, choice: Choice) -> Result<()> {
         &[workspace.read(), spec.out.write()],
         Grid::Linear(u64::from(units).div_ceil(64)),
     )
+}
+
+/// A product whose epilogue is a kernel of its own. Software adapters compile shaders on the thread that runs them: a register tile with an
+/// epilogue takes a second or more, the plain one, which all products then share, half a second; and their memory is a cache.
+fn unfused(context: &Context, spec: &Matmul<'_>) -> Result<()> {
+    let plain = Matmul { epilogue: Epilogue::None, accumulate: false, ..*spec };
+    let scratch = || context.alloc(spec.out.len(), spec.out.dtype());
+    match spec.epilogue {
+        Epilogue::None => matmul(context, spec),
+        Epilogue::Activation(activation, pre) => {
+            matmul(context, &Matmul { out: pre, ..plain })?;
+            unary(context, activation.into(), pre, spec.out)
+        }
+        Epilogue::ActivationGrad(activation, pre) => {
+            let sum = scratch()?;
+            matmul(context, &Matmul { out: &sum, ..plain })?;
+            unary_backward(context, activation.into(), pre, &sum, spec.out, spec.accumulate)
+        }
+        Epilogue::Residual(residual, None) => {
+            context.copy(residual, spec.out);
+            matmul(context, &Matmul { accumulate: true, ..plain })
+        }
+        Epilogue::Residual(residual, Some(mask)) => {
+            let sum = scratch()?;
+            matmul(context, &Matmul { out: &sum, ..plain })?;
+            dropout(context, &sum, Some(residual), spec.out, mask)
+        }
+    }
 }
 
 /// Runs the kernel itself: `parts` parts of K, `split` long each.
@@ -610,8 +644,14 @@ fn check(spec: &Matmul<'_>) -> Result<()> {
             );
         }
     }
+    if spec.accumulate && matches!(spec.epilogue, Epilogue::Activation(..) | Epilogue::Residual(..)) {
+        return fail("no accumulation into an activation or a residual sum".into(), format!("{:?}", spec.epilogue));
+    }
+    if !matches!(spec.epilogue, Epilogue::None) && spec.out.len() != batch * m * n {
+        return fail(format!("a result of {} elements", batch * m * n), format!("{}", spec.out.len()));
+    }
     let like_out = |name: &str, buffer: &Buffer, dtype: DType| {
-        if buffer.len() < batch * m * n || buffer.dtype() != dtype {
+        if buffer.len() != batch * m * n || buffer.dtype() != dtype {
             return fail(
                 format!("{name} of {dtype} with {} elements", batch * m * n),
                 format!("{} of {}", buffer.len(), buffer.dtype()),

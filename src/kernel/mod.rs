@@ -1,22 +1,29 @@
 //! Kernels on buffers and dimensions: one file each with its variants, its parameters and its wrapper. No tensors, no graph.
+//!
+//! A wrapper checks lengths and element types, chooses the variant and records the dispatch; [`crate::Context::submit`] sends it. Buffers come
+//! from [`crate::Tensor::buffer`]. [`ALL`] lists every kernel; the tests and benches go through it.
 
 pub mod accumulate;
 pub mod adamw;
-pub mod column_sum;
-pub mod cross_entropy;
-pub mod embedding;
-pub mod layer_norm;
 pub mod attention;
 pub mod attention_backward;
-pub mod dropout;
-pub mod unary;
 pub mod attention_cached;
+pub mod binary;
+pub mod column_sum;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod embedding;
+pub mod layer_norm;
 pub mod matmul;
 pub mod optimizer_step;
 pub mod reduce;
 pub mod rms_norm;
+pub mod rope;
 pub mod row_sum;
 pub mod scale_by_scalar;
+pub mod softmax;
+pub mod swiglu;
+pub mod unary;
 
 use crate::shader::{Define, Defines, Kernel};
 use crate::{Buffer, Context, DType, Error, Result, Tier};
@@ -49,6 +56,16 @@ pub static ALL: &[&Kernel] = &[
     &attention_backward::KEY,
     &attention_backward::ROWS_QUERY,
     &attention_backward::ROWS_KEY,
+    &attention_cached::APPEND,
+    &attention_cached::KERNEL,
+    &binary::KERNEL,
+    &binary::SUM_TO,
+    &dropout::KERNEL,
+    &rope::KERNEL,
+    &softmax::KERNEL,
+    &softmax::BACKWARD,
+    &swiglu::KERNEL,
+    &unary::KERNEL,
     &embedding::KERNEL,
     &embedding::BACKWARD,
     &embedding::SORT,
@@ -129,9 +146,11 @@ pub(crate) fn width(cols: usize) -> u32 {
     if cols.is_multiple_of(4) { 4 } else { 1 }
 }
 
-/// The defines `WG_SIZE` and `ONE_SUBGROUP` of kernels whose workgroup shares a row of `units` columns or vec4 of columns. A software
-/// adapter gets one subgroup of 8, which needs no barrier; others so many invocations that each has about four units.
-pub(crate) fn row_shape(context: &Context, units: u32) -> [(&'static str, Define); 2] {
+/// The defines of kernels whose workgroup shares rows of `units` columns or vec4 of columns: `WG_SIZE` invocations for a row, `ROWS` rows in a
+/// workgroup, and whether a row has one subgroup. A software adapter gets one subgroup of 8, which needs no barrier; others so many
+/// invocations that each has about four units, and four short rows in a workgroup where each can be a subgroup: starting 16384 workgroups
+/// takes an H200 12 us.
+pub(crate) fn row_shape(context: &Context, units: u32) -> [(&'static str, Define); 3] {
     let caps = context.capabilities();
     let size = match units {
         _ if caps.is_cpu() => 8,
@@ -140,15 +159,32 @@ pub(crate) fn row_shape(context: &Context, units: u32) -> [(&'static str, Define
         _ => 256,
     };
     let one = context.tier() >= Tier::Subgroup && size <= caps.subgroup_size.0;
-    [("WG_SIZE", Define::U32(size)), ("ONE_SUBGROUP", Define::Bool(one))]
+    let rows = if one && size == 32 && caps.subgroup_size == (32, 32) { 4 } else { 1 };
+    [("WG_SIZE", Define::U32(size)), ("ROWS", Define::U32(rows)), ("ONE_SUBGROUP", Define::Bool(one))]
 }
 
-/// Every pair of defines that [`row_shape`] may choose.
+/// The `ROWS` of what [`row_shape`] chose.
+pub(crate) fn rows_of(defines: &[(&'static str, Define)]) -> usize {
+    if defines.contains(&("ROWS", Define::U32(4))) { 4 } else { 1 }
+}
+
+/// Everything that [`row_shape`] may choose.
 pub(crate) fn row_shapes() -> Vec<Defines> {
     // No adapter has subgroups of 256 or more.
-    [(8, false), (8, true), (32, false), (32, true), (64, false), (64, true), (256, false)]
-        .map(|(size, one)| vec![("WG_SIZE", Define::U32(size)), ("ONE_SUBGROUP", Define::Bool(one))])
-        .to_vec()
+    [
+        (8, 1, false),
+        (8, 1, true),
+        (32, 1, false),
+        (32, 1, true),
+        (32, 4, true),
+        (64, 1, false),
+        (64, 1, true),
+        (256, 1, false),
+    ]
+    .map(|(size, rows, one)| {
+        vec![("WG_SIZE", Define::U32(size)), ("ROWS", Define::U32(rows)), ("ONE_SUBGROUP", Define::Bool(one))]
+    })
+    .to_vec()
 }
 
 /// The product of lists of defines: every way to take one set of each.

@@ -3,7 +3,7 @@
 use crate::buffer::Buffer;
 use crate::context::Grid;
 use crate::kernel::{dim, workgroup_size, workgroup_variants};
-use crate::shader::{Defines, Kernel};
+use crate::shader::Kernel;
 use crate::{Context, Result, Tier};
 
 /// Partial sums of squares.

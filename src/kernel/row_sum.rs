@@ -1,6 +1,6 @@
 //! Sums over the columns of a matrix.
 
-use super::{FLOATS, dim, each, expect, product, row_shape, row_shapes, width};
+use super::{FLOATS, dim, each, expect, product, row_shape, row_shapes, rows_of, width};
 use crate::buffer::Buffer;
 use crate::context::Grid;
 use crate::shader::{Defines, Kernel, Scalar};
@@ -56,5 +56,11 @@ pub fn row_sum(
     let mut defines = vec![("WIDTH", width.into()), ("Elem", x.dtype().into())];
     defines.extend(row_shape(context, units));
     let params = Params { rows: dim(rows)?, units, accumulate: accumulate.into(), factor };
-    context.dispatch(&KERNEL, &defines, &params, &[x.read(), out.write()], Grid::Linear(rows as u64))
+    context.dispatch(
+        &KERNEL,
+        &defines,
+        &params,
+        &[x.read(), out.write()],
+        Grid::Linear(rows.div_ceil(rows_of(&defines)) as u64),
+    )
 }

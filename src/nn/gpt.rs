@@ -1,9 +1,9 @@
 //! GPT as nanoGPT defines it: learned positions, pre-layer-norm blocks, GELU, the head tied to the embedding.
 
 use super::Dropout;
+use crate::kernel::attention_cached::{self, CacheDims, attention_cached, kv_append};
 use crate::kernel::matmul::Activation;
 use crate::op::{LinearOptions, linear};
-use crate::kernel::attention_cached::{self, CacheDims, attention_cached, kv_append};
 use crate::optim::{Init, ParameterBuilder, Parameters};
 use crate::{Buffer, Context, DType, Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
@@ -203,7 +203,11 @@ impl Gpt {
             return Err(Error::shape("gpt", "tokens of shape [batch, t]", format!("{:?}", tokens.shape())));
         };
         if t > self.config.block {
-            return Err(Error::shape("gpt", format!("at most {} tokens of context", self.config.block), format!("{t}")));
+            return Err(Error::shape(
+                "gpt",
+                format!("at most {} tokens of context", self.config.block),
+                format!("{t}"),
+            ));
         }
         let p = &self.parameters;
         let dtype = self.dtype;
@@ -225,11 +229,19 @@ impl Gpt {
             let qkv = project(&norm(&x, &block.norm1)?, &block.qkv, LinearOptions::default())?; // [b, t, 3c]
             let mixed = qkv.attention(self.config.heads, true, dropout().as_ref())?; // [b, t, c]
             let drop = dropout();
-            x = project(&mixed, &block.out, LinearOptions { residual: Some(&x), dropout: drop.as_ref(), ..Default::default() })?;
+            x = project(
+                &mixed,
+                &block.out,
+                LinearOptions { residual: Some(&x), dropout: drop.as_ref(), ..Default::default() },
+            )?;
             let gelu = LinearOptions { activation: Some(Activation::Gelu), ..Default::default() };
             let hidden = project(&norm(&x, &block.norm2)?, &block.up, gelu)?; // [b, t, 4c]
             let drop = dropout();
-            x = project(&hidden, &block.down, LinearOptions { residual: Some(&x), dropout: drop.as_ref(), ..Default::default() })?;
+            x = project(
+                &hidden,
+                &block.down,
+                LinearOptions { residual: Some(&x), dropout: drop.as_ref(), ..Default::default() },
+            )?;
         }
         linear(&norm(&x, &self.norm)?, &p[self.tokens], LinearOptions { out_f32: true, ..Default::default() })
     }
@@ -262,7 +274,8 @@ impl Gpt {
                 head_dim: c / self.config.heads,
                 max_seq: self.config.block,
             };
-            let mut x = cache.tokens.embed(&p[self.tokens], Some(&p[self.positions]), Some(cache.length.buffer()), None)?;
+            let mut x =
+                cache.tokens.embed(&p[self.tokens], Some(&p[self.positions]), Some(cache.length.buffer()), None)?;
             for (block, [keys, values]) in self.blocks.iter().zip(&cache.layers) {
                 let qkv = project(&norm(&x, &block.norm1)?, &block.qkv, LinearOptions::default())?;
                 let view = attention_cached::KvCache { keys, values, length: cache.length.buffer() };
@@ -296,7 +309,8 @@ impl KvCache {
     pub fn new(gpt: &Gpt) -> Result<Self> {
         let context = gpt.parameters.context();
         let room = gpt.config.block * gpt.config.embd;
-        let layer = || -> Result<[Buffer; 2]> { Ok([context.alloc(room, gpt.dtype)?, context.alloc(room, gpt.dtype)?]) };
+        let layer =
+            || -> Result<[Buffer; 2]> { Ok([context.alloc(room, gpt.dtype)?, context.alloc(room, gpt.dtype)?]) };
         Ok(Self {
             layers: (0..gpt.config.layers).map(|_| layer()).collect::<Result<_>>()?,
             tokens: Tensor::zeros(context, &[1, 1], DType::U32)?,

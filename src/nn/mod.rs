@@ -1,4 +1,6 @@
-//! Models, composed of operations.
+//! Models, composed of operations: [`Gpt`], which trains through [`Gpt::logits`] and is sampled from through [`Gpt::decode`] and a [`KvCache`].
+//!
+//! A model holds [`crate::optim::Parameters`] and the indices of its own in them; it names no kernel.
 
 mod gpt;
 

@@ -49,8 +49,7 @@ impl Tensor {
         let mask = dropout.map(Dropout::kernel);
         embedding(context, self.buffer(), table.buffer(), places, mask, out.buffer(), shape)?;
         let inputs: Vec<&Tensor> = [Some(table), positions].into_iter().flatten().collect();
-        let (tokens, table, positions, dropout) =
-            (self.clone(), table.clone(), positions.cloned(), dropout.cloned());
+        let (tokens, table, positions, dropout) = (self.clone(), table.clone(), positions.cloned(), dropout.cloned());
         Ok(Tensor::from_op(out, &inputs, move |gradient, gradients| {
             let target = gradients.target_or_scratch(&table)?;
             let places = positions.as_ref().map(|p| gradients.target_or_scratch(p)).transpose()?;

@@ -107,7 +107,17 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
     let dims = Dims::new(m, n, k);
     matmul(
         context,
-        &Matmul { form: Form::Nt, dims, a: x.buffer(), b: &w, out: out.buffer(), alpha: 1.0, bias, epilogue, accumulate: false },
+        &Matmul {
+            form: Form::Nt,
+            dims,
+            a: x.buffer(),
+            b: &w,
+            out: out.buffer(),
+            alpha: 1.0,
+            bias,
+            epilogue,
+            accumulate: false,
+        },
     )?;
     if !needs_grad && !options.residual.is_some_and(Tensor::requires_grad) {
         return Ok(out);
@@ -172,7 +182,14 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
             if let Some(bias) = &bias
                 && let Some(target) = gradients.target(bias)?
             {
-                kernel::column_sum::column_sum(context, &masked, target.tensor.buffer(), [m, n], 1.0, target.accumulate)?;
+                kernel::column_sum::column_sum(
+                    context,
+                    &masked,
+                    target.tensor.buffer(),
+                    [m, n],
+                    1.0,
+                    target.accumulate,
+                )?;
             }
             Ok(())
         }

@@ -91,7 +91,13 @@ fn check(logits: &Tensor, targets: &Tensor, classes: Option<usize>) -> Result<([
         return Err(Error::shape(
             OP,
             "f32 logits [.., c], u32 targets [..], and at most c classes",
-            format!("{:?} of {}, {:?} of {}, {valid} classes", logits.shape(), logits.dtype(), targets.shape(), targets.dtype()),
+            format!(
+                "{:?} of {}, {:?} of {}, {valid} classes",
+                logits.shape(),
+                logits.dtype(),
+                targets.shape(),
+                targets.dtype()
+            ),
         ));
     }
     Ok(([logits.rows(), columns], valid))

@@ -21,7 +21,17 @@ impl Tensor {
         let y = Tensor::empty(context, self.shape(), out)?;
         let mean = context.alloc(shape[0], DType::F32)?;
         let rstd = context.alloc(shape[0], DType::F32)?;
-        forward(context, self.buffer(), weight.buffer(), bias.map(Tensor::buffer), y.buffer(), &mean, &rstd, shape, eps)?;
+        forward(
+            context,
+            self.buffer(),
+            weight.buffer(),
+            bias.map(Tensor::buffer),
+            y.buffer(),
+            &mean,
+            &rstd,
+            shape,
+            eps,
+        )?;
         let inputs: Vec<&Tensor> = [Some(self), Some(weight), bias].into_iter().flatten().collect();
         let (x, w, b) = (self.clone(), weight.clone(), bias.cloned());
         Ok(Tensor::from_op(y, &inputs, move |gradient, gradients| {
@@ -32,7 +42,11 @@ impl Tensor {
             // Weight and bias are written by the same kernel: either both are set or both are added to.
             let accumulate = dw.accumulate;
             if db.as_ref().is_some_and(|db| db.accumulate != accumulate) {
-                return Err(Error::invalid("layer_norm", "a weight and a bias whose gradients are kept alike", "a mixture"));
+                return Err(Error::invalid(
+                    "layer_norm",
+                    "a weight and a bias whose gradients are kept alike",
+                    "a mixture",
+                ));
             }
             layer_norm_backward(
                 context,
@@ -94,7 +108,11 @@ fn check(op: &'static str, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -
         if !x.context().same(other.context()) {
             return Err(Error::ContextMismatch { op });
         }
-        if other.shape() != [x.columns()] || other.dtype() != DType::F32 || x.dtype() != DType::F32 || x.shape().is_empty() {
+        if other.shape() != [x.columns()]
+            || other.dtype() != DType::F32
+            || x.dtype() != DType::F32
+            || x.shape().is_empty()
+        {
             return Err(Error::shape(
                 op,
                 "an f32 input [.., c] with f32 parameters [c]",

@@ -2,8 +2,8 @@
 
 use super::Parameters;
 use crate::kernel::adamw::{AdamwParams, Chunk, adamw};
-use crate::kernel::optimizer_step::{StepParams, StepState, grad_norm, optimizer_step};
 use crate::kernel::dim;
+use crate::kernel::optimizer_step::{StepParams, StepState, grad_norm, optimizer_step};
 use crate::{Buffer, Context, DType, Error, Readback, Result, Tensor};
 
 /// Learning rate over the steps: linear warm-up, then a cosine from `lr` to `min_lr` at step `decay`, constant afterwards.
@@ -149,7 +149,8 @@ impl AdamW {
         let shape = parameters[index].shape();
         let part = |buffer: &Buffer| -> Result<Tensor> {
             let part = parameters.part(index, chunk, buffer)?;
-            let part = part.ok_or_else(|| Error::shape("moments", "a parameter of this optimizer", format!("{index}")))?;
+            let part =
+                part.ok_or_else(|| Error::shape("moments", "a parameter of this optimizer", format!("{index}")))?;
             Ok(Tensor::new(&self.context, part, shape))
         };
         let [m, v] = &self.moments[chunk];

@@ -1,4 +1,9 @@
 //! Parameters in an arena, and AdamW over it.
+//!
+//! A [`ParameterBuilder`] collects names, shapes and initial values; [`ParameterBuilder::build`] lays all of them out in one buffer (chunks of it,
+//! where the device's limit on bindings asks for that), with a second one of the same layout for gradients. So [`AdamW::step`] takes a few
+//! dispatches whatever the number of parameters, backward passes write gradients into their place, and clipping by the global norm needs no
+//! readback. Step number, learning rate and loss scale are in a [`StepState`] on the device.
 
 mod adamw;
 mod parameters;

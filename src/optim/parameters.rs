@@ -99,7 +99,10 @@ impl Index<usize> for Parameters {
 impl Parameters {
     fn new(context: &Context, specs: Vec<(ParameterInfo, Init)>, seed: u64, half: bool) -> Result<Self> {
         if half && !context.capabilities().f16 {
-            return Err(Error::Unsupported { what: "f16 parameters".into(), why: "the device has no SHADER_F16".into() });
+            return Err(Error::Unsupported {
+                what: "f16 parameters".into(),
+                why: "the device has no SHADER_F16".into(),
+            });
         }
         let limits = &context.capabilities().limits;
         let max = usize::try_from(limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(1 << 30) / 4)
@@ -111,13 +114,13 @@ impl Parameters {
         let mut sizes: Vec<(usize, usize)> = Vec::new(); // (elements, decayed elements) per chunk
         for i in order {
             let info = &specs[i].0;
-            let len = info.shape.iter().product::<usize>().next_multiple_of(ALIGN);
+            let len = crate::tensor::elements(&info.shape)?.div_ceil(ALIGN).saturating_mul(ALIGN);
             if len > max {
                 return Err(Error::Limit {
                     what: format!("parameter {} of shape {:?}", info.name, info.shape),
                     limit: "max_storage_buffer_binding_size",
                     max: max as u64 * 4,
-                    needed: len as u64 * 4,
+                    needed: (len as u64).saturating_mul(4),
                 });
             }
             if sizes.last().is_none_or(|(used, _)| used + len > max) {

@@ -77,7 +77,13 @@ impl Gpt {
 
     /// The mean loss over `batch` sequences and its gradients.
     #[must_use]
-    pub fn loss_and_gradients(&self, tokens: &[u32], targets: &[u32], batch: usize, masks: Option<Masks>) -> (f64, Vec<Vec<f64>>) {
+    pub fn loss_and_gradients(
+        &self,
+        tokens: &[u32],
+        targets: &[u32],
+        batch: usize,
+        masks: Option<Masks>,
+    ) -> (f64, Vec<Vec<f64>>) {
         let GptConfig { layers, heads, embd: c, vocab, dropout: p, .. } = self.config;
         let t = tokens.len() / batch;
         let rows = tokens.len();

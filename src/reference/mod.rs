@@ -1,13 +1,19 @@
 //! Float64 definitions of every kernel: plain loops, nothing shared with the shaders. Only tests use them.
 
+pub mod attention;
+pub mod attention_cached;
+pub mod binary;
 pub mod column_sum;
 pub mod cross_entropy;
-pub mod embedding;
-pub mod layer_norm;
-pub mod attention;
 pub mod dropout;
+pub mod embedding;
 pub mod gpt;
+pub mod layer_norm;
 pub mod matmul;
 pub mod reduce;
 pub mod rms_norm;
+pub mod rope;
 pub mod row_sum;
+pub mod softmax;
+pub mod swiglu;
+pub mod unary;

@@ -1,4 +1,7 @@
 //! Kernels as data, and the path from a kernel and its defines to a compiled pipeline.
+//!
+//! A [`Kernel`] is one WGSL source and the closed list of its variants. A [`Key`] names one of them for one tier; [`Key::reflect`] expands the
+//! directives (`#import`, `#if`), parses the result and reads bindings and sizes from the parsed module, without a device.
 
 pub(crate) mod pipeline;
 pub(crate) mod preprocess;

@@ -258,12 +258,14 @@ pub fn newest_whole(dir: &Path) -> Result<(Option<Checkpoint>, Vec<Error>)> {
     Ok((None, skipped))
 }
 
-/// Removes all checkpoints but the newest `keep` and the one of step `best`.
+/// Removes all checkpoints up to `step` but the newest `keep` and the one of step `best`. Files of later steps, which were not whole when the
+/// run was resumed, count for nothing.
 ///
 /// # Errors
 /// [`Error::Io`].
-pub fn prune(dir: &Path, keep: usize, best: Option<u64>) -> Result<()> {
-    let all = list(dir)?;
+pub fn prune(dir: &Path, step: u64, keep: usize, best: Option<u64>) -> Result<()> {
+    let mut all = list(dir)?;
+    all.retain(|(own, _)| *own <= step);
     for (step, path) in &all[..all.len().saturating_sub(keep)] {
         if Some(*step) != best {
             std::fs::remove_file(path).map_err(Error::io(path, "remove"))?;
@@ -347,7 +349,10 @@ mod tests {
         fs::copy(path_of(dir.path(), 9), path_of(dir.path(), 11)).unwrap();
         let (found, skipped) = newest_whole(dir.path()).unwrap();
         assert_eq!((found.unwrap().state.step, skipped.len()), (10, 2));
-        prune(dir.path(), 1, Some(9)).unwrap();
+        prune(dir.path(), 10, 1, None).unwrap();
+        assert!(path_of(dir.path(), 10).exists() && newest.exists() && !path_of(dir.path(), 9).exists());
+        checkpoint(9).save(&path_of(dir.path(), 9)).unwrap();
+        prune(dir.path(), 1_000_000, 1, Some(9)).unwrap();
         assert_eq!(list(dir.path()).unwrap().iter().map(|c| c.0).collect::<Vec<_>>(), [9, 1_000_000]);
     }
 }

@@ -406,7 +406,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("text.txt");
         let error = |content: Option<&[u8]>| {
-            content.map(|c| std::fs::write(&path, c).unwrap());
+            if let Some(content) = content {
+                std::fs::write(&path, content).unwrap();
+            }
             let error = Dataset::from_file(&path, 64, 1).unwrap_err();
             assert!(!error.is_failure());
             error.to_string()

@@ -65,6 +65,12 @@ impl GptRun {
         &self.gpt
     }
 
+    /// The mean loss of the last step, a scalar that keeps its place in memory: a host can bind it in a shader of its own.
+    #[must_use]
+    pub fn loss(&self) -> &Tensor {
+        &self.loss
+    }
+
     /// A sampler that shares the model's parameters.
     ///
     /// # Errors
@@ -123,7 +129,12 @@ impl Model for GptRun {
         for (micro, [tokens, wanted]) in (0u32..).zip(&self.batches) {
             let state = self.optimizer.state();
             let logits = self.gpt.logits(tokens, Some(TrainPass { state, seed: self.seed, micro }))?;
-            let options = LossOptions { classes: Some(self.gpt.config().vocab), weight, state: Some(state), grad: self.gpt.dtype() };
+            let options = LossOptions {
+                classes: Some(self.gpt.config().vocab),
+                weight,
+                state: Some(state),
+                grad: self.gpt.dtype(),
+            };
             let loss = logits.cross_entropy(wanted, options)?;
             drop(logits);
             kernel::accumulate::accumulate(&self.context, loss.buffer(), self.loss.buffer(), micro > 0)?;

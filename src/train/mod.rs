@@ -1,11 +1,17 @@
-//! Training: corpus, data, schedule, checkpoints, metrics and the loop.
+//! Training: corpus, data, settings, checkpoints, metrics, the loop, and sampling from what it trained.
+//!
+//! - [`corpus`]: text from a grammar whose entropy is known, so that a loss has an absolute scale; [`Dataset`] cuts it, or a file, into batches.
+//! - [`TrainConfig`] and its [`Preset`]s: everything that shapes a run, as plain data.
+//! - [`train()`]: the loop. It knows the model only by the trait [`Model`], which [`GptRun`] implements.
+//! - [`Run`], [`Checkpoint`]: the output directory, from which a run goes on to the bit. [`metrics`]: its `metrics.jsonl`.
+//! - [`generate`]: sampling with a [`Decoder`], which [`GptDecoder`] implements.
 
 pub mod checkpoint;
 mod config;
 pub mod corpus;
 mod data;
-mod gpt_run;
 mod files;
+mod gpt_run;
 pub mod metrics;
 #[cfg(feature = "cli")]
 pub mod plot;

@@ -252,7 +252,7 @@ impl Run {
     pub fn checkpoint(&self, tensors: Vec<(String, super::TensorData)>) -> Result<PathBuf> {
         let path = checkpoint::path_of(&self.dir, self.state.step);
         Checkpoint { info: self.info.clone(), state: self.state.clone(), tensors }.save(&path)?;
-        checkpoint::prune(&self.dir, self.info.config.keep, self.state.best_val.map(|v| v.step))?;
+        checkpoint::prune(&self.dir, self.state.step, self.info.config.keep, self.state.best_val.map(|v| v.step))?;
         Ok(path)
     }
 

@@ -245,16 +245,15 @@ impl<M: Model> Trainer<'_, '_, M> {
             let (evaluate, save) = (every(config.eval_every), every(config.checkpoint_every) || stop);
             let log = every(config.log_every) || evaluate || step == 1;
             let mut record = None;
-            let read = log || save || first;
-            if read {
+            self.since_record.0 += 1;
+            if log || save || first {
                 let stats = self.model.stats()?;
-                self.since_record.0 += 1;
-                self.since_record.1 += start.elapsed().as_secs_f64();
+                let counted = start.elapsed().as_secs_f64();
                 let (steps, seconds) = self.since_record;
-                let ms = (!first).then(|| seconds * 1e3 / f64::from(steps));
+                let ms = (!first).then(|| (seconds + counted) * 1e3 / f64::from(steps));
                 self.pending.push_back(Pending { stats, log, ms });
                 if log {
-                    self.since_record = (0, 0.0);
+                    self.since_record = (0, -counted);
                 }
             }
             if evaluate || save || first {
@@ -262,12 +261,12 @@ impl<M: Model> Trainer<'_, '_, M> {
             } else {
                 self.receive(RING)?;
             }
+            // What was waited for after the record counts for the next one.
             let lap = start.elapsed().as_secs_f64();
-            if !read {
-                self.since_record.0 += 1;
-                self.since_record.1 += lap;
-            }
+            self.since_record.1 += lap;
             if first {
+                // It makes what the others reuse, so it counts for none.
+                self.since_record = (0, 0.0);
                 self.first_step_s = Some(self.options.started.elapsed().as_secs_f64());
             }
             self.laps.push(lap);

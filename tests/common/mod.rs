@@ -1,7 +1,7 @@
 //! What the kernel tests share: contexts for every adapter and tier, generators of hard data, derived bounds.
 #![allow(dead_code, reason = "each test binary uses its own part of this module")]
 
-use walsh::{Context, ContextOptions, Tier};
+use walsh::{Context, ContextOptions, Tensor, Tier};
 
 /// A context per tier on offer, on every adapter present or on those whose name contains `WALSH_TEST_ADAPTER`. The baseline one is made
 /// with `wgpu::Limits::default()`. Tiers that an adapter lacks are reported and counted.
@@ -100,6 +100,32 @@ pub fn assert_within(what: &str, got: &[f32], want: &[f64], bound: impl Fn(usize
             worst = (error / bound.max(f64::MIN_POSITIVE), i);
         }
     }
+}
+
+/// Rounds to f16 where the case wants it; sent to the device without a further loss.
+pub fn tensor(context: &Context, data: &mut [f32], f16: bool) -> Tensor {
+    if f16 {
+        let half: Vec<half::f16> = data.iter().map(|v| half::f16::from_f32(*v)).collect();
+        data.iter_mut().zip(&half).for_each(|(d, h)| *d = h.to_f32());
+        Tensor::from_f16(context, &half, &[data.len()]).unwrap()
+    } else {
+        Tensor::from_f32(context, data, &[data.len()]).unwrap()
+    }
+}
+
+pub fn blank(context: &Context, len: usize, f16: bool) -> Tensor {
+    // Values that no kernel would leave: what is not overwritten fails the comparison.
+    tensor(context, &mut vec![-12345.0; len], f16)
+}
+
+/// The same values in f64.
+pub fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|v| f64::from(*v)).collect()
+}
+
+/// Whether f32 and, where the device has it, f16.
+pub fn precisions(context: &Context) -> &'static [bool] {
+    if context.capabilities().f16 { &[false, true] } else { &[false] }
 }
 
 /// The element types of activations that a context has.

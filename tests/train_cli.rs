@@ -1,0 +1,164 @@
+//! The main job through the command: its summary, its files, and the same bits after SIGKILL and after Ctrl-C at any moment.
+#![cfg(feature = "cli")]
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use walsh::train::{checkpoint, metrics};
+
+const STEPS: u64 = 60;
+
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let words = ["walsh ", "hadamard ", "transform\n", "of ", "low ", "bits "];
+        let text: String = (0..1500usize).map(|i| words[(i * i + i / 3) % words.len()]).collect();
+        std::fs::write(dir.path().join("text.txt"), text).unwrap();
+        Self(dir)
+    }
+
+    fn out(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn walsh(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_walsh"));
+        command.current_dir(self.0.path()).args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn train(&self, out: &str, more: &[&str]) -> Command {
+        let mut command = self.walsh(&["train", "--text", "text.txt", "--preset", "nano", "--out", out, "--json"]);
+        command.args(["--layers", "1", "--embd", "32", "--block", "16", "--batch", "4", "--accumulate", "2"]);
+        command.args(["--dropout", "0.1", "--steps", "60", "--eval-every", "20", "--eval-batches", "2"]);
+        command.args(["--checkpoint-every", "5", "--log-every", "1"]).args(more);
+        command
+    }
+
+    /// Starts a run and returns when `lines` steps are logged or it has ended.
+    fn train_until(&self, out: &str, lines: usize) -> Child {
+        let mut child = self.train(out, &[]).spawn().unwrap();
+        let start = Instant::now();
+        while metrics::read(&self.out(out)).unwrap().len() < lines && child.try_wait().unwrap().is_none() {
+            assert!(start.elapsed() < Duration::from_secs(120), "no {lines} lines of metrics");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        child
+    }
+
+    /// The last checkpoint's bytes and all losses.
+    fn result(&self, out: &str) -> (Vec<u8>, Vec<(u64, Option<f64>)>) {
+        let dir = self.out(out);
+        let losses = metrics::read(&dir)
+            .unwrap()
+            .iter()
+            .filter(|r| r.train_loss.is_some())
+            .map(|r| (r.step, r.train_loss))
+            .collect();
+        (std::fs::read(checkpoint::path_of(&dir, STEPS)).unwrap(), losses)
+    }
+}
+
+#[track_caller]
+fn code(output: &Output, expected: i32) -> String {
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(expected), "{message}");
+    assert!(!message.contains("panicked"), "{message}");
+    message
+}
+
+fn files(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_run_killed_or_stopped_at_any_moment_gives_the_same_bits() {
+    let place = Place::new();
+    let whole = place.train("whole", &[]).output().unwrap();
+    code(&whole, 0);
+    let summary: Value = serde_json::from_slice(&whole.stdout).expect("standard output is one JSON object");
+    for field in [
+        "steps",
+        "train_loss",
+        "val_loss",
+        "best_val_loss",
+        "tokens_per_s",
+        "ms_per_step",
+        "first_step_s",
+        "peak_gpu_bytes",
+        "seed",
+    ] {
+        assert!(summary[field].is_number(), "{field} of {summary}");
+    }
+    for field in ["adapter", "backend", "tier", "precision"] {
+        assert!(summary[field].is_string(), "{field} of {summary}");
+    }
+    assert_eq!((summary["steps"].as_u64(), &summary["entropy_floor"]), (Some(STEPS), &Value::Null));
+    let names = files(&place.out("whole"));
+    for name in [
+        "loss.svg",
+        "metrics.jsonl",
+        "run.json",
+        "step-000050.safetensors",
+        "step-000055.safetensors",
+        "step-000060.safetensors",
+    ] {
+        assert!(names.iter().any(|n| n == name), "{name} in {names:?}");
+    }
+    let expected = place.result("whole");
+
+    code(&place.train("again", &[]).output().unwrap(), 0);
+    assert_eq!(place.result("again"), expected, "two runs with one seed");
+
+    for lines in [0, 1, 8, 31] {
+        let out = format!("killed-{lines}");
+        let mut child = place.train_until(&out, lines);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        code(&place.train(&out, &["--resume"]).output().unwrap(), 0);
+        assert_eq!(place.result(&out), expected, "killed after {lines} lines");
+    }
+
+    #[cfg(unix)]
+    {
+        let child = place.train_until("stopped", 12);
+        let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        let output = child.wait_with_output().unwrap();
+        // Unless it was done before the signal came.
+        if sent.success() && output.status.code() != Some(0) {
+            let message = code(&output, 1);
+            assert!(message.contains("interrupted: stopped after step") && message.contains("--resume"), "{message}");
+            assert!(output.stdout.is_empty());
+        }
+        code(&place.train("stopped", &["--resume"]).output().unwrap(), 0);
+        assert_eq!(place.result("stopped"), expected, "stopped by Ctrl-C");
+    }
+
+    // What the finished run refuses, and what it gives.
+    let message = code(&place.train("whole", &["--resume", "--lr", "0.5"]).output().unwrap(), 2);
+    assert!(message.contains("--lr: expected 0.004"), "{message}");
+    assert!(code(&place.train("whole", &[]).output().unwrap(), 2).contains("--resume"));
+    let sample =
+        |more: &[&str]| place.walsh(&[&["sample", "whole", "--tokens", "60"], more].concat()).output().unwrap();
+    let text = |more: &[&str]| {
+        let output = sample(more);
+        code(&output, 0);
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let prompted = text(&["--prompt", "low bits", "--seed", "3"]);
+    assert!(prompted.starts_with("low bits") && prompted.chars().count() == 8 + 60 + 1, "{prompted}");
+    assert_eq!(text(&["--prompt", "low bits", "--seed", "3"]), prompted);
+    assert_ne!(text(&["--prompt", "low bits", "--seed", "4", "--temperature", "2"]), prompted);
+    text(&["--temperature", "0", "--top-k", "3"]);
+    let message = code(&sample(&["--prompt", "Low"]), 2);
+    assert!(
+        message.contains("--prompt: expected characters that the model knows") && message.contains("'L'"),
+        "{message}"
+    );
+}
