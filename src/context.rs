@@ -3,7 +3,7 @@
 use crate::buffer::{Binding, Buffer, Params, Pool, Raw, Readback, Role};
 use crate::shader::pipeline::{Pipeline, PipelineCache};
 use crate::shader::{Access, Define, Kernel, Key};
-use crate::{Capabilities, DType, Error, Result, Tier};
+use crate::{Capabilities, DType, Error, Result, SelfTest, Tier};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -18,6 +18,8 @@ pub struct ContextOptions {
     pub max_tier: Option<Tier>,
     /// Create the device with `wgpu::Limits::default()` instead of all that the adapter has.
     pub default_limits: bool,
+    /// Use the tier `coop` without [`Context::self_test`].
+    pub skip_self_test: bool,
 }
 
 impl ContextOptions {
@@ -39,6 +41,13 @@ impl ContextOptions {
     #[must_use]
     pub fn default_limits(mut self) -> Self {
         self.default_limits = true;
+        self
+    }
+
+    /// Whether cooperative matrices are tried before they serve (they are unless told otherwise), see [`Context::self_test`].
+    #[must_use]
+    pub fn self_test(mut self, wanted: bool) -> Self {
+        self.skip_self_test = !wanted;
         self
     }
 }
@@ -123,6 +132,7 @@ pub(crate) struct Shared {
     stream: Mutex<Stream>,
     failure: Arc<Mutex<Option<Failure>>>,
     tier: AtomicU32,
+    self_test: Mutex<Option<SelfTest>>,
     /// Constants that backward passes start from, by element type.
     pub one: Mutex<Vec<(DType, Buffer)>>,
 }
@@ -221,6 +231,9 @@ impl Context {
             .0
             .device
             .on_uncaptured_error(Arc::new(move |error| set_first(&failure, Failure::Error(error.to_string()))));
+        if context.tier() == Tier::Coop && !options.skip_self_test {
+            context.self_test()?;
+        }
         Ok(context)
     }
 
@@ -250,6 +263,7 @@ impl Context {
             stream: Mutex::new(Stream { ticket: 1, ..Stream::default() }),
             failure: Arc::default(),
             tier,
+            self_test: Mutex::default(),
             one: Mutex::default(),
         }))
     }
@@ -269,6 +283,24 @@ impl Context {
     /// Uses no tier above `tier` from now on.
     pub fn limit_tier(&self, tier: Tier) {
         self.0.tier.fetch_min(tier as u32, Ordering::Relaxed);
+    }
+
+    /// What the last [`Context::self_test`] found, `None` where there was none: below the tier `coop` there is nothing to test.
+    #[must_use]
+    pub fn self_test_report(&self) -> Option<SelfTest> {
+        self.0.self_test.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn keep_report(&self, report: SelfTest) {
+        *self.0.self_test.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(report);
+    }
+
+    /// This context where walsh made the device, else one beside it on the same device that may submit and wait.
+    pub(crate) fn private(&self) -> Self {
+        if self.0.owned {
+            return self.clone();
+        }
+        Self::build(self.0.device.clone(), self.0.queue.clone(), self.0.caps.clone(), true)
     }
 
     /// The device.

@@ -115,6 +115,7 @@ pub mod optim;
 pub mod random;
 #[doc(hidden)]
 pub mod reference;
+mod self_test;
 pub mod shader;
 mod tensor;
 pub mod train;
@@ -125,6 +126,7 @@ pub use capabilities::{Capabilities, Tier, recommended_features};
 pub use context::{Context, ContextOptions, Counts};
 pub use error::{Error, Result};
 pub use kernel::cross_entropy::IGNORE;
+pub use self_test::{Case, SelfTest};
 pub use tensor::{DType, Tensor};
 pub use wgpu;
 

@@ -1,5 +1,5 @@
 // What every matmul kernel shares: parameters, bindings, and what happens to a finished sum on its way to memory.
-// Defines: A, B, Out (element types), VEC (true: rows are read and written as vec4, so every contiguous dimension is a multiple of 4),
+// Defines: InA, InB, Out (element types; A, B and C are the roles of cooperative matrices), VEC (true: rows are read and written as vec4, so every contiguous dimension is a multiple of 4),
 // BIAS, EPILOGUE (0 none; 1 activation, keeping the sum before it in `pre`; 2 times the activation's derivative at `pre`;
 // 3 residual, added after the dropout), DROPOUT, ACTIVATION.
 #import activation
@@ -13,22 +13,28 @@ struct MatmulParams {
     batch_a: u32, batch_b: u32, batch_out: u32,  // elements from one matrix of a batch to the next
     accumulate: u32,                             // 1: out += result
     alpha: f32,                                  // factor on the product
-    split: u32,                                  // length of K that one workgroup sums where K is split, else k
+    split: u32, splits: u32,                     // length of K that one workgroup sums, and how many share a result; k and 1 where K is whole
     threshold: u32, keep_scale: f32,             // dropout: drop where bits < threshold, else multiply by keep_scale
-    op: u32, micro: u32, seed0: u32, seed1: u32, pad: u32,
+    op: u32, micro: u32, seed0: u32, seed1: u32,
+    one: u32,                                    // 1: a loop step that compilers cannot see
+    pad0: u32, pad1: u32, pad2: u32,
 }
 @group(0) @binding(0) var<uniform> params: MatmulParams;
 #if VEC
-@group(0) @binding(1) var<storage, read> a: array<vec4<A>>;
-@group(0) @binding(2) var<storage, read> b: array<vec4<B>>;
+@group(0) @binding(1) var<storage, read> a: array<vec4<InA>>;
+@group(0) @binding(2) var<storage, read> b: array<vec4<InB>>;
 @group(0) @binding(3) var<storage, read_write> out: array<vec4<Out>>;
 #else
-@group(0) @binding(1) var<storage, read> a: array<A>;
-@group(0) @binding(2) var<storage, read> b: array<B>;
+@group(0) @binding(1) var<storage, read> a: array<InA>;
+@group(0) @binding(2) var<storage, read> b: array<InB>;
 @group(0) @binding(3) var<storage, read_write> out: array<Out>;
 #endif
 #if BIAS
+#if VEC
+@group(0) @binding(4) var<storage, read> bias: array<vec4<f32>>;
+#else
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
+#endif
 #endif
 #if EPILOGUE == 1
 #if VEC
@@ -56,26 +62,49 @@ struct MatmulParams {
 #endif
 
 #if VEC
+// The bias of columns col .. col + 3; col is a multiple of 4.
+fn bias_of(col: u32) -> vec4<f32> {
+#if BIAS
+    return bias[col / 4u];
+#else
+    return vec4<f32>(0.0);
+#endif
+}
+// What the epilogue reads at columns col .. col + 3 of a row: `pre`, or the residual.
+fn extra_of(batch: u32, row: u32, col: u32) -> vec4<f32> {
+#if EPILOGUE == 2
+    return vec4<f32>(pre[(batch * params.batch_out + row * params.n + col) / 4u]);
+#else
+#if EPILOGUE == 3
+    return residual[(batch * params.batch_out + row * params.n + col) / 4u];
+#else
+    return vec4<f32>(0.0);
+#endif
+#endif
+}
 // Columns col .. col + 3 of a row; col is a multiple of 4.
 fn finish4(batch: u32, row: u32, col: u32, sum: vec4<f32>) {
+    finish4_with(batch, row, col, sum, bias_of(col), extra_of(batch, row, col));
+}
+// The same for kernels that load the two beforehand.
+fn finish4_with(batch: u32, row: u32, col: u32, sum: vec4<f32>, shift: vec4<f32>, extra: vec4<f32>) {
     let i = (batch * params.batch_out + row * params.n + col) / 4u;
     var v = sum * params.alpha;
 #if BIAS
-    v += vec4<f32>(bias[col], bias[col + 1u], bias[col + 2u], bias[col + 3u]);
+    v += shift;
 #endif
 #if EPILOGUE == 1
     pre[i] = vec4<Out>(v);
     v = vec4<f32>(activate(v.x), activate(v.y), activate(v.z), activate(v.w));
 #endif
 #if EPILOGUE == 2
-    let p = vec4<f32>(pre[i]);
-    v *= vec4<f32>(activate_grad(p.x), activate_grad(p.y), activate_grad(p.z), activate_grad(p.w));
+    v *= vec4<f32>(activate_grad(extra.x), activate_grad(extra.y), activate_grad(extra.z), activate_grad(extra.w));
 #endif
 #if DROPOUT
     v *= dropout_factors(vec2<u32>(params.seed0, params.seed1), i, params.op, state.step, params.micro, params.threshold, params.keep_scale);
 #endif
 #if EPILOGUE == 3
-    v += residual[i];
+    v += extra;
 #endif
     if params.accumulate != 0u { v += vec4<f32>(out[i]); }
     out[i] = vec4<Out>(v);

@@ -51,6 +51,7 @@ fn describe(number: usize, info: &walsh::wgpu::AdapterInfo) -> Value {
     let limits = &caps.limits;
     value["tier"] = json!(context.tier().name());
     value["missing"] = caps.missing.iter().map(|(tier, why)| json!({ "tier": tier.name(), "why": why })).collect();
+    value["self_test"] = json!(context.self_test_report().map(|report| report.to_string()));
     value["f16"] = json!(caps.f16);
     value["subgroup_size"] = json!([caps.subgroup_size.0, caps.subgroup_size.1]);
     value["features"] = caps.features.iter_names().map(|(name, _)| json!(name)).collect();
@@ -82,6 +83,9 @@ fn text(adapter: &Value) -> String {
     for missing in adapter["missing"].as_array().into_iter().flatten() {
         let part = |key: &str| missing[key].as_str().unwrap_or_default().to_owned();
         lines.push(format!("  not {:<7} {}", part("tier"), part("why")));
+    }
+    if let Some(report) = adapter["self_test"].as_str() {
+        lines.push(format!("  self-test   {report}"));
     }
     let sizes = &adapter["subgroup_size"];
     lines.push(match sizes[1].as_u64() {

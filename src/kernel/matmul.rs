@@ -4,7 +4,7 @@ use crate::buffer::Buffer;
 use crate::context::Grid;
 use crate::kernel::dropout::dropout;
 use crate::kernel::unary::{unary, unary_backward};
-use crate::kernel::{Dropout, dim};
+use crate::kernel::{Dropout, dim, each};
 use crate::shader::{Define, Defines, Kernel};
 use crate::{Context, DType, Error, Result, Tier};
 
@@ -13,8 +13,21 @@ pub static TILED: Kernel = Kernel {
     name: "matmul_tiled",
     source: include_str!("../../shaders/matmul_tiled.wgsl"),
     tiers: &[Tier::Baseline],
-    variants,
-    proven_bounds: false,
+    variants: || {
+        let shaped = |v: Defines, shape: Shape| [v, shape.defines().to_vec()].concat();
+        let mut all = Vec::new();
+        for (form, types) in supported_types() {
+            for v in variants_of(form, types, &[true, false], &tails(form, types[2])) {
+                if form == Form::Nn {
+                    all.push(shaped(v.clone(), Shape::Tall));
+                }
+                all.push(shaped(v.clone(), Shape::Wide));
+                all.push(shaped(v, Shape::Small));
+            }
+        }
+        all
+    },
+    proven_bounds: true,
 };
 
 /// By subgroup broadcasts without workgroup memory: adapters that run shaders on a CPU.
@@ -23,10 +36,61 @@ pub static LANES: Kernel = Kernel {
     source: include_str!("../../shaders/matmul_lanes.wgsl"),
     tiers: &[Tier::Subgroup],
     variants: || {
-        let plain = variants().into_iter().filter(|v| v.contains(&("EPILOGUE", Define::U32(0))));
-        plain.flat_map(|v| [4u32, 8].map(|n| [v.as_slice(), &[("LANES", n.into())]].concat())).collect()
+        let mut all = Vec::new();
+        for (form, types) in supported_types() {
+            // Epilogues are kernels of their own there, see `unfused`.
+            for v in variants_of(form, types, &[true, false], &[(0, 0, false)]) {
+                all.extend([4u32, 8].map(|n| [v.clone(), vec![("LANES", n.into())]].concat()));
+            }
+        }
+        all
     },
     proven_bounds: true,
+};
+
+/// A few rows of `x W^T`, as decoding has them: every tier.
+pub static VECTOR: Kernel = Kernel {
+    name: "matmul_vector",
+    source: include_str!("../../shaders/matmul_vector.wgsl"),
+    tiers: &[Tier::Baseline],
+    variants: || {
+        let mut all = Vec::new();
+        for (form, types) in supported_types().into_iter().filter(|(form, _)| *form == Form::Nt) {
+            let tails: Vec<Tail> = tails(form, types[2]).into_iter().filter(|(.., dropout)| !dropout).collect();
+            for v in variants_of(form, types, &[true, false], &tails) {
+                all.extend([1, VECTOR_ROWS].map(|n| [v.clone(), vec![("ROWS", Define::U32(n as u32))]].concat()));
+            }
+        }
+        all
+    },
+    proven_bounds: false,
+};
+
+/// By cooperative matrices: f16 operands.
+pub static COOP: Kernel = Kernel {
+    name: "matmul_coop",
+    source: include_str!("../../shaders/matmul_coop.wgsl"),
+    tiers: &[Tier::Coop],
+    variants: || {
+        let mut all = Vec::new();
+        for (form, types) in supported_types().into_iter().filter(|(_, types)| types[0] == DType::F16) {
+            for v in variants_of(form, types, &[true], &tails(form, types[2])) {
+                all.extend([true, false].map(|full| [v.clone(), vec![("FULL", full.into())]].concat()));
+            }
+        }
+        all
+    },
+    // The checks cost nothing here: they clamp only where a matrix starts.
+    proven_bounds: false,
+};
+
+/// Adds up the parts of a product whose K was split.
+pub static REDUCE: Kernel = Kernel {
+    name: "matmul_reduce",
+    source: include_str!("../../shaders/matmul_reduce.wgsl"),
+    tiers: &[Tier::Baseline],
+    variants: || crate::kernel::product(&[each("Out", &[DType::F32, DType::F16]), each("WIDTH", &[1u32, 4])]),
+    proven_bounds: false,
 };
 
 /// Which operand is stored how, all row-major.
@@ -144,12 +208,24 @@ struct Params {
     accumulate: u32,
     alpha: f32,
     split: u32,
+    splits: u32,
     threshold: u32,
     keep_scale: f32,
     op: u32,
     micro: u32,
     seed: [u32; 2],
-    pad: u32,
+    one: u32,
+    pad: [u32; 3],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct ReduceParams {
+    units: u32,
+    stride: u32,
+    parts: u32,
+    accumulate: u32,
+    alpha: f32,
 }
 
 fn form_code(form: Form) -> u32 {
@@ -167,8 +243,8 @@ fn defines(form: Form, types: [DType; 3], vec: bool, bias: bool, (epilogue, acti
     let extra = 4 + u32::from(bias);
     let mut defines: Defines = vec![
         ("FORM", form_code(form).into()),
-        ("A", types[0].into()),
-        ("B", types[1].into()),
+        ("InA", types[0].into()),
+        ("InB", types[1].into()),
         ("Out", types[2].into()),
         ("VEC", vec.into()),
         ("BIAS", bias.into()),
@@ -182,16 +258,13 @@ fn defines(form: Form, types: [DType; 3], vec: bool, bias: bool, (epilogue, acti
     defines
 }
 
-/// Every combination that [`matmul`] accepts.
-fn variants() -> Vec<Defines> {
+/// Every set of defines that [`matmul`] may ask for, without those of the single kernels. A bias comes only with the forward form.
+fn variants_of(form: Form, types: [DType; 3], vec: &[bool], tails: &[Tail]) -> Vec<Defines> {
+    let bias: &[bool] = if form == Form::Nt { &[false, true] } else { &[false] };
     let mut all = Vec::new();
-    for (form, types) in supported_types() {
-        for vec in [true, false] {
-            for bias in [false, true] {
-                for tail in tails(form, types[2]) {
-                    all.push(defines(form, types, vec, bias, tail));
-                }
-            }
+    for vec in vec {
+        for bias in bias {
+            all.extend(tails.iter().map(|tail| defines(form, types, *vec, *bias, *tail)));
         }
     }
     all
@@ -225,6 +298,166 @@ fn tails(form: Form, out: DType) -> Vec<Tail> {
     all
 }
 
+/// Tile and workgroup of [`TILED`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shape {
+    /// 128 x 128 by 256 invocations of 8 x 8.
+    Wide,
+    /// 128 x 128 by 128 invocations of 16 x 8, faster for input gradients with many columns alone.
+    Tall,
+    /// 64 x 64 by 256 invocations of 4 x 4, for results that are too small to fill a GPU with large tiles.
+    Small,
+}
+
+impl Shape {
+    fn tile(self) -> usize {
+        if self == Self::Small { 64 } else { 128 }
+    }
+
+    fn defines(self) -> [(&'static str, Define); 5] {
+        let [m, n, rows, depth, loads] = match self {
+            Self::Wide => [2, 2, 16, 8, 1],
+            Self::Tall => [4, 2, 8, 8, 2],
+            Self::Small => [1, 1, 16, 16, 1],
+        };
+        [("BLOCKS_M", m), ("BLOCKS_N", n), ("ROWS", rows), ("DEPTH", depth), ("LOADS", loads)]
+            .map(|(name, value)| (name, Define::U32(value)))
+    }
+}
+
+/// A kernel for a product, with what the host decides about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Choice {
+    /// [`LANES`].
+    Lanes,
+    /// [`VECTOR`].
+    Vector,
+    /// [`TILED`].
+    Tiled {
+        /// Its tile.
+        shape: Shape,
+        /// Parts into which K is cut, at least 1.
+        splits: usize,
+    },
+    /// [`COOP`].
+    Coop {
+        /// Parts into which K is cut, at least 1.
+        splits: usize,
+    },
+}
+
+/// The most rows that [`VECTOR`] takes.
+const VECTOR_ROWS: usize = 8;
+/// Workgroups that fill a large GPU: two on each of 132 multiprocessors. A grid just below runs in one go; just above it takes two.
+const SLOTS: usize = 264;
+/// K is cut into multiples of this, so that no part but the last has a rest.
+const SPLIT_UNIT: usize = 32;
+
+/// Into how many parts K should be cut where a result has `tiles` tiles: as many as fill the GPU with two workgroups a multiprocessor, or
+/// with one, as long as each part is at least `enough` long; else as many as leave 256 to each.
+fn splits(tiles: usize, k: usize, enough: usize) -> usize {
+    let full = [SLOTS, SLOTS / 2].into_iter().map(|slots| slots / tiles).find(|s| *s >= 2 && k / s >= enough);
+    full.unwrap_or((SLOTS / 2 / tiles).min(k / 256)).max(1)
+}
+
+/// The kernel that [`matmul`] takes, by this table (the first line that fits):
+///
+/// | adapter | tier | operands | product | kernel |
+/// | --- | --- | --- | --- | --- |
+/// | CPU | subgroup, of 4 or 8 | any | k > 0 | lanes |
+/// | any | any | any | Nt, m <= 8, no dropout | vector |
+/// | any | coop | f16 | contiguous dimensions multiples of 4 | coop |
+/// | any | any | any | m or n <= 64, or fewer than 66 tiles of 128 x 128, parts of K counted | tiled, small |
+/// | any | any | any | Nn, n >= 1024 | tiled, tall |
+/// | any | any | any | any | tiled, wide |
+///
+/// K is cut by coop and tiled alone, and only without batch, bias and epilogue: see `splits` in this file; coop wants parts of 1024 at least,
+/// tiled of 512. The choice depends on nothing but this, so that a program gives the same bits every time.
+#[must_use]
+pub fn choose(context: &Context, spec: &Matmul<'_>) -> Choice {
+    let Dims { m, n, k, batch, .. } = spec.dims;
+    for choice in [Choice::Lanes, Choice::Vector] {
+        if choice.supports(context, spec).is_ok() {
+            return choice;
+        }
+    }
+    let tiles = |size: usize| m.div_ceil(size) * n.div_ceil(size) * batch;
+    let may_split = can_split(spec).is_ok();
+    let parts = |size: usize, enough: usize| if may_split { splits(tiles(size).max(1), k, enough) } else { 1 };
+    if (Choice::Coop { splits: 1 }).supports(context, spec).is_ok() {
+        return Choice::Coop { splits: parts(128, 1024) };
+    }
+    let large = parts(128, 512);
+    if m <= 64 || n <= 64 || tiles(128) * large < SLOTS / 4 {
+        return Choice::Tiled { shape: Shape::Small, splits: parts(64, 512) };
+    }
+    Choice::Tiled { shape: if spec.form == Form::Nn && n >= 1024 { Shape::Tall } else { Shape::Wide }, splits: large }
+}
+
+/// Why K may not be cut, if so.
+fn can_split(spec: &Matmul<'_>) -> Result<(), &'static str> {
+    match spec {
+        Matmul {
+            epilogue: Epilogue::Activation(..) | Epilogue::ActivationGrad(..) | Epilogue::Residual(..), ..
+        }
+        | Matmul { bias: Some(_), .. } => Err("what follows a product needs whole sums"),
+        Matmul { dims: Dims { batch: 2.., .. }, .. } => Err("the parts take the place of the batch"),
+        _ => Ok(()),
+    }
+}
+
+impl Choice {
+    fn splits(self) -> usize {
+        match self {
+            Self::Lanes | Self::Vector => 1,
+            Self::Tiled { splits, .. } | Self::Coop { splits } => splits.max(1),
+        }
+    }
+
+    /// Whether the kernel can do this product on this device.
+    ///
+    /// # Errors
+    /// The reason why it cannot.
+    pub fn supports(self, context: &Context, spec: &Matmul<'_>) -> Result<(), &'static str> {
+        let caps = context.capabilities();
+        if self.splits() > 1 {
+            can_split(spec)?;
+        }
+        match self {
+            Self::Lanes => match (caps.is_cpu(), context.tier() >= Tier::Subgroup, caps.subgroup_size, spec.dims.k) {
+                (false, ..) => Err("it is written for adapters that run shaders on a CPU"),
+                (_, false, ..) => Err("it needs the subgroup tier"),
+                (_, _, _, 0) => Err("it needs k > 0"),
+                (_, _, (4, 4) | (8, 8), _) => Ok(()),
+                _ => Err("it needs subgroups of exactly 4 or 8 invocations"),
+            },
+            Self::Vector if spec.form != Form::Nt => Err("it is written for the forward form"),
+            Self::Vector if spec.dims.m > VECTOR_ROWS => Err("it takes at most 8 rows"),
+            Self::Vector if matches!(spec.epilogue, Epilogue::Residual(_, Some(_))) => Err("it has no dropout"),
+            Self::Tiled { shape: Shape::Tall, .. } if spec.form != Form::Nn => {
+                Err("only the input gradient takes tall tiles")
+            }
+            Self::Coop { .. } if context.tier() < Tier::Coop => Err("it needs the coop tier"),
+            Self::Coop { .. } if spec.a.dtype() != DType::F16 => Err("its operands are f16"),
+            Self::Coop { .. } if !vectors(spec) => {
+                Err("it needs contiguous dimensions and strides that are multiples of 4")
+            }
+            Self::Vector | Self::Tiled { .. } | Self::Coop { .. } => Ok(()),
+        }
+    }
+}
+
+/// True where every row of operands and result starts on a multiple of four elements.
+fn vectors(spec: &Matmul<'_>) -> bool {
+    let Dims { m, n, k, stride, .. } = spec.dims;
+    let contiguous = match spec.form {
+        Form::Nt => [k, k, n],
+        Form::Nn => [k, n, n],
+        Form::Tn => [m, n, n],
+    };
+    contiguous.iter().chain([&stride.0, &stride.1]).all(|d| d % 4 == 0)
+}
+
 /// Multiplies.
 ///
 /// # Shapes
@@ -234,80 +467,57 @@ fn tails(form: Form, out: DType) -> Vec<Tail> {
 /// [`Error::Shape`] where a buffer is too short or the types are not supported together; [`Error::Limit`] where a dispatch is too large.
 ///
 /// # Numerics
-/// Products are summed in f32 in an order that is fixed per kernel and shape: |error| <= k u |a| |b| with u = 2^-24.
+/// Products are summed in f32 in an order that is fixed per kernel and shape: |error| <= (k + 6) u |a| |b| with u = 2^-24, except that
+/// cooperative matrices may cut off instead of round, which doubles u.
 pub fn matmul(context: &Context, spec: &Matmul<'_>) -> Result<()> {
-    let Dims { m, n, k, batch, stride } = spec.dims;
     check(spec)?;
-    if m == 0 || n == 0 || batch == 0 {
-        return Ok(());
-    }
-    // K = 0 is an empty sum: the kernel's loops run zero times and the epilogue sees zeros.
-    let types = [spec.a.dtype(), spec.b.dtype(), spec.out.dtype()];
-    let contiguous = match spec.form {
-        Form::Nt => [k, k, n],
-        Form::Nn => [k, n, n],
-        Form::Tn => [m, n, n],
-    };
-    let vec = contiguous.iter().all(|d| d % 4 == 0) && stride.0 % 4 == 0 && stride.1 % 4 == 0;
-    let mut bindings = vec![spec.a.read(), spec.b.read(), spec.out.write()];
-    bindings.extend(spec.bias.map(Buffer::read));
-    let mut drop = None;
-    let tail = match spec.epilogue {
-        Epilogue::None => (0, 0, false),
-        Epilogue::Activation(act, pre) => {
-            bindings.push(pre.write());
-            (1, act.code(), false)
-        }
-        Epilogue::ActivationGrad(act, pre) => {
-            bindings.push(pre.read());
-            (2, act.code(), false)
-        }
-        Epilogue::Residual(residual, dropout) => {
-            bindings.push(residual.read());
-            if let Some(d) = &dropout {
-                bindings.push(d.state.read());
-            }
-            drop = dropout;
-            (3, 0, dropout.is_some())
-        }
-    };
-    let (threshold, keep_scale) = drop.as_ref().map_or((0, 1.0), Dropout::factors);
-    let params = Params {
-        m: dim(m)?,
-        n: dim(n)?,
-        k: dim(k)?,
-        batch_a: dim(stride.0)?,
-        batch_b: dim(stride.1)?,
-        batch_out: dim(m * n)?,
-        accumulate: spec.accumulate.into(),
-        alpha: spec.alpha,
-        split: dim(k)?,
-        threshold,
-        keep_scale,
-        op: drop.map_or(0, |d| d.op),
-        micro: drop.map_or(0, |d| d.micro),
-        seed: drop.map_or([0; 2], |d| d.seed_words()),
-        pad: 0,
-    };
-    let tiles = |size: usize, tile: usize| dim(size.div_ceil(tile));
-    let mut defines = defines(spec.form, types, vec, spec.bias.is_some(), tail);
-    if let Some(lanes) = lanes(context).filter(|_| k > 0) {
-        if !matches!(spec.epilogue, Epilogue::None) {
-            return unfused(context, spec);
-        }
-        defines.push(("LANES", lanes.into()));
-        let tile = 4 * lanes as usize;
-        let grid = Grid::Xyz([tiles(n, tile)?, tiles(m, tile)?, dim(batch)?]);
-        return context.dispatch_tier(&LANES, Tier::Subgroup, &defines, &params, &bindings, grid);
-    }
-    context.dispatch(&TILED, &defines, &params, &bindings, Grid::Xyz([tiles(n, 64)?, tiles(m, 64)?, dim(batch)?]))
+    run(context, spec, choose(context, spec))
 }
 
-/// Lanes of the subgroups of an adapter that [`LANES`] is for.
-fn lanes(context: &Context) -> Option<u32> {
-    let caps = context.capabilities();
-    let (min, max) = caps.subgroup_size;
-    (caps.is_cpu() && context.tier() >= Tier::Subgroup && min == max && matches!(min, 4 | 8)).then_some(min)
+/// Multiplies with a given kernel, for tests and measurements.
+///
+/// # Errors
+/// As [`matmul`]; [`Error::Unsupported`] where the kernel cannot do it.
+#[doc(hidden)]
+pub fn matmul_with(context: &Context, spec: &Matmul<'_>, choice: Choice) -> Result<()> {
+    check(spec)?;
+    choice
+        .supports(context, spec)
+        .map_err(|why| Error::Unsupported { what: format!("a product by {choice:?}"), why: why.into() })?;
+    run(context, spec, choice)
+}
+
+fn run(context: &Context, spec: &Matmul<'_>, choice: Choice) -> Result<()> {
+    let Dims { m, n, k, .. } = spec.dims;
+    if m == 0 || n == 0 || spec.dims.batch == 0 {
+        return Ok(());
+    }
+    if choice == Choice::Lanes && !matches!(spec.epilogue, Epilogue::None) {
+        return unfused(context, spec);
+    }
+    let split = k.div_ceil(choice.splits()).next_multiple_of(SPLIT_UNIT).max(1);
+    let parts = k.div_ceil(split);
+    if parts < 2 {
+        return dispatch(context, spec, choice, k, 1);
+    }
+    let workspace = context.alloc(parts * m * n, DType::F32)?;
+    let partial = Matmul { out: &workspace, alpha: 1.0, accumulate: false, ..*spec };
+    dispatch(context, &partial, choice, split, parts)?;
+    let width = crate::kernel::width(m * n);
+    let units = dim(m * n)? / width;
+    context.dispatch(
+        &REDUCE,
+        &[("Out", spec.out.dtype().into()), ("WIDTH", width.into())],
+        &ReduceParams {
+            units,
+            stride: units,
+            parts: dim(parts)?,
+            accumulate: spec.accumulate.into(),
+            alpha: spec.alpha,
+        },
+        &[workspace.read(), spec.out.write()],
+        Grid::Linear(u64::from(units).div_ceil(64)),
+    )
 }
 
 /// A product whose epilogue is a kernel of its own. Software adapters compile shaders on the thread that runs them: a register tile with an
@@ -335,6 +545,81 @@ fn unfused(context: &Context, spec: &Matmul<'_>) -> Result<()> {
             matmul(context, &Matmul { out: &sum, ..plain })?;
             dropout(context, &sum, Some(residual), spec.out, mask)
         }
+    }
+}
+
+/// Runs the kernel itself: `parts` parts of K, `split` long each.
+fn dispatch(context: &Context, spec: &Matmul<'_>, choice: Choice, split: usize, parts: usize) -> Result<()> {
+    let Dims { m, n, k, batch, stride } = spec.dims;
+    let types = [spec.a.dtype(), spec.b.dtype(), spec.out.dtype()];
+    let mut bindings = vec![spec.a.read(), spec.b.read(), spec.out.write()];
+    bindings.extend(spec.bias.map(Buffer::read));
+    let mut drop = None;
+    match spec.epilogue {
+        Epilogue::None => {}
+        Epilogue::Activation(_, pre) => bindings.push(pre.write()),
+        Epilogue::ActivationGrad(_, pre) => bindings.push(pre.read()),
+        Epilogue::Residual(residual, dropout) => {
+            bindings.push(residual.read());
+            if let Some(d) = &dropout {
+                bindings.push(d.state.read());
+            }
+            drop = dropout;
+        }
+    }
+    let (threshold, keep_scale) = drop.as_ref().map_or((0, 1.0), Dropout::factors);
+    let params = Params {
+        m: dim(m)?,
+        n: dim(n)?,
+        k: dim(k)?,
+        batch_a: dim(stride.0)?,
+        batch_b: dim(stride.1)?,
+        batch_out: dim(m * n)?,
+        accumulate: spec.accumulate.into(),
+        alpha: spec.alpha,
+        split: dim(split)?,
+        splits: dim(parts)?,
+        threshold,
+        keep_scale,
+        op: drop.map_or(0, |d| d.op),
+        micro: drop.map_or(0, |d| d.micro),
+        seed: drop.map_or([0; 2], |d| d.seed_words()),
+        one: 1,
+        pad: [0; 3],
+    };
+    let mut defines = defines(spec.form, types, vectors(spec), spec.bias.is_some(), tail(spec.epilogue));
+    let grid = |tile: usize| -> Result<Grid> {
+        Ok(Grid::Xyz([dim(n.div_ceil(tile))?, dim(m.div_ceil(tile))?, dim(batch * parts)?]))
+    };
+    let (kernel, tier, grid) = match choice {
+        Choice::Lanes => {
+            let lanes = context.capabilities().subgroup_size.0;
+            defines.push(("LANES", lanes.into()));
+            (&LANES, Tier::Subgroup, grid(4 * lanes as usize)?)
+        }
+        Choice::Vector => {
+            defines.push(("ROWS", Define::U32(if m == 1 { 1 } else { VECTOR_ROWS as u32 })));
+            (&VECTOR, Tier::Baseline, Grid::Xyz([dim(n.div_ceil(4))?, 1, dim(batch)?]))
+        }
+        Choice::Tiled { shape, .. } => {
+            defines.extend(shape.defines());
+            (&TILED, Tier::Baseline, grid(shape.tile())?)
+        }
+        Choice::Coop { .. } => {
+            let full = m % 128 == 0 && n % 128 == 0 && k % SPLIT_UNIT == 0;
+            defines.push(("FULL", full.into()));
+            (&COOP, Tier::Coop, grid(128)?)
+        }
+    };
+    context.dispatch_tier(kernel, tier, &defines, &params, &bindings, grid)
+}
+
+fn tail(epilogue: Epilogue<'_>) -> Tail {
+    match epilogue {
+        Epilogue::None => (0, 0, false),
+        Epilogue::Activation(a, _) => (1, a.code(), false),
+        Epilogue::ActivationGrad(a, _) => (2, a.code(), false),
+        Epilogue::Residual(_, d) => (3, 0, d.is_some()),
     }
 }
 
@@ -379,17 +664,15 @@ fn check(spec: &Matmul<'_>) -> Result<()> {
         Epilogue::Activation(_, pre) | Epilogue::ActivationGrad(_, pre) => like_out("pre", pre, types[2])?,
         Epilogue::Residual(residual, _) => like_out("residual", residual, DType::F32)?,
     }
-    let tail = match spec.epilogue {
-        Epilogue::None => (0, 0, false),
-        Epilogue::Activation(a, _) => (1, a.code(), false),
-        Epilogue::ActivationGrad(a, _) => (2, a.code(), false),
-        Epilogue::Residual(_, d) => (3, 0, d.is_some()),
-    };
+    let tail = tail(spec.epilogue);
     if !tails(spec.form, types[2]).contains(&tail) {
         return fail(
             "activations after Nt, their derivatives after Nn, residuals after Nt into f32".into(),
             format!("{:?} with form {:?} into {}", tail, spec.form, types[2]),
         );
+    }
+    if spec.bias.is_some() && spec.form != Form::Nt {
+        return fail("a bias only after Nt".into(), format!("a bias with form {:?}", spec.form));
     }
     if let Some(bias) = spec.bias
         && (bias.len() < n || bias.dtype() != DType::F32)
@@ -399,7 +682,7 @@ fn check(spec: &Matmul<'_>) -> Result<()> {
     Ok(())
 }
 
-const _: () = assert!(std::mem::size_of::<Params>() == 64);
+const _: () = assert!(std::mem::size_of::<Params>() == 80);
 
 impl From<Activation> for crate::kernel::unary::Unary {
     fn from(activation: Activation) -> Self {

@@ -1,0 +1,61 @@
+// matmul_vector.wgsl: out[m, n] = sum_k a[m, k] b[n, k] for a few rows (decoding), f32 arithmetic. Bound by reading b once.
+// A workgroup owns four columns of all rows, 16 invocations a column; each sums every 16th vec4 along K of up to ROWS rows. Rows and columns
+// beyond the end repeat the last one and are not stored. Tier: baseline.
+#import matmul_epilogue
+
+var<workgroup> part: array<vec4<f32>, 16u * ROWS>;   // [row][invocation], one component per column
+
+// Elements k .. k + 3 of a row that starts at `base`, zero beyond its end.
+#if VEC
+fn load_a(base: u32, k: u32) -> vec4<f32> { return vec4<f32>(a[(base + k) / 4u]); }
+fn load_b(base: u32, k: u32) -> vec4<f32> { return vec4<f32>(b[(base + k) / 4u]); }
+#else
+fn element_a(base: u32, k: u32) -> f32 {
+    if k >= params.k { return 0.0; }
+    return f32(a[base + k]);
+}
+fn element_b(base: u32, k: u32) -> f32 {
+    if k >= params.k { return 0.0; }
+    return f32(b[base + k]);
+}
+fn load_a(base: u32, k: u32) -> vec4<f32> {
+    return vec4<f32>(element_a(base, k), element_a(base, k + 1u), element_a(base, k + 2u), element_a(base, k + 3u));
+}
+fn load_b(base: u32, k: u32) -> vec4<f32> {
+    return vec4<f32>(element_b(base, k), element_b(base, k + 1u), element_b(base, k + 2u), element_b(base, k + 3u));
+}
+#endif
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    let batch = wg.z;
+    let lane = index % 16u;
+    let column = index / 16u;
+    let base_b = batch * params.batch_b + min(wg.x * 4u + column, params.n - 1u) * params.k;
+#for r 0 ROWS
+    let base{r} = batch * params.batch_a + min({r}u, params.m - 1u) * params.k;
+    var sum{r} = vec4<f32>();
+#endfor
+    for (var k = lane * 4u; k < params.k; k += 64u) {
+        let y = load_b(base_b, k);
+#for r 0 ROWS
+        sum{r} = fma(load_a(base{r}, k), y, sum{r});
+#endfor
+    }
+#for r 0 ROWS
+    part[{r}u * 16u + lane][column] = (sum{r}.x + sum{r}.y) + (sum{r}.z + sum{r}.w);
+#endfor
+    workgroupBarrier();
+    if index < ROWS && index < params.m {
+        var total = vec4<f32>();
+        for (var i = 0u; i < 16u; i++) { total += part[index * 16u + i]; }
+#if VEC
+        finish4(batch, index, wg.x * 4u, total);
+#else
+        for (var at = wg.x * 4u; at < min(wg.x * 4u + 4u, params.n); at++) {
+            finish1(batch, index, at, total.x);
+            total = total.yzwx;
+        }
+#endif
+    }
+}
