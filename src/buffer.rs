@@ -234,6 +234,9 @@ pub struct Readback {
     pub(crate) ticket: u64,
 }
 
+/// The most that one thread waits for another to hand a value over that has arrived already.
+const HANDOVER: std::time::Duration = std::time::Duration::from_secs(10);
+
 impl Readback {
     /// Waits until the value is there and returns its bytes. Submits what is recorded if the value is part of it.
     ///
@@ -241,7 +244,14 @@ impl Readback {
     /// [`Error::DeviceLost`] or [`Error::Device`]; on a host's device [`Error::Invalid`] if the host has not submitted yet.
     pub fn wait(mut self) -> Result<Vec<u8>> {
         self.context.finish(self.ticket)?;
-        match self.done.try_recv() {
+        let mut arrived = self.done.try_recv();
+        // The commands are done, but the thread that saw it may be another one that is just about to say so.
+        let start = std::time::Instant::now();
+        while self.context.owned() && matches!(arrived, Ok(None)) && start.elapsed() < HANDOVER {
+            std::thread::yield_now();
+            arrived = self.done.try_recv();
+        }
+        match arrived {
             Ok(Some(Ok(()))) => self.take(),
             Ok(None) => Err(Error::invalid(
                 "readback",

@@ -342,6 +342,11 @@ impl Context {
         self.0.pool.trim();
     }
 
+    /// True if walsh made the device, and so may submit and poll.
+    pub(crate) fn owned(&self) -> bool {
+        self.0.owned
+    }
+
     pub(crate) fn same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
@@ -667,8 +672,9 @@ impl Context {
     pub fn synchronize(&self) -> Result<()> {
         self.submit()?;
         if self.0.owned {
-            self.stream().in_flight.clear();
+            let ticket = self.stream().ticket;
             self.poll(None)?;
+            self.stream().in_flight.retain(|(t, _)| *t >= ticket);
         }
         Ok(())
     }
@@ -681,14 +687,15 @@ impl Context {
         if self.stream().ticket <= ticket {
             self.submit()?;
         }
-        let index = {
-            let mut stream = self.stream();
-            let position = stream.in_flight.iter().position(|(t, _)| *t >= ticket);
-            // Later batches stay in flight; a batch that is no longer listed has been waited for.
-            position.and_then(|at| stream.in_flight.drain(..=at).next_back()).map(|(_, index)| index)
-        };
-        match index {
-            Some(index) => self.poll(Some(index)),
+        // Later batches stay in flight; a batch that is no longer listed has been waited for. It is listed until then, since another thread may
+        // want to wait for it too.
+        let found = self.stream().in_flight.iter().find(|(t, _)| *t >= ticket).cloned();
+        match found {
+            Some((done, index)) => {
+                self.poll(Some(index))?;
+                self.stream().in_flight.retain(|(t, _)| *t > done);
+                Ok(())
+            }
             None => {
                 self.0.device.poll(wgpu::PollType::Poll).map_err(|e| self.failure_or(e.to_string()))?;
                 self.check()
