@@ -47,7 +47,7 @@ fn bench(criterion: &mut Criterion, contexts: &[Context], case: &Case, seen: &mu
     for (number, context) in contexts.iter().enumerate() {
         let tier = context.tier();
         let special = kernel::ALL.iter().any(|k| case.covers(k.name) && k.tiers.contains(&tier));
-        if number > 0 && !special {
+        if tier < case.needs || (number > 0 && !special) {
             continue;
         }
         for size in sizes {

@@ -537,6 +537,10 @@ impl Context {
 
     /// Moves all that is recorded into `encoder`, in as few compute passes as copies allow.
     ///
+    /// The host must submit encoders in the order in which it called this, since later commands use memory that earlier ones leave behind, and
+    /// on this context's queue. One encoder may take several recordings. Staging memory returns to the pool when the host's device is polled
+    /// (or submitted to) after the commands have run; readbacks arrive then too.
+    ///
     /// # Errors
     /// [`Error::Shader`] if a shader did not compile; nothing is recorded then.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {

@@ -83,7 +83,8 @@
 //! | [`Coop`](Tier::Coop) | 16 x 16 x 16 cooperative matrices, f16 operands, f32 sums | matrix products in f16 |
 //!
 //! A context uses the best tier that its device offers. [`Capabilities::missing`] says why a higher one is not on offer, and
-//! [`ContextOptions::max_tier`] keeps to a lower one. Kernels are chosen from a static table by adapter and shape, never by timing.
+//! [`ContextOptions::max_tier`] keeps to a lower one. [`Context::self_test`] compares the products of the cooperative tier with exact results, and
+//! switches the tier off where they differ. Kernels are chosen from a static table by adapter and shape, never by timing.
 //!
 //! # In a host's application
 //!

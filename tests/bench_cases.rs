@@ -24,7 +24,7 @@ fn every_kernel_has_a_case_and_every_case_a_kernel() {
 #[test]
 fn every_case_runs_and_computes_something() {
     for context in common::every_tier() {
-        for case in cases() {
+        for case in cases().iter().filter(|case| case.needs <= context.tier()) {
             let prepared = (case.prepare)(&context, TINY).unwrap();
             (prepared.record)().unwrap();
             for out in &prepared.out {

@@ -1,33 +1,67 @@
 //! Attention by both paths, its backward pass, and attention of one token to a cache.
 
-use super::{Case, Prepared, Size, Work, prepared, random, zeros};
+use super::{Case, Prepared, Size, Work, prepared, random, random_as, zeros, zeros_as};
 use walsh::kernel::attention::{AttentionDims, AttentionPath, attention_on};
 use walsh::kernel::attention_backward::{AttentionGrads, attention_backward_on};
 use walsh::kernel::attention_cached::{CacheDims, KvCache, attention_cached, kv_append};
 use walsh::kernel::rope::{Lane, Rope, RopePairs, frequencies, rope};
-use walsh::{Context, DType, Result, Tensor};
+use walsh::{Context, DType, Result, Tensor, Tier};
 
 pub const CASES: &[Case] = &[
-    Case { name: "attention", kernels: &["attention"], prepare: |c, s| forward(c, s, AttentionPath::Tiles) },
-    Case { name: "attention_rows", kernels: &["attention_rows"], prepare: |c, s| forward(c, s, AttentionPath::Rows) },
+    Case {
+        name: "attention",
+        kernels: &["attention"],
+        needs: Tier::Baseline,
+        prepare: |c, s| forward(c, s, AttentionPath::Tiles),
+    },
+    Case {
+        name: "attention_rows",
+        kernels: &["attention_rows"],
+        needs: Tier::Baseline,
+        prepare: |c, s| forward(c, s, AttentionPath::Rows),
+    },
     Case {
         name: "attention_backward",
         kernels: &["attention_backward_query", "attention_backward_key"],
+        needs: Tier::Baseline,
         prepare: |c, s| backward(c, s, AttentionPath::Tiles),
     },
     Case {
         name: "attention_rows_backward",
         kernels: &["attention_rows_backward_query", "attention_rows_backward_key"],
+        needs: Tier::Baseline,
         prepare: |c, s| backward(c, s, AttentionPath::Rows),
     },
-    Case { name: "kv_append", kernels: &["kv_append"], prepare: |c, s| cached(c, s, true) },
-    Case { name: "attention_cached", kernels: &["attention_cached"], prepare: |c, s| cached(c, s, false) },
-    Case { name: "rope", kernels: &["rope"], prepare: rotate },
+    Case {
+        name: "attention_coop",
+        kernels: &["attention_coop"],
+        needs: Tier::Coop,
+        prepare: |c, s| forward(c, s, AttentionPath::Coop),
+    },
+    Case {
+        name: "attention_coop_backward",
+        kernels: &["attention_coop_backward_query", "attention_coop_backward_key"],
+        needs: Tier::Coop,
+        prepare: |c, s| backward(c, s, AttentionPath::Coop),
+    },
+    Case { name: "kv_append", kernels: &["kv_append"], needs: Tier::Baseline, prepare: |c, s| cached(c, s, true) },
+    Case {
+        name: "attention_cached",
+        kernels: &["attention_cached"],
+        needs: Tier::Baseline,
+        prepare: |c, s| cached(c, s, false),
+    },
+    Case { name: "rope", kernels: &["rope"], needs: Tier::Baseline, prepare: rotate },
 ];
 
 fn dims(size: Size) -> AttentionDims {
     let Size { batch, seq, heads, width, .. } = size;
     AttentionDims { batch, seq, heads, head_dim: width / heads, causal: true }
+}
+
+/// What the path computes with.
+fn dtype(path: AttentionPath) -> DType {
+    if path == AttentionPath::Coop { DType::F16 } else { DType::F32 }
 }
 
 fn shape(size: Size) -> String {
@@ -41,7 +75,9 @@ fn flops(size: Size) -> usize {
 
 fn forward(context: &Context, size: Size, path: AttentionPath) -> Result<Prepared> {
     let d = dims(size);
-    let (qkv, out, lse) = (random(context, 3 * d.out_len())?, zeros(context, d.out_len())?, zeros(context, d.rows())?);
+    let dtype = dtype(path);
+    let (qkv, out) = (random_as(context, 3 * d.out_len(), dtype)?, zeros_as(context, d.out_len(), dtype)?);
+    let lse = zeros(context, d.rows())?;
     let c = context.clone();
     prepared(shape(size), Work::Flops(flops(size)), &[&out.clone(), &lse.clone()], move || {
         attention_on(&c, qkv.buffer(), out.buffer(), lse.buffer(), d, None, path)
@@ -50,9 +86,11 @@ fn forward(context: &Context, size: Size, path: AttentionPath) -> Result<Prepare
 
 fn backward(context: &Context, size: Size, path: AttentionPath) -> Result<Prepared> {
     let d = dims(size);
-    let (qkv, out, lse) = (random(context, 3 * d.out_len())?, zeros(context, d.out_len())?, zeros(context, d.rows())?);
+    let dtype = dtype(path);
+    let (qkv, out) = (random_as(context, 3 * d.out_len(), dtype)?, zeros_as(context, d.out_len(), dtype)?);
+    let lse = zeros(context, d.rows())?;
     attention_on(context, qkv.buffer(), out.buffer(), lse.buffer(), d, None, path)?;
-    let (dout, dqkv) = (random(context, d.out_len())?, zeros(context, 3 * d.out_len())?);
+    let (dout, dqkv) = (random_as(context, d.out_len(), dtype)?, zeros_as(context, 3 * d.out_len(), dtype)?);
     let c = context.clone();
     // Five products instead of two.
     prepared(shape(size), Work::Flops(flops(size) / 2 * 5), &[&dqkv.clone()], move || {
@@ -85,7 +123,6 @@ fn rotate(context: &Context, size: Size) -> Result<Prepared> {
     let angles = frequencies(10000.0, head_dim);
     let angles = Tensor::from_f32(context, &angles, &[angles.len()])?;
     let c = context.clone();
-    assert_eq!(angles.dtype(), DType::F32);
     // Queries and keys, read and written.
     let bytes = 4 * 2 * 2 * size.rows() * size.width;
     prepared(shape(size), Work::Bytes(bytes), &[&qkv.clone()], move || {

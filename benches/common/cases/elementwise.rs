@@ -10,20 +10,20 @@ use walsh::kernel::reduce::{Reduction, reduce};
 use walsh::kernel::scale_by_scalar::scale_by_scalar;
 use walsh::kernel::swiglu::swiglu;
 use walsh::kernel::unary::{Unary, unary};
-use walsh::{Context, Result, Tensor};
+use walsh::{Context, Result, Tensor, Tier};
 
 pub const CASES: &[Case] = &[
-    Case { name: "accumulate", kernels: &["accumulate"], prepare: add },
-    Case { name: "unary", kernels: &["unary"], prepare: gelu },
-    Case { name: "binary", kernels: &["binary"], prepare: product },
-    Case { name: "sum_to", kernels: &["sum_to"], prepare: broadcast_gradient },
-    Case { name: "dropout", kernels: &["dropout"], prepare: mask },
-    Case { name: "swiglu", kernels: &["swiglu"], prepare: gate },
-    Case { name: "scale_by_scalar", kernels: &["scale_by_scalar"], prepare: scale },
-    Case { name: "reduce", kernels: &["reduce"], prepare: total },
-    Case { name: "grad_norm", kernels: &["grad_norm"], prepare: norm },
-    Case { name: "optimizer_step", kernels: &["optimizer_step"], prepare: step },
-    Case { name: "adamw", kernels: &["adamw"], prepare: update },
+    Case { name: "accumulate", kernels: &["accumulate"], needs: Tier::Baseline, prepare: add },
+    Case { name: "unary", kernels: &["unary"], needs: Tier::Baseline, prepare: gelu },
+    Case { name: "binary", kernels: &["binary"], needs: Tier::Baseline, prepare: product },
+    Case { name: "sum_to", kernels: &["sum_to"], needs: Tier::Baseline, prepare: broadcast_gradient },
+    Case { name: "dropout", kernels: &["dropout"], needs: Tier::Baseline, prepare: mask },
+    Case { name: "swiglu", kernels: &["swiglu"], needs: Tier::Baseline, prepare: gate },
+    Case { name: "scale_by_scalar", kernels: &["scale_by_scalar"], needs: Tier::Baseline, prepare: scale },
+    Case { name: "reduce", kernels: &["reduce"], needs: Tier::Baseline, prepare: total },
+    Case { name: "grad_norm", kernels: &["grad_norm"], needs: Tier::Baseline, prepare: norm },
+    Case { name: "optimizer_step", kernels: &["optimizer_step"], needs: Tier::Baseline, prepare: step },
+    Case { name: "adamw", kernels: &["adamw"], needs: Tier::Baseline, prepare: update },
 ];
 
 /// Elements of an activation of the MLP.

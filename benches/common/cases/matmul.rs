@@ -2,7 +2,7 @@
 
 use super::{Case, Prepared, Size, Work, prepared, random, random_as, zeros};
 use walsh::kernel::matmul::{Activation, Dims, Epilogue, Form, Matmul, matmul};
-use walsh::{Context, DType, Result, Tensor};
+use walsh::{Context, DType, Result, Tensor, Tier};
 
 const KERNELS: &[&str] = &["matmul_*"];
 
@@ -10,20 +10,36 @@ pub const CASES: &[Case] = &[
     Case {
         name: "matmul_nt",
         kernels: KERNELS,
+        needs: Tier::Baseline,
         prepare: |c, s| product(c, Form::Nt, [s.rows(), 4 * s.width, s.width]),
     },
     Case {
         name: "matmul_nn",
         kernels: KERNELS,
+        needs: Tier::Baseline,
         prepare: |c, s| product(c, Form::Nn, [s.rows(), s.width, 4 * s.width]),
     },
     Case {
         name: "matmul_tn",
         kernels: KERNELS,
+        needs: Tier::Baseline,
         prepare: |c, s| product(c, Form::Tn, [4 * s.width, s.width, s.rows()]),
     },
-    Case { name: "matmul_gelu", kernels: KERNELS, prepare: gelu },
-    Case { name: "matmul_square", kernels: KERNELS, prepare: |c, s| product(c, Form::Nt, [square(s); 3]) },
+    Case {
+        // A token of a decoder.
+        name: "matmul_vector",
+        kernels: KERNELS,
+        needs: Tier::Baseline,
+        prepare: |c, s| product(c, Form::Nt, [1, 4 * s.width, s.width]),
+    },
+    // Where the activation costs the product too much it is a pass of its own.
+    Case { name: "matmul_gelu", kernels: &["matmul_*", "unary"], needs: Tier::Baseline, prepare: gelu },
+    Case {
+        name: "matmul_square",
+        kernels: KERNELS,
+        needs: Tier::Baseline,
+        prepare: |c, s| product(c, Form::Nt, [square(s); 3]),
+    },
 ];
 
 /// 4096 where the model is large.
@@ -31,9 +47,9 @@ fn square(size: Size) -> usize {
     if size.width < 256 { 256 } else { 4096 }
 }
 
-/// In f16 where the context is limited to no tier and has it, since that is what training does there.
+/// In f16 on the cooperative tier, whose kernels are for that.
 fn dtype(context: &Context) -> DType {
-    if context.tier() == walsh::Tier::Coop { DType::F16 } else { DType::F32 }
+    if context.tier() == Tier::Coop { DType::F16 } else { DType::F32 }
 }
 
 fn shape([m, n, k]: [usize; 3], dtype: DType) -> String {

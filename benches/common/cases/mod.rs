@@ -2,7 +2,7 @@
 
 use walsh::kernel::{self, Dropout};
 use walsh::optim::StepState;
-use walsh::{Buffer, Context, DType, Result, Tensor};
+use walsh::{Buffer, Context, DType, Result, Tensor, Tier};
 
 /// Sizes of a model that kernels are timed at.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +50,8 @@ pub struct Case {
     pub name: &'static str,
     /// The kernels that the wrapper may dispatch, by adapter and shape; `prefix*` stands for all whose name starts so.
     pub kernels: &'static [&'static str],
+    /// The lowest tier that has them.
+    pub needs: Tier,
     pub prepare: fn(&Context, Size) -> Result<Prepared>,
 }
 
@@ -85,7 +87,11 @@ fn random_as(context: &Context, len: usize, dtype: DType) -> Result<Tensor> {
 }
 
 fn zeros(context: &Context, len: usize) -> Result<Tensor> {
-    Tensor::zeros(context, &[len], DType::F32)
+    zeros_as(context, len, DType::F32)
+}
+
+fn zeros_as(context: &Context, len: usize, dtype: DType) -> Result<Tensor> {
+    Tensor::zeros(context, &[len], dtype)
 }
 
 fn tokens(context: &Context, len: usize, vocab: usize) -> Result<Tensor> {
@@ -140,6 +146,6 @@ pub fn cases() -> Vec<Case> {
     [matmul::CASES, attention::CASES, rows::CASES, elementwise::CASES]
         .into_iter()
         .flatten()
-        .map(|c| Case { name: c.name, kernels: c.kernels, prepare: c.prepare })
+        .map(|c| Case { name: c.name, kernels: c.kernels, needs: c.needs, prepare: c.prepare })
         .collect()
 }

@@ -8,39 +8,44 @@ use walsh::kernel::layer_norm::{ParameterGradients, layer_norm, layer_norm_backw
 use walsh::kernel::rms_norm::{rms_norm, rms_norm_backward};
 use walsh::kernel::row_sum::row_sum;
 use walsh::kernel::softmax::{softmax, softmax_backward};
-use walsh::{Context, Result, Tensor};
+use walsh::{Context, Result, Tensor, Tier};
 
 pub const CASES: &[Case] = &[
-    Case { name: "layer_norm", kernels: &["layer_norm"], prepare: |c, s| norm(c, s, true) },
-    Case { name: "rms_norm", kernels: &["rms_norm"], prepare: |c, s| norm(c, s, false) },
+    Case { name: "layer_norm", kernels: &["layer_norm"], needs: Tier::Baseline, prepare: |c, s| norm(c, s, true) },
+    Case { name: "rms_norm", kernels: &["rms_norm"], needs: Tier::Baseline, prepare: |c, s| norm(c, s, false) },
     Case {
         name: "layer_norm_backward",
         kernels: &["layer_norm_backward", "column_sum"],
+        needs: Tier::Baseline,
         prepare: |c, s| norm_backward(c, s, true),
     },
     Case {
         name: "rms_norm_backward",
         kernels: &["rms_norm_backward", "column_sum"],
+        needs: Tier::Baseline,
         prepare: |c, s| norm_backward(c, s, false),
     },
-    Case { name: "softmax", kernels: &["softmax"], prepare: soft },
-    Case { name: "softmax_backward", kernels: &["softmax_backward"], prepare: soft_backward },
+    Case { name: "softmax", kernels: &["softmax"], needs: Tier::Baseline, prepare: soft },
+    Case { name: "softmax_backward", kernels: &["softmax_backward"], needs: Tier::Baseline, prepare: soft_backward },
     Case {
         name: "cross_entropy",
         kernels: &["cross_entropy_count", "cross_entropy", "cross_entropy_mean"],
+        needs: Tier::Baseline,
         prepare: loss,
     },
-    Case { name: "column_sum", kernels: &["column_sum"], prepare: columns },
-    Case { name: "row_sum", kernels: &["row_sum"], prepare: rows },
-    Case { name: "embedding", kernels: &["embedding"], prepare: embed },
+    Case { name: "column_sum", kernels: &["column_sum"], needs: Tier::Baseline, prepare: columns },
+    Case { name: "row_sum", kernels: &["row_sum"], needs: Tier::Baseline, prepare: rows },
+    Case { name: "embedding", kernels: &["embedding"], needs: Tier::Baseline, prepare: embed },
     Case {
         name: "embedding_backward",
         kernels: &["embedding_backward", "column_sum"],
+        needs: Tier::Baseline,
         prepare: |c, s| embed_backward(c, s, s.vocab),
     },
     Case {
         name: "embedding_backward_sorted",
         kernels: &["embedding_sort", "embedding_backward_sorted", "embedding_backward_positions"],
+        needs: Tier::Baseline,
         prepare: |c, s| embed_backward(c, s, s.pieces),
     },
 ];
