@@ -12,7 +12,7 @@ pub struct Linear<'a> {
     pub x: &'a [f64],
     /// [n, k].
     pub weight: &'a [f64],
-    /// [n].
+    /// `[n]`.
     pub bias: Option<&'a [f64]>,
     /// Applied to the sum.
     pub activation: Option<Activation>,
@@ -31,7 +31,7 @@ pub struct Backward {
     pub dx: Vec<f64>,
     /// [n, k].
     pub dweight: Vec<f64>,
-    /// [n].
+    /// `[n]`.
     pub dbias: Vec<f64>,
 }
 
