@@ -165,7 +165,7 @@ fn every_kernel_form_and_type_agrees_with_float64() {
             }
         }
         // A GPU has no kernel of its own for the subgroup tier.
-        assert!(ran >= 39 || ctx.tier() == Tier::Subgroup, "only {ran} products were tried in tier {}", ctx.tier());
+        assert!(ran >= 30 || ctx.tier() == Tier::Subgroup, "only {ran} products were tried in tier {}", ctx.tier());
     }
 }
 
