@@ -82,7 +82,7 @@ pub enum Error {
         message: String,
     },
     /// Training produced a NaN or an infinity.
-    #[error("step {step}: {tensor} is not finite; training stopped (the last checkpoint is whole)")]
+    #[error("step {step}: {tensor} is not finite; training stopped")]
     NonFinite {
         /// The step, counted from 1.
         step: u64,

@@ -176,12 +176,12 @@ fn cases(path: AttentionPath, tier: Tier) -> Vec<Case> {
 fn run(path: AttentionPath) {
     for context in every_tier() {
         if path == AttentionPath::Coop && context.tier() < walsh::Tier::Coop {
-            eprintln!("skipped: cooperative matrices on {}", context.capabilities().adapter.name);
+            common::skip(&format!("cooperative matrices on {}", context.capabilities().adapter.name));
             continue;
         }
         for (seed, case) in cases(path, context.tier()).iter().enumerate() {
             if case.f16 && !context.capabilities().f16 {
-                eprintln!("skipped: f16 on {}", context.capabilities().adapter.name);
+                common::skip(&format!("f16 on {}", context.capabilities().adapter.name));
                 continue;
             }
             check(&context, path, case, seed as u64);

@@ -68,8 +68,8 @@ fn check_limits(key: &Key, reflected: &Reflected) {
 fn wgpu_limits(tier: Tier) -> walsh::wgpu::Limits {
     let mut limits = walsh::wgpu::Limits::default();
     if tier == Tier::Coop {
-        limits.max_compute_workgroup_storage_size = 48 * 1024;
-        limits.max_compute_invocations_per_workgroup = 1024;
+        // What `Capabilities` asks for before it offers the tier.
+        limits.max_compute_workgroup_storage_size = 32 * 1024;
     }
     limits
 }

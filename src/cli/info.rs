@@ -23,11 +23,11 @@ pub fn run(args: &Args) -> Result<()> {
     let described: Vec<Value> =
         (0..adapters.len()).map(|number| describe(number, &adapters[number].get_info())).collect();
     if args.json {
-        put(&format!("{}\n", json!({ "version": env!("CARGO_PKG_VERSION"), "adapters": described })));
+        put(&format!("{}\n", json!({ "version": env!("CARGO_PKG_VERSION"), "adapters": described })))?;
         return if adapters.is_empty() { Err(Error::NoAdapter("there is none".to_owned())) } else { Ok(()) };
     }
     for adapter in &described {
-        put(&text(adapter));
+        put(&text(adapter))?;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 use walsh::{Context, ContextOptions, Error, Result, Tier};
 
-/// Low-bit training on any GPU.
+/// Training on any GPU: a small GPT, from text to samples.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, max_term_width = 100)]
 struct Cli {
@@ -59,9 +59,13 @@ fn say(line: &str) {
 }
 
 /// Writes to standard output; false if nobody reads it any more.
-fn put(text: &str) -> bool {
+fn put(text: &str) -> Result<bool> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(source) => Err(Error::Io { path: "standard output".into(), action: "write", source }),
+    }
 }
 
 /// A context on the adapter and within the tier that the flags name.

@@ -3,14 +3,35 @@
 use walsh::nn::GptConfig;
 use walsh::optim::{AdamWOptions, Schedule};
 use walsh::train::{BatchShape, GptDecoder, GptRun, Precision, TensorData, TrainConfig};
-use walsh::{Context, DType, Result};
+use walsh::{Context, DType, Error, Result};
 
 fn dtype(precision: Precision) -> DType {
     if precision == Precision::F16 { DType::F16 } else { DType::F32 }
 }
 
+/// Refuses a model whose activations no buffer of the device holds, naming the flags to change.
+fn check_limits(context: &Context, config: &TrainConfig, gpt: &GptConfig, dtype: DType) -> Result<()> {
+    let max = context.capabilities().limits.max_storage_buffer_binding_size;
+    let tokens = config.batch as u64 * config.block as u64;
+    let elem = dtype.size() as u64;
+    // The MLP's inner activation and the logits are the largest tensors of a pass; row statistics and masks are smaller.
+    let widest = [
+        ("the MLP's activations (--batch x --block x 4 --embd)", 4 * gpt.embd as u64, elem),
+        ("the logits (--batch x --block x vocabulary)", gpt.vocab as u64, 4),
+    ];
+    for (what, columns, size) in widest {
+        let needed = tokens.saturating_mul(columns).saturating_mul(size);
+        if needed > max {
+            let limit = "max_storage_buffer_binding_size";
+            return Err(Error::Limit { what: what.to_owned(), limit, max, needed });
+        }
+    }
+    Ok(())
+}
+
 /// A model for training, with random weights by the seed of `config`. `precision` is f32 or f16.
 pub fn build_model(context: &Context, config: &TrainConfig, gpt: &GptConfig, precision: Precision) -> Result<GptRun> {
+    check_limits(context, config, gpt, dtype(precision))?;
     // Beyond 2^32 steps the learning rate is at its minimum in any case.
     let steps = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     let options = AdamWOptions {

@@ -66,12 +66,18 @@ pub fn run(args: &Args) -> Result<()> {
     // Another machine than the one that trained may lack f16; the weights are f32 in any case.
     let precision = info.device.precision.resolve(&context).unwrap_or(walsh::train::Precision::F32);
     let mut decoder = model::build_decoder(&context, &gpt, precision, &checkpoint.tensors)?;
-    if !put(args.prompt.as_deref().unwrap_or_default()) {
+    if !put(args.prompt.as_deref().unwrap_or_default())? {
         return Ok(());
     }
     // Each token as it comes; a reader that went away ends it.
-    generate(&mut decoder, &prompt, args.tokens, &sampling, &mut |token| put(&vocab.decode(&[token])))?;
-    put("\n");
+    let mut written = Ok(true);
+    generate(&mut decoder, &prompt, args.tokens, &sampling, &mut |token| {
+        written = put(&vocab.decode(&[token]));
+        matches!(written, Ok(true))
+    })?;
+    if written? {
+        put("\n")?;
+    }
     Ok(())
 }
 

@@ -95,6 +95,7 @@ pub fn run(args: &Args, started: Instant) -> Result<()> {
         }
         Found::Nothing => RunState::default(),
     };
+    let fresh = !matches!(found, Found::Checkpoint(_));
     let dir = match &args.out {
         Some(dir) => dir.clone(),
         None => Run::fresh_dir(Path::new("runs"), config.preset.name())?,
@@ -109,12 +110,16 @@ pub fn run(args: &Args, started: Instant) -> Result<()> {
     let options = Options { stop: &STOP, started, progress: &mut progress };
     let result = train(&mut model, &data, &mut run, options);
     progress.finish();
+    if fresh && result.as_ref().is_err_and(|e| !matches!(e, Error::Interrupted(_))) {
+        // A run that failed before its first checkpoint holds nothing to go on with and would be in the way of the next one.
+        run.discard_if_empty();
+    }
     let summary = result?;
     show_sample(&mut model.decoder()?, data.vocab(), seed)?;
     say(&closing(&summary, &dir));
     if args.json {
         let line = serde_json::to_string(&summary).map_err(|e| Error::invalid("--json", "numbers", e.to_string()))?;
-        put(&format!("{line}\n"));
+        put(&format!("{line}\n"))?;
     }
     Ok(())
 }

@@ -277,6 +277,10 @@ impl TrainConfig {
         self.gpt(1).validate()?;
         at_least_one("--batch", self.batch as u64)?;
         at_least_one("--accumulate", self.accumulate as u64)?;
+        // Each micro-batch keeps tokens of its own on the device.
+        if self.accumulate > 1 << 14 {
+            return Err(Error::invalid("--accumulate", format!("at most {}", 1 << 14), self.accumulate.to_string()));
+        }
         at_least_one("--steps", self.steps)?;
         at_least_one("--eval-every", self.eval_every)?;
         at_least_one("--checkpoint-every", self.checkpoint_every)?;

@@ -37,7 +37,12 @@ pub(crate) fn replace_with(path: &Path, content: &[u8]) -> Result<()> {
 /// Removes what a killed process had begun to write.
 pub(crate) fn remove_partial(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.path().extension().is_some_and(|e| e == "partial") {
+        let name = entry.file_name();
+        let ours = name.to_str().and_then(|n| n.strip_suffix(".partial")).is_some_and(|n| {
+            matches!(n, "run.json" | "metrics.jsonl" | "loss.svg")
+                || (n.starts_with("step-") && n.ends_with(".safetensors"))
+        });
+        if ours {
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -61,8 +66,11 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         replace_with(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
-        fs::write(dir.path().join("b.partial"), b"x").unwrap();
+        for name in ["step-000010.safetensors.partial", "run.json.partial", "download.partial"] {
+            fs::write(dir.path().join(name), b"x").unwrap();
+        }
         remove_partial(dir.path());
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert!(left.len() == 2 && left.iter().any(|n| n == "download.partial"), "{left:?}");
     }
 }

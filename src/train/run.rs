@@ -28,6 +28,19 @@ pub struct DeviceInfo {
     pub kernels: BTreeMap<String, String>,
 }
 
+/// What tells one set of kernels from another: a digest of all shaders, and the version that chooses among them.
+fn kernels() -> BTreeMap<String, String> {
+    let mut digest = super::data::Digest::default();
+    for kernel in crate::kernel::ALL {
+        digest.add(kernel.name.as_bytes());
+        digest.add(kernel.source.as_bytes());
+    }
+    BTreeMap::from([
+        ("shaders".to_owned(), digest.finish()),
+        ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+    ])
+}
+
 impl DeviceInfo {
     /// What `context` is, with a precision that was [resolved](Precision::resolve).
     #[must_use]
@@ -39,7 +52,7 @@ impl DeviceInfo {
             backend: adapter.backend.to_str().to_owned(),
             tier: context.tier().name().to_owned(),
             precision,
-            kernels: BTreeMap::new(),
+            kernels: kernels(),
         }
     }
 }
@@ -243,6 +256,17 @@ impl Run {
         json.push('\n');
         files::replace_with(&path, json.as_bytes())?;
         Ok(Self { dir: dir.to_path_buf(), info, state })
+    }
+
+    /// Removes the files of a run that has no checkpoint, and its directory if nothing else is in it.
+    pub fn discard_if_empty(&self) {
+        if super::checkpoint::list(&self.dir).is_ok_and(|found| found.is_empty()) {
+            for name in ["run.json", "metrics.jsonl", "loss.svg"] {
+                let _ = std::fs::remove_file(self.dir.join(name));
+            }
+            // Fails, as it should, where something else is there.
+            let _ = std::fs::remove_dir(&self.dir);
+        }
     }
 
     /// Writes a checkpoint of the current step, then removes the ones that are too many.

@@ -234,6 +234,10 @@ impl<M: Model> Trainer<'_, '_, M> {
         // A run that was stopped during an evaluation makes up for it.
         if self.evaluation_due() {
             self.evaluate(None)?;
+            if self.run.state.step == config.steps {
+                // With it, the last checkpoint is that of a run never stopped.
+                self.save()?;
+            }
         }
         while self.run.state.step < config.steps {
             let step = self.run.state.step + 1;
@@ -287,6 +291,7 @@ impl<M: Model> Trainer<'_, '_, M> {
         }
         if self.run.state.last_val.is_none_or(|v| v.step != config.steps) {
             self.evaluate(None)?;
+            self.save()?;
         }
         Ok(())
     }
