@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 thread_local! {
-    /// The contexts for which this thread is inside [`Context::no_grad`], innermost last. Another thread may be training meanwhile.
+    /// The contexts for which this thread is inside [`Context::no_grad`]. Another thread may be training meanwhile.
     static NO_GRAD: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -66,7 +66,9 @@ impl Tensor {
         let parents = inputs.iter().filter_map(|t| t.0.node.clone()).collect();
         let node = Node { output: value.id(), content: Mutex::new(Some((parents, Box::new(backward)))) };
         let plain = Inner::plain(value.context(), value.buffer().clone(), value.shape());
-        Tensor::with(Inner { id: value.id(), node: Some(Arc::new(node)), requires_grad: true, ..plain })
+        // A view of a parameter has its f16 copy too.
+        let half = value.0.half.clone();
+        Tensor::with(Inner { id: value.id(), node: Some(Arc::new(node)), requires_grad: true, half, ..plain })
     }
 
     /// Gradients of this scalar with respect to every leaf that asks for one. The graph is consumed.
@@ -234,7 +236,8 @@ pub fn checkpoint(inputs: &[&Tensor], block: impl Fn(&[Tensor]) -> Result<Tensor
     Ok(Tensor::from_op(value.detach(), &all, move |gradient, gradients| {
         let leaves: Vec<Tensor> =
             saved.iter().map(|t| if t.requires_grad() { t.with_grad() } else { t.detach() }).collect();
-        let again = block(&leaves)?;
+        // Whoever runs the backward pass inside `no_grad` wants gradients all the same, and they need the graph.
+        let again = saved[0].context().with_graph(|| block(&leaves))?;
         if !again.requires_grad() {
             return Ok(());
         }
@@ -248,19 +251,32 @@ pub fn checkpoint(inputs: &[&Tensor], block: impl Fn(&[Tensor]) -> Result<Tensor
     }))
 }
 
+/// Runs `work` without the graphs of these contexts only.
+fn with_no_grad<R>(contexts: Vec<usize>, work: impl FnOnce() -> R) -> R {
+    /// Puts back what was there, also when `work` panics.
+    struct End(Vec<usize>);
+    impl Drop for End {
+        fn drop(&mut self) {
+            NO_GRAD.set(std::mem::take(&mut self.0));
+        }
+    }
+    let _end = End(NO_GRAD.replace(contexts));
+    work()
+}
+
 impl Context {
     /// Runs `work` without building a graph on this thread: evaluation, sampling.
     pub fn no_grad<R>(&self, work: impl FnOnce() -> R) -> R {
-        /// Ends it also when `work` panics.
-        struct End;
-        impl Drop for End {
-            fn drop(&mut self) {
-                NO_GRAD.with_borrow_mut(Vec::pop);
-            }
-        }
-        NO_GRAD.with_borrow_mut(|contexts| contexts.push(self.address()));
-        let _end = End;
-        work()
+        let mut contexts = NO_GRAD.with_borrow(Vec::clone);
+        contexts.push(self.address());
+        with_no_grad(contexts, work)
+    }
+
+    /// Runs `work` with the graph of this context, also inside [`Context::no_grad`].
+    fn with_graph<R>(&self, work: impl FnOnce() -> R) -> R {
+        let mut contexts = NO_GRAD.with_borrow(Vec::clone);
+        contexts.retain(|c| *c != self.address());
+        with_no_grad(contexts, work)
     }
 
     pub(crate) fn grad_enabled(&self) -> bool {

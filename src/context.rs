@@ -382,6 +382,12 @@ impl Context {
                 needed: len as u64,
             });
         }
+        if dtype == DType::F16 && !self.0.caps.f16 {
+            return Err(Error::Unsupported {
+                what: "an f16 tensor".into(),
+                why: "the device has no SHADER_F16".into(),
+            });
+        }
         Buffer::new(&self.0, len, dtype).map_err(|e| self.check().err().unwrap_or(e))
     }
 

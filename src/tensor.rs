@@ -121,7 +121,7 @@ impl Tensor {
     /// A tensor of zeros.
     ///
     /// # Errors
-    /// [`Error::Limit`] or [`Error::OutOfMemory`].
+    /// [`Error::Limit`] or [`Error::OutOfMemory`]; [`Error::Unsupported`] for f16 without `SHADER_F16`.
     pub fn zeros(context: &Context, shape: &[usize], dtype: DType) -> Result<Self> {
         let tensor = Self::empty(context, shape, dtype)?;
         context.clear(&tensor.0.buffer);
@@ -153,18 +153,16 @@ impl Tensor {
     }
 
     pub(crate) fn from_bytes(context: &Context, bytes: &[u8], shape: &[usize], dtype: DType) -> Result<Self> {
-        if dtype == DType::F16 && !context.capabilities().f16 {
-            return Err(Error::Unsupported { what: "an f16 tensor".into(), why: "no SHADER_F16".into() });
-        }
         let tensor = Self::empty(context, shape, dtype)?;
         tensor.write(bytes)?;
         Ok(tensor)
     }
 
-    /// Replaces the content, in the order of recorded commands: those before it still see the old one.
+    /// Replaces the content, in the order of recorded commands: those before it still see the old one. The f16 copy that is kept of a
+    /// parameter follows.
     ///
     /// # Errors
-    /// [`Error::Shape`] if `bytes` is not exactly the tensor's size.
+    /// [`Error::Shape`] if `bytes` is not exactly the tensor's size; [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub fn write(&self, bytes: &[u8]) -> Result<()> {
         if bytes.len() as u64 != self.0.buffer.bytes() {
             return Err(Error::shape(
@@ -173,7 +171,11 @@ impl Tensor {
                 format!("{} bytes", bytes.len()),
             ));
         }
-        self.0.context.upload(&self.0.buffer, bytes)
+        self.0.context.upload(&self.0.buffer, bytes)?;
+        match &self.0.half {
+            Some(half) => kernel::accumulate::accumulate(&self.0.context, &self.0.buffer, half, false),
+            None => Ok(()),
+        }
     }
 
     /// The shape, outermost dimension first.
@@ -252,7 +254,8 @@ impl Tensor {
 
     /// The same memory with another shape, outside the graph.
     pub(crate) fn view(&self, shape: &[usize]) -> Self {
-        Self::new(&self.0.context, self.0.buffer.clone(), shape)
+        let plain = Inner::plain(&self.0.context, self.0.buffer.clone(), shape);
+        Self::with(Inner { half: self.0.half.clone(), ..plain })
     }
 
     /// `self` if it has this type, else a conversion; outside the graph.

@@ -3,7 +3,8 @@
 mod common;
 
 use common::{Gen, every_tier};
-use walsh::optim::{Init, ParameterBuilder, Parameters};
+use walsh::op::LossOptions;
+use walsh::optim::{AdamW, AdamWOptions, Init, ParameterBuilder, Parameters};
 use walsh::{Context, DType, Error, Gradients, IGNORE, Result, Tensor, checkpoint};
 
 fn leaf(context: &Context, data: &[f32]) -> Tensor {
@@ -307,7 +308,7 @@ fn a_checkpoint_gives_the_same_bits_in_less_memory() {
             let gradients = loss.backward().unwrap();
             peaks.push(context.held_bytes() - before);
             let mut result = vec![bits(&loss.to_vec().unwrap()), bits(&gradient(&gradients, &input))];
-            result.extend((0..BLOCKS).map(|i| bits(&p.gradient(i).to_vec().unwrap())));
+            result.extend((0..BLOCKS).map(|i| bits(&p.gradient(i).unwrap().to_vec().unwrap())));
             assert!(result.iter().flatten().any(|b| *b != 0));
             results.push(result);
         }
@@ -327,6 +328,99 @@ fn a_checkpoint_of_what_needs_no_gradient_or_is_its_input() {
     assert_eq!(gradient(&gradients, &x), [1.0, 4.0]);
     assert_eq!(gradient(&gradients, &y), [12.0, 16.0]);
     assert!(matches!(checkpoint(&[], |_| unreachable!()), Err(Error::Invalid { .. })));
+}
+
+#[test]
+fn a_backward_pass_inside_no_grad_goes_through_checkpoints() {
+    for context in every_tier() {
+        let p = parameters(&context, 1);
+        let x = leaf(&context, &[1.0, 2.0]);
+        let weight = p[0].clone();
+        let rows = Tensor::from_f32(&context, &[1.0; WIDTH], &[1, WIDTH]).unwrap();
+        let inner = checkpoint(&[&rows], move |x| x[0].linear(&weight, None)).unwrap();
+        let loss = checkpoint(&[&x], |x| x[0].square()).unwrap().sum().unwrap().add(&inner.sum().unwrap()).unwrap();
+        context.no_grad(|| {
+            assert_eq!(gradient(&loss.backward().unwrap(), &x), [2.0, 4.0]);
+            assert!(!x.square().unwrap().requires_grad(), "the graph stayed on");
+        });
+        assert_eq!(p.gradient(0).unwrap().to_vec().unwrap(), [1.0; WIDTH * WIDTH]);
+    }
+}
+
+#[test]
+fn a_parameter_has_a_gradient_from_its_backward_pass_to_its_step() {
+    for context in every_tier() {
+        let p = parameters(&context, 2);
+        let backward = || p[0].sum().unwrap().backward().unwrap();
+        assert!(p.gradient(0).is_none());
+        backward();
+        assert_eq!(p.gradient(0).unwrap().to_vec().unwrap(), [1.0; WIDTH * WIDTH]);
+        assert!(p.gradient(1).is_none(), "nothing wrote it");
+        p.zero_grad();
+        assert!(p.gradient(0).is_none());
+        backward();
+        AdamW::new(&p, AdamWOptions::default()).unwrap().step(&p).unwrap();
+        assert!(p.gradient(0).is_none());
+    }
+}
+
+#[test]
+fn writing_a_parameter_changes_what_products_in_f16_see() {
+    for context in every_tier().into_iter().filter(|c| c.capabilities().f16) {
+        let mut builder = ParameterBuilder::new();
+        builder.add("w", &[4, 4], Init::Ones);
+        let p = builder.build(&context, 1, true).unwrap();
+        let x = Tensor::from_f16(&context, &[half::f16::ONE; 4], &[1, 4]).unwrap();
+        let flat = p[0].reshape(&[16]).unwrap();
+        for (i, weight) in
+            [p[0].clone(), p[0].detach(), p[0].with_grad(), flat.clone(), flat.detach()].iter().enumerate()
+        {
+            let value = i as f32 + 2.0;
+            weight.write(bytemuck::cast_slice(&[value; 16])).unwrap();
+            assert_eq!(x.linear(&p[0], None).unwrap().to_vec().unwrap(), [4.0 * value; 4], "{i}");
+        }
+    }
+}
+
+#[test]
+fn sizes_that_overflow_are_typed_errors() {
+    let context = &every_tier()[0];
+    let x = Tensor::zeros(context, &[2, 2, 96], DType::F32).unwrap();
+    let (half, third) = (1usize << (usize::BITS / 2), usize::MAX / 3 + 1);
+    // Modulo 2^64 these have no elements, and as many as `x`.
+    let empty = Tensor::zeros(context, &[0], DType::F32).unwrap();
+    assert!(matches!(empty.reshape(&[half, half]), Err(Error::Limit { .. })));
+    assert!(matches!(x.reshape(&[usize::MAX, usize::MAX]), Err(Error::Limit { .. })));
+    assert!(matches!(x.attention(third, true, None), Err(Error::Shape { .. })));
+    assert!(matches!(x.attention(4, true, None), Err(Error::Unsupported { .. })), "heads of width 8");
+    let frequencies = Tensor::zeros(context, &[16], DType::F32).unwrap();
+    let pairs = walsh::kernel::rope::RopePairs::HalfSplit;
+    assert!(matches!(x.rope(third, &frequencies, pairs), Err(Error::Shape { .. })));
+    assert!(matches!(x.rope(usize::MAX / 32 + 2, &frequencies, pairs), Err(Error::Shape { .. })));
+}
+
+#[test]
+fn without_f16_in_shaders_no_operation_gives_it() {
+    let adapter = Context::adapters().remove(0);
+    let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default())).unwrap();
+    let context = Context::from_wgpu(&adapter, &device, &queue);
+    assert!(!context.capabilities().f16);
+    let x = Tensor::zeros(&context, &[2, 4], DType::F32).unwrap().with_grad();
+    let w = Tensor::zeros(&context, &[4], DType::F32).unwrap();
+    let targets = Tensor::zeros(&context, &[2], DType::U32).unwrap();
+    let mut builder = ParameterBuilder::new();
+    builder.add("w", &[4], Init::Ones);
+    let results = [
+        Tensor::zeros(&context, &[4], DType::F16),
+        Tensor::from_f16(&context, &[half::f16::ONE], &[1]),
+        x.to_dtype(DType::F16),
+        x.layer_norm(&w, None, 1e-5, DType::F16),
+        x.cross_entropy(&targets, LossOptions { grad: DType::F16, ..LossOptions::default() }),
+        builder.build(&context, 1, true).map(|p| p[0].clone()),
+    ];
+    for (i, result) in results.into_iter().enumerate() {
+        assert!(matches!(result, Err(Error::Unsupported { .. })), "{i}: {result:?}");
+    }
 }
 
 #[test]

@@ -31,24 +31,38 @@ pub static KERNEL: Kernel = Kernel {
 /// Gradients per partial sum; a non-finite gradient is located to within one of these.
 pub const CHUNK: u32 = 4096;
 
-/// The state of training that lives on the device; twin of `shaders/common/step_state.wgsl`, which explains each field.
+/// The state of training that lives on the device; twin of `shaders/common/step_state.wgsl`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
-#[expect(missing_docs, reason = "explained where the shaders declare them")]
 pub struct StepState {
+    /// Optimizer steps ended.
     pub step: u32,
+    /// 1 if every gradient of the last step was finite; 0: that step changed no parameter.
     pub finite: u32,
+    /// Learning rate of the last step.
     pub lr: f32,
+    /// Factor on the last step's gradients: 1 / `loss_scale` times the clipping factor.
     pub grad_scale: f32,
+    /// Factor on the loss of the next backward pass.
     pub loss_scale: f32,
+    /// Global norm of the last step's gradients, unscaled, before clipping.
     pub grad_norm: f32,
+    /// 1 - beta1^t.
     pub correction1: f32,
+    /// 1 - beta2^t.
     pub correction2: f32,
+    /// t, the updates that were applied (steps that were not skipped).
     pub updates: u32,
+    /// Finite steps since the loss scale last changed.
     pub good_steps: u32,
+    /// Steps skipped so far because a gradient was not finite.
     pub skipped: u32,
+    /// First skipped step, counted from 1, that no smaller loss scale could have saved; 0: none.
     pub bad_step: u32,
+    /// Index of the first chunk of gradients that was not finite in that step.
     pub bad_chunk: u32,
+    /// Padding. Not private, because `..StepState::default()` must work outside the crate.
+    #[doc(hidden)]
     pub reserved: [u32; 3],
 }
 

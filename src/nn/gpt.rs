@@ -1,10 +1,11 @@
 //! GPT as nanoGPT defines it: learned positions, pre-layer-norm blocks, GELU, the head tied to the embedding.
 
 use super::Dropout;
+use crate::kernel::attention::HEAD_DIMS;
 use crate::kernel::attention_cached::{self, CacheDims, attention_cached, kv_append};
 use crate::kernel::matmul::Activation;
 use crate::op::{LinearOptions, linear};
-use crate::optim::{Init, ParameterBuilder, Parameters};
+use crate::optim::{Init, ParameterBuilder, Parameters, padded_len};
 use crate::{Buffer, Context, DType, Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub struct GptConfig {
     /// Transformer blocks.
     pub layers: usize,
-    /// Attention heads; they divide `embd`.
+    /// Attention heads; `embd / heads` is one of [`HEAD_DIMS`].
     pub heads: usize,
     /// Width of the residual stream.
     pub embd: usize,
@@ -50,6 +51,14 @@ impl GptConfig {
                 "heads (--heads)",
                 format!("a divisor of the width {}", self.embd),
                 self.heads.to_string(),
+            ));
+        }
+        let head_dim = self.embd / self.heads;
+        if !HEAD_DIMS.iter().any(|d| *d as usize == head_dim) {
+            return Err(Error::invalid(
+                "heads (--heads) and width (--embd)",
+                format!("a width of one of {HEAD_DIMS:?} per head"),
+                format!("{} / {} = {head_dim}", self.embd, self.heads),
             ));
         }
         if !(0.0..1.0).contains(&self.dropout) {
@@ -138,9 +147,12 @@ impl Gpt {
         let mut builder = ParameterBuilder::new();
         let mut padded = Vec::new();
         let vocab = config.vocab.next_multiple_of(VOCAB_ALIGN);
+        let name = "transformer.wte.weight";
+        // Its values are drawn here and not when memory is laid out: the host must not fill what the device cannot hold.
+        padded_len(context, name, &[vocab, c])?;
         Init::Normal(std).fill(config.vocab * c, seed, 0, &mut padded)?;
         padded.resize(vocab * c, 0.0);
-        let tokens = builder.add("transformer.wte.weight", &[vocab, c], Init::Values(padded));
+        let tokens = builder.add(name, &[vocab, c], Init::Values(padded));
         let positions = builder.add("transformer.wpe.weight", &[config.block, c], Init::Normal(std));
         let norm = |builder: &mut ParameterBuilder, name: &str| Norm {
             weight: builder.add(format!("{name}.weight"), &[c], Init::Ones),
@@ -197,7 +209,7 @@ impl Gpt {
     /// `tokens` `[batch, t]` u32 with `t` at most the context; the result is `[batch, t, vocabulary padded]` f32.
     ///
     /// # Errors
-    /// [`Error::Shape`] for other shapes.
+    /// [`Error::Shape`] for other shapes; [`Error::ContextMismatch`]; [`Error::Limit`], [`Error::OutOfMemory`].
     pub fn logits(&self, tokens: &Tensor, train: Option<TrainPass<'_>>) -> Result<Tensor> {
         let &[_, t] = tokens.shape() else {
             return Err(Error::shape("gpt", "tokens of shape [batch, t]", format!("{:?}", tokens.shape())));
@@ -252,16 +264,30 @@ impl Gpt {
     /// The result is `[1, 1, vocabulary padded]` f32.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the cache is full.
+    /// [`Error::Shape`] if the cache is full or was made for a model of another shape; [`Error::Invalid`] for a token beyond the vocabulary;
+    /// [`Error::ContextMismatch`]. The cache is then as it was.
     pub fn decode(&self, token: u32, cache: &mut KvCache) -> Result<Tensor> {
         let context = self.parameters.context().clone();
         if cache.len >= self.config.block {
             return Err(Error::shape("gpt", format!("at most {} tokens of context", self.config.block), "one more"));
         }
+        if token as usize >= self.config.vocab {
+            return Err(Error::invalid(
+                "gpt: token",
+                format!("below the vocabulary of {}", self.config.vocab),
+                token.to_string(),
+            ));
+        }
+        if !context.same(cache.tokens.context()) {
+            return Err(Error::ContextMismatch { op: "gpt" });
+        }
+        let own = CacheShape::of(self);
+        if cache.shape != own {
+            return Err(Error::shape("gpt", format!("a cache of {own:?}"), format!("{:?}", cache.shape)));
+        }
         cache.tokens.write(bytemuck::bytes_of(&token))?;
         cache.length.write(bytemuck::bytes_of(&(cache.len as u32)))?;
-        cache.len += 1;
-        context.no_grad(|| {
+        let logits = context.no_grad(|| {
             let p = &self.parameters;
             let c = self.config.embd;
             let norm = |x: &Tensor, n: &Norm| x.layer_norm(&p[n.weight], n.bias.map(|b| &p[b]), EPS, self.dtype);
@@ -288,13 +314,34 @@ impl Gpt {
                 x = project(&hidden, &block.down, LinearOptions { residual: Some(&x), ..Default::default() })?;
             }
             linear(&norm(&x, &self.norm)?, &p[self.tokens], LinearOptions { out_f32: true, ..Default::default() })
-        })
+        })?;
+        // Only now: after a failure the next token takes this place.
+        cache.len += 1;
+        Ok(logits)
+    }
+}
+
+/// What a cache and its model must agree on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct CacheShape {
+    layers: usize,
+    heads: usize,
+    embd: usize,
+    block: usize,
+    dtype: DType,
+}
+
+impl CacheShape {
+    fn of(gpt: &Gpt) -> Self {
+        let GptConfig { layers, heads, embd, block, .. } = gpt.config;
+        Self { layers, heads, embd, block, dtype: gpt.dtype }
     }
 }
 
 /// Keys and values of the tokens that a [`Gpt`] has seen, one sequence.
 #[derive(Debug)]
 pub struct KvCache {
+    shape: CacheShape,
     layers: Vec<[Buffer; 2]>,
     tokens: Tensor,
     length: Tensor,
@@ -312,6 +359,7 @@ impl KvCache {
         let layer =
             || -> Result<[Buffer; 2]> { Ok([context.alloc(room, gpt.dtype)?, context.alloc(room, gpt.dtype)?]) };
         Ok(Self {
+            shape: CacheShape::of(gpt),
             layers: (0..gpt.config.layers).map(|_| layer()).collect::<Result<_>>()?,
             tokens: Tensor::zeros(context, &[1, 1], DType::U32)?,
             length: Tensor::zeros(context, &[1], DType::U32)?,

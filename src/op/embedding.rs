@@ -11,7 +11,8 @@ impl Tensor {
     /// `self` `[batch, t]` u32, `table` `[vocabulary, c]`, `positions` `[at least t, c]`; the result is `[batch, t, c]` f32.
     ///
     /// # Errors
-    /// [`Error::Shape`] where they do not fit.
+    /// [`Error::Shape`] where they do not fit; [`Error::Invalid`] for a dropout outside [0, 1); [`Error::ContextMismatch`]; [`Error::Limit`],
+    /// [`Error::OutOfMemory`].
     pub fn embedding(&self, table: &Tensor, positions: Option<&Tensor>, dropout: Option<&Dropout>) -> Result<Tensor> {
         self.embed(table, positions, None, dropout)
     }

@@ -28,7 +28,7 @@ impl Tensor {
     /// `self` `[.., k]`, `weight` `[n, k]`, `bias` `[n]`; the result is `[.., n]`.
     ///
     /// # Errors
-    /// [`Error::Shape`] where they do not fit.
+    /// [`Error::Shape`] where they do not fit; [`Error::ContextMismatch`]; [`Error::Limit`], [`Error::OutOfMemory`].
     pub fn linear(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         linear(self, weight, LinearOptions { bias, ..LinearOptions::default() })
     }
@@ -53,7 +53,8 @@ fn operand(context: &Context, x: &Tensor, dtype: DType) -> Result<Buffer> {
 /// `x` `[.., k]` (f32 or f16), `weight` `[n, k]` f32, `bias` `[n]` f32, `residual` like the result, which is `[.., n]`.
 ///
 /// # Errors
-/// [`Error::Shape`] where they do not fit or options exclude each other.
+/// [`Error::Shape`] where they do not fit or options exclude each other; [`Error::Invalid`] for a dropout outside [0, 1);
+/// [`Error::ContextMismatch`]; [`Error::Limit`], [`Error::OutOfMemory`].
 pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result<Tensor> {
     const OP: &str = "linear";
     let context = x.context();

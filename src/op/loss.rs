@@ -30,7 +30,8 @@ impl Tensor {
     /// `self` `[.., classes]` f32, `targets` `[..]` u32; the result is a scalar.
     ///
     /// # Errors
-    /// [`Error::Shape`] where they do not fit.
+    /// [`Error::Shape`] where they do not fit; [`Error::ContextMismatch`]; [`Error::Limit`], [`Error::OutOfMemory`];
+    /// [`Error::Unsupported`] for a gradient in f16 without `SHADER_F16`.
     pub fn cross_entropy(&self, targets: &Tensor, options: LossOptions<'_>) -> Result<Tensor> {
         let context = self.context();
         let (shape, valid) = check(self, targets, options.classes)?;
@@ -63,7 +64,7 @@ impl Tensor {
     /// As [`Tensor::cross_entropy`]; the result is shaped like `targets`.
     ///
     /// # Errors
-    /// [`Error::Shape`] where they do not fit.
+    /// [`Error::Shape`] where they do not fit; [`Error::ContextMismatch`]; [`Error::Limit`], [`Error::OutOfMemory`].
     pub fn token_losses(&self, targets: &Tensor, classes: Option<usize>) -> Result<Tensor> {
         let context = self.context();
         let (shape, valid) = check(self, targets, classes)?;

@@ -11,7 +11,8 @@ impl Tensor {
     /// `self` `[.., c]` f32, `weight` and `bias` `[c]` f32; the result is like `self`, of type `out`.
     ///
     /// # Errors
-    /// [`Error::Shape`] where they do not fit.
+    /// [`Error::Shape`] where they do not fit; [`Error::ContextMismatch`]; [`Error::Limit`], [`Error::OutOfMemory`];
+    /// [`Error::Unsupported`] for a result in f16 without `SHADER_F16`.
     ///
     /// # Source
     /// Ba, Kiros and Hinton, arXiv 1607.06450.
@@ -75,7 +76,8 @@ impl Tensor {
     /// `self` `[.., c]` f32, `weight` `[c]` f32; the result is like `self`, of type `out`.
     ///
     /// # Errors
-    /// [`Error::Shape`] where they do not fit.
+    /// [`Error::Shape`] where they do not fit; [`Error::ContextMismatch`]; [`Error::Limit`], [`Error::OutOfMemory`];
+    /// [`Error::Unsupported`] for a result in f16 without `SHADER_F16`.
     ///
     /// # Source
     /// Zhang and Sennrich, arXiv 1910.07467.

@@ -26,7 +26,8 @@ impl Tensor {
         let &[batch, seq, width] = self.shape() else {
             return Err(Error::shape(OP, "[batch, t, 3 c]", format!("{:?}", self.shape())));
         };
-        if heads == 0 || width != 3 * heads * head_dim || frequencies.dtype() != DType::F32 {
+        let expected = heads.checked_mul(3).and_then(|parts| parts.checked_mul(head_dim));
+        if heads == 0 || expected != Some(width) || frequencies.dtype() != DType::F32 {
             return Err(Error::shape(
                 OP,
                 format!("three times {heads} heads of {head_dim}, twice the number of f32 frequencies"),

@@ -1,6 +1,7 @@
 //! Views and conversions.
 
 use crate::kernel::FLOATS;
+use crate::tensor::elements;
 use crate::{DType, Error, Result, Tensor};
 
 impl Tensor {
@@ -10,9 +11,9 @@ impl Tensor {
     /// `shape` has as many elements as `self`.
     ///
     /// # Errors
-    /// [`Error::Shape`] if it has not.
+    /// [`Error::Shape`] if it has not; [`Error::Limit`] if their number overflows.
     pub fn reshape(&self, shape: &[usize]) -> Result<Tensor> {
-        if shape.iter().product::<usize>() != self.len() {
+        if elements(shape)? != self.len() {
             let expected = format!("a shape of {} elements for {:?}", self.len(), self.shape());
             return Err(Error::shape("reshape", expected, format!("{shape:?}")));
         }
@@ -39,9 +40,6 @@ impl Tensor {
         }
         if !FLOATS.contains(&self.dtype()) || !FLOATS.contains(&dtype) {
             return Err(Error::shape("to_dtype", "f32 or f16", format!("{} to {dtype}", self.dtype())));
-        }
-        if dtype == DType::F16 && !self.context().capabilities().f16 {
-            return Err(Error::Unsupported { what: "an f16 tensor".into(), why: "no SHADER_F16".into() });
         }
         let x = self.clone();
         Ok(Tensor::from_op_any(self.clone().cast(dtype)?, &[self], move |gradient, gradients| {

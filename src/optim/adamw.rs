@@ -58,6 +58,40 @@ impl Default for AdamWOptions {
     }
 }
 
+impl AdamWOptions {
+    /// Checks the values as the device gets them: a finite f64 may be infinite in f32, and a decay below 1 may round to 1.
+    fn validate(&self) -> Result<()> {
+        let decays = [("beta1", self.betas.0), ("beta2", self.betas.1)];
+        let rates = [
+            ("lr", self.schedule.lr),
+            ("min_lr", self.schedule.min_lr),
+            ("weight decay", self.weight_decay),
+            ("clip", self.clip),
+            ("eps", self.eps),
+        ];
+        let fail = |name, expected, got: String| Err(Error::invalid(format!("optimizer: {name}"), expected, got));
+        for (name, value) in decays {
+            if !(0.0..1.0).contains(&(value as f32)) || value < 0.0 {
+                return fail(name, "at least 0 and below 1 in f32", value.to_string());
+            }
+        }
+        for (name, value) in rates {
+            if !(value as f32).is_finite() || value < 0.0 {
+                return fail(name, "at least 0 and finite in f32", value.to_string());
+            }
+        }
+        // Gradients are multiplied by it and by its inverse.
+        if !(self.loss_scale > 0.0 && self.loss_scale.is_normal() && self.loss_scale.recip().is_normal()) {
+            return fail("loss scale", "above 0 and finite, and so its inverse", self.loss_scale.to_string());
+        }
+        // The device counts to one more.
+        if self.schedule.warmup == u32::MAX {
+            return fail("warmup", "fewer than 2^32 - 1 steps", self.schedule.warmup.to_string());
+        }
+        Ok(())
+    }
+}
+
 /// Finite steps after which a loss scale that is not 1 doubles.
 const GROWTH_INTERVAL: u32 = 1000;
 /// The largest loss scale: beyond it the scaled loss itself would lose nothing by being larger.
@@ -82,19 +116,7 @@ impl AdamW {
     /// # Errors
     /// [`Error::OutOfMemory`]; [`Error::Invalid`] for options out of range.
     pub fn new(parameters: &Parameters, options: AdamWOptions) -> Result<Self> {
-        let (b1, b2) = options.betas;
-        for (name, value, ok) in [
-            ("beta1", b1, (0.0..1.0).contains(&b1)),
-            ("beta2", b2, (0.0..1.0).contains(&b2)),
-            ("lr", options.schedule.lr, options.schedule.lr >= 0.0),
-            ("weight decay", options.weight_decay, options.weight_decay >= 0.0),
-            ("clip", options.clip, options.clip >= 0.0),
-            ("eps", options.eps, options.eps >= 0.0),
-        ] {
-            if !ok || !value.is_finite() {
-                return Err(Error::invalid(format!("optimizer: {name}"), "a value in range", format!("{value}")));
-            }
-        }
+        options.validate()?;
         let context = parameters.context().clone();
         let mut moments = Vec::new();
         for chunk in &parameters.chunks {
@@ -143,8 +165,13 @@ impl AdamW {
     /// The moments of parameter `index`: first and second.
     ///
     /// # Errors
-    /// [`Error::Shape`] if there is no such parameter.
+    /// [`Error::Shape`] if there is no such parameter, or `parameters` are not laid out like those that the optimizer was made for;
+    /// [`Error::ContextMismatch`].
     pub fn moments(&self, parameters: &Parameters, index: usize) -> Result<[Tensor; 2]> {
+        self.check("moments", parameters)?;
+        if index >= parameters.len() {
+            return Err(Error::shape("moments", format!("one of {} parameters", parameters.len()), format!("{index}")));
+        }
         let chunk = parameters.chunk_of(index);
         let shape = parameters[index].shape();
         let part = |buffer: &Buffer| -> Result<Tensor> {
@@ -157,11 +184,29 @@ impl AdamW {
         Ok([part(m)?, part(v)?])
     }
 
+    /// Refuses parameters that the moments do not fit.
+    fn check(&self, op: &'static str, parameters: &Parameters) -> Result<()> {
+        if !self.context.same(parameters.context()) {
+            return Err(Error::ContextMismatch { op });
+        }
+        let lengths = parameters.chunks.iter().map(|chunk| chunk.weights.len());
+        if !lengths.clone().eq(self.moments.iter().map(|[m, _]| m.len())) {
+            return Err(Error::shape(
+                op,
+                format!("parameters that fill {:?}", self.moments.iter().map(|[m, _]| m.len()).collect::<Vec<_>>()),
+                format!("{:?}", lengths.collect::<Vec<_>>()),
+            ));
+        }
+        Ok(())
+    }
+
     /// Records one update from the gradients in the arena, then forgets them. Nothing is read back.
     ///
     /// # Errors
-    /// Those of a failing device.
+    /// [`Error::Shape`] if `parameters` are not laid out like those that the optimizer was made for; [`Error::ContextMismatch`]; those of a
+    /// failing device.
     pub fn step(&mut self, parameters: &Parameters) -> Result<()> {
+        self.check("optimizer step", parameters)?;
         let o = &self.options;
         parameters.clear_unwritten();
         for chunk in &parameters.chunks {

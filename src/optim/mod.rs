@@ -10,4 +10,5 @@ mod parameters;
 
 pub use crate::kernel::optimizer_step::StepState;
 pub use adamw::{AdamW, AdamWOptions, Schedule};
+pub(crate) use parameters::padded_len;
 pub use parameters::{Init, ParameterBuilder, ParameterInfo, Parameters};

@@ -78,7 +78,33 @@ pub(crate) struct Chunk {
     pub first_partial: usize,
 }
 
+/// Elements that fit one chunk of an arena.
+fn max_elements(context: &Context) -> usize {
+    let limits = &context.capabilities().limits;
+    let bytes = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(1 << 30);
+    usize::try_from(bytes / 4).unwrap_or(usize::MAX)
+}
+
+/// Elements that a parameter takes in an arena, or that it is too large for this device.
+pub(crate) fn padded_len(context: &Context, name: &str, shape: &[usize]) -> Result<usize> {
+    let max = max_elements(context);
+    let len = crate::tensor::elements(shape)?.div_ceil(ALIGN).saturating_mul(ALIGN);
+    if len > max {
+        return Err(Error::Limit {
+            what: format!("parameter {name} of shape {shape:?}"),
+            limit: "max_storage_buffer_binding_size",
+            max: max as u64 * 4,
+            needed: (len as u64).saturating_mul(4),
+        });
+    }
+    Ok(len)
+}
+
 /// The parameters of a model. Index it by what [`ParameterBuilder::add`] returned.
+///
+/// # Threads
+/// One thread at a time may run backward passes and optimizer steps on it: which pass writes a gradient and which ones add to it is decided in
+/// the order in which they are recorded. Forward passes may run meanwhile; they see the parameters before or after an update in that order.
 #[derive(Debug)]
 pub struct Parameters {
     context: Context,
@@ -98,15 +124,7 @@ impl Index<usize> for Parameters {
 
 impl Parameters {
     fn new(context: &Context, specs: Vec<(ParameterInfo, Init)>, seed: u64, half: bool) -> Result<Self> {
-        if half && !context.capabilities().f16 {
-            return Err(Error::Unsupported {
-                what: "f16 parameters".into(),
-                why: "the device has no SHADER_F16".into(),
-            });
-        }
-        let limits = &context.capabilities().limits;
-        let max = usize::try_from(limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(1 << 30) / 4)
-            .unwrap_or(usize::MAX);
+        let max = max_elements(context);
         // Decayed parameters first, so that one boundary per chunk tells them apart.
         let mut order: Vec<usize> = (0..specs.len()).collect();
         order.sort_by_key(|i| !specs[*i].0.decay);
@@ -114,15 +132,7 @@ impl Parameters {
         let mut sizes: Vec<(usize, usize)> = Vec::new(); // (elements, decayed elements) per chunk
         for i in order {
             let info = &specs[i].0;
-            let len = crate::tensor::elements(&info.shape)?.div_ceil(ALIGN).saturating_mul(ALIGN);
-            if len > max {
-                return Err(Error::Limit {
-                    what: format!("parameter {} of shape {:?}", info.name, info.shape),
-                    limit: "max_storage_buffer_binding_size",
-                    max: max as u64 * 4,
-                    needed: (len as u64).saturating_mul(4),
-                });
-            }
+            let len = padded_len(context, &info.name, &info.shape)?;
             if sizes.last().is_none_or(|(used, _)| used + len > max) {
                 sizes.push((0, 0));
             }
@@ -142,9 +152,10 @@ impl Parameters {
                 Ok(buffer)
             };
             chunks.push(Chunk {
+                // First, so that a device without f16 allocates nothing else.
+                halves: if half { Some(buffer(DType::F16)?) } else { None },
                 weights: buffer(DType::F32)?,
                 grads: buffer(DType::F32)?,
-                halves: if half { Some(buffer(DType::F16)?) } else { None },
                 decay_end,
                 first_partial,
             });
@@ -174,7 +185,7 @@ impl Parameters {
     }
 
     /// Rewrites the f16 copies from the parameters.
-    pub(crate) fn refresh_halves(&self) -> Result<()> {
+    fn refresh_halves(&self) -> Result<()> {
         for chunk in &self.chunks {
             if let Some(halves) = &chunk.halves {
                 kernel::accumulate::accumulate(&self.context, &chunk.weights, halves, false)?;
@@ -212,14 +223,16 @@ impl Parameters {
         self.infos.iter().zip(&self.tensors)
     }
 
-    /// The accumulated gradient of parameter `index`.
+    /// The accumulated gradient of parameter `index`; `None` if no backward pass wrote one since the last [`Parameters::zero_grad`] or
+    /// optimizer step. It is a view: what later passes write shows in it.
     ///
     /// # Panics
     /// If there is no such parameter.
     #[must_use]
-    pub fn gradient(&self, index: usize) -> Tensor {
-        let slot = self.tensors[index].0.slot.as_ref().expect("every parameter has a slot");
-        Tensor::new(&self.context, slot.buffer.clone(), self.tensors[index].shape())
+    pub fn gradient(&self, index: usize) -> Option<Tensor> {
+        let tensor = &self.tensors[index];
+        let slot = tensor.0.slot.as_ref().filter(|slot| slot.written.load(Ordering::Relaxed))?;
+        Some(Tensor::new(&self.context, slot.buffer.clone(), tensor.shape()))
     }
 
     /// Forgets all gradients: the next backward pass overwrites them.

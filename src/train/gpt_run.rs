@@ -86,12 +86,12 @@ impl GptRun {
         let (c, elem) = (config.embd as u64, dtype.size() as u64);
         let half_copy = if dtype == DType::F16 { 2 } else { 0 };
         let weights = config.parameters() * (16 + half_copy);
-        let tokens = (shape.batch * shape.block) as u64;
+        let tokens = (shape.batch as u64).saturating_mul(shape.block as u64);
         // Two norms, q k v, attention, the MLP before and after its activation; two points of the residual stream.
         let layer = 14 * c * elem + 2 * c * 4;
         let head = 2 * c * elem + config.vocab as u64 * (4 + elem);
         let backward = 9 * c * elem + 2 * c * 4;
-        weights + tokens * (config.layers as u64 * layer + c * 4 + head + backward)
+        tokens.saturating_mul(config.layers as u64 * layer + c * 4 + head + backward).saturating_add(weights)
     }
 
     fn named_tensors(&self) -> Result<Vec<(String, Tensor)>> {
@@ -184,7 +184,6 @@ impl Model for GptRun {
         let words = std::mem::size_of::<StepState>() / 4;
         let state = find(tensors, "state.step", DType::U32, &[words])?;
         self.optimizer.write_state(&bytemuck::pod_read_unaligned(&state.bytes))?;
-        self.gpt.parameters().refresh_halves()?;
         self.context.synchronize()
     }
 
@@ -296,7 +295,6 @@ impl GptDecoder {
         for (info, tensor) in gpt.parameters().iter() {
             tensor.write(&find(tensors, &format!("model.{}", info.name), tensor.dtype(), tensor.shape())?.bytes)?;
         }
-        gpt.parameters().refresh_halves()?;
         Self::new(Arc::new(gpt))
     }
 }
