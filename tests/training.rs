@@ -388,3 +388,17 @@ fn an_optimizer_refuses_options_out_of_range_and_parameters_that_are_not_its_own
     assert!(matches!(optimizer.step(&elsewhere), Err(Error::ContextMismatch { .. })));
     assert!(matches!(optimizer.moments(&elsewhere, 0), Err(Error::ContextMismatch { .. })));
 }
+
+#[test]
+fn the_memory_estimate_is_near_what_is_held() {
+    let context = &every_tier()[0];
+    let config = GptConfig { layers: 3, heads: 4, embd: 128, block: 64, vocab: 65, dropout: 0.0, bias: false };
+    let shape = BatchShape { batch: 8, block: 64, accumulate: 1 };
+    let mut run = GptRun::new(context, config, shape, options(), 1, DType::F32).unwrap();
+    let (inputs, targets) = batch(1, 512);
+    run.train_step(&inputs, &targets).unwrap();
+    run.export().unwrap();
+    let (estimated, held) = (run.estimated_bytes() as f64, run.peak_bytes() as f64);
+    // It leaves out workspaces and counts the widest point of the backward pass by the largest tensors alone.
+    assert!((0.8..1.25).contains(&(estimated / held)), "estimated {estimated}, held {held}");
+}

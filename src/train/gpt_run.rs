@@ -79,19 +79,22 @@ impl GptRun {
         GptDecoder::new(self.gpt.clone())
     }
 
-    /// Device memory of a step, in bytes, estimated from the shapes: parameters with gradients and moments, what the forward pass keeps
-    /// for the backward pass, and the widest point of the backward pass.
+    /// Device memory of training, in bytes, estimated from the shapes: parameters with gradients and moments, what the forward pass keeps for
+    /// the backward pass, the widest point of the backward pass, and the staging memory through which parameters come and checkpoints go.
     #[must_use]
     pub fn estimate(config: &GptConfig, shape: BatchShape, dtype: DType) -> u64 {
         let (c, elem) = (config.embd as u64, dtype.size() as u64);
         let half_copy = if dtype == DType::F16 { 2 } else { 0 };
-        let weights = config.parameters() * (16 + half_copy);
+        // Four arenas; up once, and down three of them at a checkpoint.
+        let weights = config.parameters() * (16 + half_copy + 4 + 12);
         let tokens = (shape.batch as u64).saturating_mul(shape.block as u64);
         // Two norms, q k v, attention, the MLP before and after its activation; two points of the residual stream.
         let layer = 14 * c * elem + 2 * c * 4;
         let head = 2 * c * elem + config.vocab as u64 * (4 + elem);
         let backward = 9 * c * elem + 2 * c * 4;
-        tokens.saturating_mul(config.layers as u64 * layer + c * 4 + head + backward).saturating_add(weights)
+        let activations = tokens.saturating_mul(config.layers as u64 * layer + c * 4 + head + backward);
+        // Buffers come in eight sizes per power of two, which wastes a sixteenth on average.
+        activations.saturating_add(activations / 16).saturating_add(weights)
     }
 
     fn named_tensors(&self) -> Result<Vec<(String, Tensor)>> {
