@@ -261,7 +261,11 @@ impl Context {
     }
 
     /// A context on a host's device. It uses only features and limits that the device was created with, and never submits, polls or sets
-    /// callbacks: the host calls [`Context::record`] with an encoder of its own and submits that.
+    /// callbacks: the host calls [`Context::record`] with an encoder of its own and submits that. There are two exceptions:
+    /// [`Context::record`] has the encoder call back when its commands are done, and [`Context::self_test`] submits and waits.
+    ///
+    /// Where [`Context::tier`] is [`Tier::Coop`], its kernels are **not tested yet**, other than in a context with a device of its own: call
+    /// [`Context::self_test`] once before training, or keep to a lower tier by [`Context::limit_tier`].
     #[must_use]
     pub fn from_wgpu(adapter: &wgpu::Adapter, device: &wgpu::Device, queue: &wgpu::Queue) -> Self {
         Self::from_parts(device, queue, Capabilities::new(adapter, device))
@@ -945,4 +949,41 @@ fn check_bindings(pipeline: &Pipeline, params_size: usize, bindings: &[Binding<'
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Tensor;
+
+    /// Parses, but needs a feature that walsh asks no device for.
+    static BROKEN: Kernel = Kernel {
+        name: "broken",
+        source: "@group(0) @binding(0) var<storage, read_write> out: array<f32>;
+@compute @workgroup_size(1) fn main() { out[0] = f32(f64(out[0]) * 2.0lf); }",
+        tiers: &[Tier::Baseline],
+        variants: || vec![vec![]],
+        proven_bounds: false,
+    };
+
+    #[test]
+    fn a_shader_that_does_not_compile_fails_the_context_for_good() {
+        let own = Context::new().unwrap();
+        let host = Context::from_parts(own.device(), own.queue(), own.capabilities().clone());
+        for context in [&host, &own] {
+            let x = Tensor::from_f32(context, &[1.0], &[1]).unwrap();
+            context.dispatch(&BROKEN, &[], &(), &[x.buffer().write()], Grid::Linear(1)).unwrap();
+            let shader = |result: Result<()>| assert!(matches!(result, Err(Error::Shader { .. })), "{result:?}");
+            let mut encoder = own.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            for _ in 0..2 {
+                shader(context.record(&mut encoder));
+                shader(context.check());
+            }
+            if context.owned() {
+                shader(context.submit());
+                shader(context.synchronize());
+                shader(x.to_vec().map(|_| ()));
+            }
+        }
+    }
 }

@@ -130,7 +130,7 @@ fn names(module: &naga::Module) -> Vec<String> {
 fn check_limits(key: &Key, reflected: &super::Reflected, limits: &wgpu::Limits) -> Result<()> {
     let [x, y, z] = reflected.workgroup_size;
     let module = &reflected.module;
-    // Variables start on multiples of 16 bytes at most.
+    // Each variable counts as a multiple of 16 bytes, as in WebGPU.
     let shared: u32 = module
         .global_variables
         .iter()
