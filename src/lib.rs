@@ -80,7 +80,7 @@
 //! |---|---|---|
 //! | [`Baseline`](Tier::Baseline) | nothing beyond `wgpu::Limits::default()` | every kernel |
 //! | [`Subgroup`](Tier::Subgroup) | `Features::SUBGROUP` | reductions, norms, softmax, products on CPU adapters |
-//! | [`Coop`](Tier::Coop) | 16 x 16 x 16 cooperative matrices, f16 operands, f32 sums | matrix products in f16 |
+//! | [`Coop`](Tier::Coop) | 16 x 16 x 16 cooperative matrices, f16 operands, f32 sums | matrix products and attention in f16 |
 //!
 //! A context uses the best tier that its device offers. [`Capabilities::missing`] says why a higher one is not on offer, and
 //! [`ContextOptions::max_tier`] keeps to a lower one. [`Context::self_test`] compares the products of the cooperative tier with exact results,

@@ -186,8 +186,9 @@ fn start_attention(context: &Context, dims: AttentionDims, dtype: DType, path: A
     Ok(Attention { qkv, dout, out, lse, dqkv })
 }
 
-/// How many elements are wrong, and by how much at most. Operands, weights and results are rounded to f16, 2^-11 of each term, and the terms of
-/// one result add up to a few times the largest result; 2^-6 of that is ample, and a kernel that takes a wrong element is off by far more.
+/// How many elements are wrong, and by how much at most. Operands, weights and results are rounded to f16, 2^-11 of each term, and for this
+/// data the terms of one result add up to less than twice the largest result; 2^-6 of that is ample, and a kernel that takes wrong elements is off
+/// by far more.
 fn finish_attention(dims: AttentionDims, case: &Attention) -> Result<(usize, f64)> {
     const BOUND: f64 = 1.0 / 64.0;
     let AttentionDims { batch, seq, heads, head_dim, causal } = dims;
