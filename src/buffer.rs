@@ -1,6 +1,6 @@
 //! GPU memory: the only file that creates or maps a `wgpu::Buffer`. Size classes, reuse, staging, readback.
 
-use crate::context::{Context, Counters, Shared};
+use crate::context::{Context, Shared};
 use crate::{DType, Error, Result};
 use futures::channel::oneshot;
 use std::collections::BTreeMap;
@@ -73,14 +73,8 @@ impl Pool {
         }
     }
 
-    pub fn take(
-        self: &Arc<Self>,
-        device: &wgpu::Device,
-        counters: &Counters,
-        role: Role,
-        bytes: u64,
-    ) -> Result<Arc<Raw>> {
-        let limits = device.limits();
+    pub fn take(self: &Arc<Self>, shared: &Shared, role: Role, bytes: u64) -> Result<Arc<Raw>> {
+        let limits = &shared.caps.limits;
         if role == Role::Storage && bytes > limits.max_storage_buffer_binding_size {
             return Err(Error::Limit {
                 what: format!("a tensor of {bytes} bytes"),
@@ -103,12 +97,12 @@ impl Pool {
             self.free.lock().ok().and_then(|mut free| free.get_mut(&(role, class)).and_then(BTreeMap::pop_first));
         let (id, buffer) = match reused {
             Some(found) => found,
-            None => (self.next.fetch_add(1, Ordering::Relaxed), self.create(device, counters, role, class)?),
+            None => (self.next.fetch_add(1, Ordering::Relaxed), self.create(shared, role, class)?),
         };
         Ok(Arc::new(Raw { id, buffer, role, class, pool: self.clone() }))
     }
 
-    fn create(&self, device: &wgpu::Device, counters: &Counters, role: Role, class: u64) -> Result<wgpu::Buffer> {
+    fn create(&self, shared: &Shared, role: Role, class: u64) -> Result<wgpu::Buffer> {
         use wgpu::BufferUsages as U;
         let usage = match role {
             Role::Storage => U::STORAGE | U::COPY_SRC | U::COPY_DST,
@@ -116,6 +110,7 @@ impl Pool {
             Role::Readback => U::COPY_DST | U::MAP_READ,
             Role::Uniform => U::UNIFORM | U::COPY_DST,
         };
+        let Shared { device, counters, .. } = shared;
         let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
         let buffer = device.create_buffer(&wgpu::BufferDescriptor {
@@ -150,7 +145,7 @@ pub struct Buffer {
 impl Buffer {
     pub(crate) fn new(shared: &Shared, len: usize, dtype: DType) -> Result<Self> {
         let bytes = len as u64 * dtype.size() as u64;
-        let raw = shared.pool.take(&shared.device, &shared.counters, Role::Storage, bytes.next_multiple_of(16))?;
+        let raw = shared.pool.take(shared, Role::Storage, bytes.next_multiple_of(16))?;
         Ok(Self { raw, offset: 0, len, dtype })
     }
 
@@ -224,7 +219,7 @@ pub(crate) struct Binding<'a> {
     pub write: bool,
 }
 
-/// A value on its way from the device: a future, or [`Readback::wait`].
+/// A value on its way from the device: [`Readback::wait`] waits for it, [`Readback::poll`] asks whether it is there.
 #[derive(Debug)]
 pub struct Readback {
     pub(crate) raw: Arc<Raw>,
@@ -320,7 +315,7 @@ impl Params {
         }
         let size = (bytes.len() as u64).next_multiple_of(ALIGN);
         if self.chunks.is_empty() || self.used + size > Self::CHUNK {
-            self.chunks.push(shared.pool.take(&shared.device, &shared.counters, Role::Uniform, Self::CHUNK)?);
+            self.chunks.push(shared.pool.take(shared, Role::Uniform, Self::CHUNK)?);
             self.used = 0;
         }
         let (chunk, offset) = (self.chunks.len() - 1, self.used);

@@ -9,7 +9,7 @@ pub enum Tier {
     Baseline,
     /// `wgpu::Features::SUBGROUP`, the size read at run time.
     Subgroup,
-    /// 16 x 16 x 16 cooperative matrices with f16 operands and f32 accumulation, for matrix products in f16.
+    /// 16 x 16 x 16 cooperative matrices with f16 operands and f32 accumulation, for matrix products and attention in f16.
     Coop,
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// How to make a [`Context`].
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ContextOptions {
     /// Take the first adapter whose name contains this (ignoring case), or the adapter numbered `#N` in [`Context::adapters`].
@@ -18,8 +18,14 @@ pub struct ContextOptions {
     pub max_tier: Option<Tier>,
     /// Create the device with `wgpu::Limits::default()` instead of all that the adapter has.
     pub default_limits: bool,
-    /// Use the tier `coop` without [`Context::self_test`].
-    pub skip_self_test: bool,
+    /// Run [`Context::self_test`] before the tier `coop` serves; true unless told otherwise.
+    pub self_test: bool,
+}
+
+impl Default for ContextOptions {
+    fn default() -> Self {
+        Self { adapter: None, max_tier: None, default_limits: false, self_test: true }
+    }
 }
 
 impl ContextOptions {
@@ -44,10 +50,10 @@ impl ContextOptions {
         self
     }
 
-    /// Whether cooperative matrices are tried before they serve (they are unless told otherwise), see [`Context::self_test`].
+    /// Whether cooperative matrices are tried before they serve, see [`ContextOptions::self_test`](field@ContextOptions::self_test).
     #[must_use]
     pub fn self_test(mut self, wanted: bool) -> Self {
-        self.skip_self_test = !wanted;
+        self.self_test = wanted;
         self
     }
 }
@@ -128,7 +134,7 @@ pub(crate) struct Shared {
     pub pool: Arc<Pool>,
     /// True if walsh made the device and so may submit and poll by itself.
     owned: bool,
-    pipelines: PipelineCache,
+    pipelines: Arc<PipelineCache>,
     stream: Mutex<Stream>,
     failure: Arc<Mutex<Option<Failure>>>,
     tier: AtomicU32,
@@ -141,6 +147,23 @@ pub(crate) struct Shared {
 enum Failure {
     Lost(String),
     Error(String),
+    /// A shader did not compile: its dispatches cannot run, and what later ones would read is undefined.
+    Shader {
+        key: String,
+        message: String,
+    },
+}
+
+impl Shared {
+    /// Creates an object of the device within an error scope, so that a host's own scopes and callbacks never see the error.
+    pub fn validated<T>(&self, create: impl FnOnce(&wgpu::Device) -> T) -> Result<T> {
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let object = create(&self.device);
+        match pollster::block_on(scope.pop()) {
+            Some(error) => Err(Error::Device(error.to_string())),
+            None => Ok(object),
+        }
+    }
 }
 
 /// A device with all that walsh keeps on it. Clones are handles to the same context; contexts are independent of each other.
@@ -221,7 +244,7 @@ impl Context {
         if let Some(max) = options.max_tier {
             caps.limit_tier(max, "the context was asked not to use it");
         }
-        let context = Self::build(device, queue, caps, true);
+        let context = Self::build(device, queue, caps, true, Arc::default());
         let failure = context.0.failure.clone();
         context.0.device.set_device_lost_callback(move |reason, message| {
             set_first(&failure, Failure::Lost(format!("{reason:?}: {message}")));
@@ -231,14 +254,18 @@ impl Context {
             .0
             .device
             .on_uncaptured_error(Arc::new(move |error| set_first(&failure, Failure::Error(error.to_string()))));
-        if context.tier() == Tier::Coop && !options.skip_self_test {
+        if context.tier() == Tier::Coop && options.self_test {
             context.self_test()?;
         }
         Ok(context)
     }
 
     /// A context on a host's device. It uses only features and limits that the device was created with, and never submits, polls or sets
-    /// callbacks: the host calls [`Context::record`] with an encoder of its own and submits that.
+    /// callbacks: the host calls [`Context::record`] with an encoder of its own and submits that. There are two exceptions:
+    /// [`Context::record`] has the encoder call back when its commands are done, and [`Context::self_test`] submits and waits.
+    ///
+    /// Where [`Context::tier`] is [`Tier::Coop`], its kernels are **not tested yet**, other than in a context with a device of its own: call
+    /// [`Context::self_test`] once before training, or keep to a lower tier by [`Context::limit_tier`].
     #[must_use]
     pub fn from_wgpu(adapter: &wgpu::Adapter, device: &wgpu::Device, queue: &wgpu::Queue) -> Self {
         Self::from_parts(device, queue, Capabilities::new(adapter, device))
@@ -247,10 +274,16 @@ impl Context {
     /// The same with capabilities that were read or limited before.
     #[must_use]
     pub fn from_parts(device: &wgpu::Device, queue: &wgpu::Queue, capabilities: Capabilities) -> Self {
-        Self::build(device.clone(), queue.clone(), capabilities, false)
+        Self::build(device.clone(), queue.clone(), capabilities, false, Arc::default())
     }
 
-    fn build(device: wgpu::Device, queue: wgpu::Queue, caps: Capabilities, owned: bool) -> Self {
+    fn build(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        caps: Capabilities,
+        owned: bool,
+        pipelines: Arc<PipelineCache>,
+    ) -> Self {
         let tier = AtomicU32::new(caps.tier as u32);
         Self(Arc::new(Shared {
             device,
@@ -259,7 +292,7 @@ impl Context {
             counters: Counters::default(),
             pool: Arc::default(),
             owned,
-            pipelines: PipelineCache::default(),
+            pipelines,
             stream: Mutex::new(Stream { ticket: 1, ..Stream::default() }),
             failure: Arc::default(),
             tier,
@@ -295,12 +328,11 @@ impl Context {
         *self.0.self_test.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(report);
     }
 
-    /// This context where walsh made the device, else one beside it on the same device that may submit and wait.
+    /// A context beside this one on the same device that may submit and wait: what it records, and what fails in it, is its own. Both share
+    /// their pipelines.
     pub(crate) fn private(&self) -> Self {
-        if self.0.owned {
-            return self.clone();
-        }
-        Self::build(self.0.device.clone(), self.0.queue.clone(), self.0.caps.clone(), true)
+        let Shared { device, queue, caps, pipelines, .. } = &*self.0;
+        Self::build(device.clone(), queue.clone(), caps.clone(), true, pipelines.clone())
     }
 
     /// The device.
@@ -355,16 +387,17 @@ impl Context {
         self.0.stream.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// The failure of the device, if there was one.
+    /// The failure of the device or of a recorded shader, if there was one. The context submits and records nothing after it.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`] or [`Error::Device`].
+    /// [`Error::DeviceLost`], [`Error::Device`] or [`Error::Shader`].
     pub fn check(&self) -> Result<()> {
         let failure = self.0.failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         match failure {
             None => Ok(()),
             Some(Failure::Lost(m)) => Err(Error::DeviceLost(m)),
             Some(Failure::Error(m)) => Err(Error::Device(m)),
+            Some(Failure::Shader { key, message }) => Err(Error::Shader { key, message }),
         }
     }
 
@@ -398,7 +431,7 @@ impl Context {
             return Ok(());
         }
         let bytes = (data.len() as u64).next_multiple_of(4);
-        let staging = self.0.pool.take(&self.0.device, &self.0.counters, Role::Upload, bytes)?;
+        let staging = self.0.pool.take(&self.0, Role::Upload, bytes)?;
         let whole = data.len() / 4 * 4;
         if whole > 0 {
             self.0.queue.write_buffer(&staging.buffer, 0, &data[..whole]);
@@ -438,7 +471,7 @@ impl Context {
     /// Records a copy of `buffer` to the host.
     pub(crate) fn readback(&self, buffer: &Buffer) -> Result<Readback> {
         let padded = buffer.bytes().next_multiple_of(4).max(4);
-        let raw = self.0.pool.take(&self.0.device, &self.0.counters, Role::Readback, padded)?;
+        let raw = self.0.pool.take(&self.0, Role::Readback, padded)?;
         let (sender, done) = futures::channel::oneshot::channel();
         let mut stream = self.stream();
         if buffer.bytes() > 0 {
@@ -506,11 +539,11 @@ impl Context {
                     .zip(entries)
                     .map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource })
                     .collect();
-                let group = shared.device.create_bind_group(&wgpu::BindGroupDescriptor {
-                    label: Some("walsh"),
-                    layout: &pipeline.layout,
-                    entries: &entries,
-                });
+                let desc =
+                    wgpu::BindGroupDescriptor { label: Some("walsh"), layout: &pipeline.layout, entries: &entries };
+                let group = shared
+                    .validated(|device| device.create_bind_group(&desc))
+                    .map_err(|e| self.check().err().unwrap_or(e))?;
                 shared.counters.bind_groups.fetch_add(1, Ordering::Relaxed);
                 stream.bind_groups.insert(group_key, group.clone());
                 group
@@ -553,8 +586,9 @@ impl Context {
     /// (or submitted to) after the commands have run; readbacks arrive then too.
     ///
     /// # Errors
-    /// [`Error::Shader`] if a shader did not compile; nothing is recorded then.
+    /// [`Error::Shader`] if a shader did not compile; nothing is recorded then, nor by any later call.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        self.check()?;
         let mut stream = self.stream();
         self.encode(&mut stream, encoder, None)?;
         stream.ticket += 1;
@@ -565,38 +599,56 @@ impl Context {
         Ok(())
     }
 
-    fn encode(&self, stream: &mut Stream, encoder: &mut wgpu::CommandEncoder, timer: Option<&Timer>) -> Result<()> {
-        let commands = std::mem::take(&mut stream.commands);
-        for command in &commands {
-            if let Command::Dispatch { pipeline, .. } = command {
-                pipeline.get()?;
+    /// Waits for the pipelines of `commands`. One that did not compile fails the context, since later commands would read what it never wrote.
+    fn await_pipelines(&self, commands: &[Command]) -> Result<()> {
+        for command in commands {
+            if let Command::Dispatch { pipeline, .. } = command
+                && let Err(error) = pipeline.get()
+            {
+                if let Error::Shader { key, message } = &error {
+                    set_first(&self.0.failure, Failure::Shader { key: key.clone(), message: message.clone() });
+                }
+                return Err(self.check().err().unwrap_or(error));
             }
         }
+        Ok(())
+    }
+
+    fn encode(&self, stream: &mut Stream, encoder: &mut wgpu::CommandEncoder, timer: Option<&mut Timer>) -> Result<()> {
+        self.await_pipelines(&stream.commands)?;
+        let commands = std::mem::take(&mut stream.commands);
+        let mut timer = timer;
+        let is_dispatch = |command: &Command| matches!(command, Command::Dispatch { .. });
+        let first = commands.iter().position(is_dispatch);
+        // The last pass starts after the last command that is no dispatch but has one behind it.
+        let last = commands.iter().rposition(is_dispatch).map(|end| {
+            commands[..end].iter().rposition(|command| !is_dispatch(command)).map_or(0, |before| before + 1)
+        });
         let mut pass: Option<wgpu::ComputePass<'static>> = None;
-        let mut stamps = 0;
-        for command in commands {
-            if !matches!(command, Command::Dispatch { .. }) {
-                pass = None;
+        for (i, command) in commands.into_iter().enumerate() {
+            if !is_dispatch(&command)
+                && let Some(mut pass) = pass.take()
+                && let Some(timer) = &mut timer
+            {
+                timer.stamp(&mut pass);
             }
             match command {
                 Command::Dispatch { pipeline, bind_group, grid: [x, y, z] } => {
                     let pass = pass.get_or_insert_with(|| {
+                        let writes = timer.as_mut().and_then(|t| t.pass_writes(Some(i) == first, Some(i) == last));
                         encoder
                             .begin_compute_pass(&wgpu::ComputePassDescriptor {
                                 label: Some("walsh"),
-                                timestamp_writes: timer.and_then(|t| t.pass_writes()),
+                                timestamp_writes: writes,
                             })
                             .forget_lifetime()
                     });
-                    if let Some(timer) = timer {
-                        timer.stamp(pass, &mut stamps);
+                    if let Some(timer) = &mut timer {
+                        timer.start(pass, &pipeline.key);
                     }
                     pass.set_pipeline(pipeline.get()?);
                     pass.set_bind_group(0, &bind_group, &[]);
                     pass.dispatch_workgroups(x, y, z);
-                    if let Some(timer) = timer {
-                        timer.label(&pipeline.key.to_string());
-                    }
                 }
                 Command::Copy { from, to, bytes } => {
                     encoder.copy_buffer_to_buffer(&from.0.buffer, from.1, &to.0.buffer, to.1, bytes);
@@ -613,8 +665,8 @@ impl Context {
                 }
             }
         }
-        if let (Some(timer), Some(pass)) = (timer, pass.as_mut()) {
-            timer.stamp(pass, &mut stamps);
+        if let (Some(timer), Some(pass)) = (&mut timer, &mut pass) {
+            timer.stamp(pass);
         }
         drop(pass);
         if stream.bind_groups.len() > MAX_BIND_GROUPS || stream.params.len() > MAX_PARAMS {
@@ -642,17 +694,23 @@ impl Context {
         if stream.profile.is_some() {
             return self.submit_profiled(&mut stream);
         }
+        self.submit_plain(&mut stream)?;
+        // The oldest stays listed until it is done, see `finish`; other threads may record while this one waits for it.
+        let oldest = stream.in_flight.len().checked_sub(MAX_IN_FLIGHT + 1).map(|i| stream.in_flight[i].clone());
+        drop(stream);
+        if let Some((done, index)) = oldest {
+            self.poll(Some(index))?;
+            self.stream().in_flight.retain(|(t, _)| *t > done);
+        }
+        self.check()
+    }
+
+    fn submit_plain(&self, stream: &mut Stream) -> Result<()> {
         let mut encoder =
             self.0.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("walsh") });
-        self.encode(&mut stream, &mut encoder, None)?;
-        self.push_submit(&mut stream, encoder);
-        while stream.in_flight.len() > MAX_IN_FLIGHT {
-            if let Some((_, index)) = stream.in_flight.pop_front() {
-                self.poll(Some(index))?;
-            }
-        }
-        drop(stream);
-        self.check()
+        self.encode(stream, &mut encoder, None)?;
+        self.push_submit(stream, encoder);
+        Ok(())
     }
 
     fn push_submit(&self, stream: &mut Stream, encoder: wgpu::CommandEncoder) {
@@ -727,10 +785,12 @@ impl Context {
         result.map(|()| profile)
     }
 
-    /// Runs `work` and returns the device time of all its dispatches together, in seconds: one compute pass, timestamps at both ends.
+    /// Runs `work`, which records and must not submit, and returns the time in seconds that the device takes from the start of its first
+    /// dispatch to the end of its last, copies between them included.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] without the `TIMESTAMP_QUERY` feature or on a host's device; what `work` returns.
+    /// [`Error::Unsupported`] without the `TIMESTAMP_QUERY` feature or on a host's device; [`Error::Invalid`] where `work` leaves no dispatch
+    /// recorded; what `work` returns.
     pub fn gpu_time(&self, work: impl FnOnce() -> Result<()>) -> Result<f64> {
         if !self.0.owned || !self.0.caps.features.contains(wgpu::Features::TIMESTAMP_QUERY) {
             return Err(Error::Unsupported {
@@ -741,43 +801,52 @@ impl Context {
         self.submit()?;
         work()?;
         let mut stream = self.stream();
-        let timer = Timer::new(&self.0, 2, false);
-        self.run_timed(&mut stream, &timer).map(|stamps| stamps[1] - stamps[0])
+        if dispatches(&stream.commands) == 0 {
+            return Err(Error::invalid("gpu_time", "work that records dispatches and does not submit them", "none"));
+        }
+        let mut timer = Timer::new(&self.0, 2, false);
+        match self.run_timed(&mut stream, &mut timer)?.as_slice() {
+            [start, end] => Ok(end - start),
+            other => Err(self.failure_or(format!("{} timestamps instead of 2", other.len()))),
+        }
     }
 
     fn submit_profiled(&self, stream: &mut Stream) -> Result<()> {
-        let dispatches = stream.commands.iter().filter(|c| matches!(c, Command::Dispatch { .. })).count();
-        // A query set holds 4096 timestamps; a longer batch goes in parts.
+        // Before the batch is cut, so that nothing of it is lost where a shader did not compile.
+        self.await_pipelines(&stream.commands)?;
+        // A query set holds 4096 timestamps, and a dispatch takes two at most; a longer batch goes in parts.
         let mut rest = std::mem::take(&mut stream.commands);
-        let mut left = dispatches;
         while !rest.is_empty() {
-            let take = left.min(4000);
             let mut seen = 0;
             let cut = rest
                 .iter()
                 .position(|c| {
                     seen += usize::from(matches!(c, Command::Dispatch { .. }));
-                    seen > take
+                    seen > 2000
                 })
                 .unwrap_or(rest.len());
             let tail = rest.split_off(cut);
             stream.commands = std::mem::replace(&mut rest, tail);
-            left -= take;
-            let timer = Timer::new(&self.0, u32::try_from(2 * take + 2).unwrap_or(4096).min(4096), true);
-            let stamps = self.run_timed(stream, &timer)?;
-            let labels = timer.labels.into_inner().unwrap_or_default();
-            let profile = stream.profile.get_or_insert_default();
-            profile.extend(labels.into_iter().zip(stamps.windows(2)).map(|(label, w)| (label, w[1] - w[0])));
+            let take = dispatches(&stream.commands);
+            if take == 0 {
+                self.submit_plain(stream)?;
+                continue;
+            }
+            let mut timer = Timer::new(&self.0, u32::try_from(2 * take).unwrap_or(4096), true);
+            let stamps = self.run_timed(stream, &mut timer)?;
+            let times = timer.labels.into_iter().map(|(label, i)| (label, stamps[i + 1] - stamps[i]));
+            stream.profile.get_or_insert_default().extend(times);
         }
         Ok(())
     }
 
-    /// Encodes with `timer`, submits, waits, and returns the timestamps in seconds.
-    fn run_timed(&self, stream: &mut Stream, timer: &Timer) -> Result<Vec<f64>> {
+    /// Encodes at least one dispatch with `timer`, submits, waits, and returns the timestamps that were written, in seconds.
+    fn run_timed(&self, stream: &mut Stream, timer: &mut Timer) -> Result<Vec<f64>> {
         let device = &self.0.device;
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("walsh timed") });
         self.encode(stream, &mut encoder, Some(timer))?;
-        let bytes = u64::from(timer.count) * 8;
+        // Waiting for a query that was never written is undefined.
+        let bytes = u64::from(timer.written) * 8;
         let resolve = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("walsh timestamps"),
             size: bytes,
@@ -790,7 +859,7 @@ impl Context {
             usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        encoder.resolve_query_set(&timer.queries, 0..timer.count, &resolve, 0);
+        encoder.resolve_query_set(&timer.queries, 0..timer.written, &resolve, 0);
         encoder.copy_buffer_to_buffer(&resolve, 0, &read, 0, bytes);
         encoder.map_buffer_on_submit(&read, wgpu::MapMode::Read, .., |_| {});
         self.push_submit(stream, encoder);
@@ -802,12 +871,18 @@ impl Context {
     }
 }
 
-/// Timestamps: either around a whole pass, or between its dispatches.
+fn dispatches(commands: &[Command]) -> usize {
+    commands.iter().filter(|c| matches!(c, Command::Dispatch { .. })).count()
+}
+
+/// Timestamps: either around all passes, or before each dispatch and at the end of each pass.
 struct Timer {
     queries: wgpu::QuerySet,
-    count: u32,
     each: bool,
-    labels: Mutex<Vec<String>>,
+    /// How many queries, from the first on, have a value once the commands have run.
+    written: u32,
+    /// The dispatches, and which timestamp precedes each.
+    labels: Vec<(String, usize)>,
 }
 
 impl Timer {
@@ -817,27 +892,32 @@ impl Timer {
             ty: wgpu::QueryType::Timestamp,
             count,
         });
-        Self { queries, count, each, labels: Mutex::default() }
+        Self { queries, each, written: 0, labels: Vec::new() }
     }
 
-    fn pass_writes(&self) -> Option<wgpu::ComputePassTimestampWrites<'_>> {
-        (!self.each).then_some(wgpu::ComputePassTimestampWrites {
+    fn pass_writes(&mut self, first: bool, last: bool) -> Option<wgpu::ComputePassTimestampWrites<'_>> {
+        if self.each || !(first || last) {
+            return None;
+        }
+        self.written += u32::from(first) + u32::from(last);
+        Some(wgpu::ComputePassTimestampWrites {
             query_set: &self.queries,
-            beginning_of_pass_write_index: Some(0),
-            end_of_pass_write_index: Some(1),
+            beginning_of_pass_write_index: first.then_some(0),
+            end_of_pass_write_index: last.then_some(1),
         })
     }
 
-    fn stamp(&self, pass: &mut wgpu::ComputePass<'_>, next: &mut u32) {
-        if self.each && *next < self.count {
-            pass.write_timestamp(&self.queries, *next);
-            *next += 1;
+    fn start(&mut self, pass: &mut wgpu::ComputePass<'_>, key: &Key) {
+        if self.each {
+            self.labels.push((key.to_string(), self.written as usize));
         }
+        self.stamp(pass);
     }
 
-    fn label(&self, label: &str) {
-        if let (true, Ok(mut labels)) = (self.each, self.labels.lock()) {
-            labels.push(label.to_owned());
+    fn stamp(&mut self, pass: &mut wgpu::ComputePass<'_>) {
+        if self.each {
+            pass.write_timestamp(&self.queries, self.written);
+            self.written += 1;
         }
     }
 }
@@ -864,10 +944,52 @@ fn check_bindings(pipeline: &Pipeline, params_size: usize, bindings: &[Binding<'
             return fail(format!("binding {} is bound as write={}, declared {access:?}", i + skip, binding.write));
         }
         let clash =
-            |other: &&Binding<'_>| other.buffer.raw.id == binding.buffer.raw.id && (other.write || binding.write);
-        if bindings[..i].iter().any(|other| clash(&other)) {
-            return fail(format!("binding {} shares its buffer with another one and one of them writes", i + skip));
+            |other: &Binding<'_>| other.buffer.raw.id == binding.buffer.raw.id && (other.write || binding.write);
+        if let Some(other) = bindings[..i].iter().position(clash) {
+            let name = |i: usize| pipeline.names.get(i + skip).map_or("", String::as_str);
+            return Err(Error::invalid(
+                format!("kernel {}, binding `{}`", pipeline.key.kernel.name, name(i)),
+                "a buffer that no other binding writes or, if the kernel writes it, that no other binding uses",
+                format!("the buffer of binding `{}`", name(other)),
+            ));
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Tensor;
+
+    /// Parses, but needs a feature that walsh asks no device for.
+    static BROKEN: Kernel = Kernel {
+        name: "broken",
+        source: "@group(0) @binding(0) var<storage, read_write> out: array<f32>;
+@compute @workgroup_size(1) fn main() { out[0] = f32(f64(out[0]) * 2.0lf); }",
+        tiers: &[Tier::Baseline],
+        variants: || vec![vec![]],
+        proven_bounds: false,
+    };
+
+    #[test]
+    fn a_shader_that_does_not_compile_fails_the_context_for_good() {
+        let own = Context::new().unwrap();
+        let host = Context::from_parts(own.device(), own.queue(), own.capabilities().clone());
+        for context in [&host, &own] {
+            let x = Tensor::from_f32(context, &[1.0], &[1]).unwrap();
+            context.dispatch(&BROKEN, &[], &(), &[x.buffer().write()], Grid::Linear(1)).unwrap();
+            let shader = |result: Result<()>| assert!(matches!(result, Err(Error::Shader { .. })), "{result:?}");
+            let mut encoder = own.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            for _ in 0..2 {
+                shader(context.record(&mut encoder));
+                shader(context.check());
+            }
+            if context.owned() {
+                shader(context.submit());
+                shader(context.synchronize());
+                shader(x.to_vec().map(|_| ()));
+            }
+        }
+    }
 }

@@ -44,10 +44,10 @@ pub enum Error {
         /// What is missing.
         why: String,
     },
-    /// A tensor or dispatch is larger than a limit of the device.
+    /// A tensor, dispatch or kernel needs more than a limit of the device allows.
     #[error("{what} needs {needed}, but this device's limit {limit} is {max}")]
     Limit {
-        /// The tensor or dispatch.
+        /// The tensor, dispatch or kernel.
         what: String,
         /// The name of the `wgpu::Limits` field.
         limit: &'static str,

@@ -83,14 +83,15 @@
 //! | [`Coop`](Tier::Coop) | 16 x 16 x 16 cooperative matrices, f16 operands, f32 sums | matrix products and attention in f16 |
 //!
 //! A context uses the best tier that its device offers. [`Capabilities::missing`] says why a higher one is not on offer, and
-//! [`ContextOptions::max_tier`] keeps to a lower one. [`Context::self_test`] compares the products of the cooperative tier with exact results, and
-//! switches the tier off where they differ. Kernels are chosen from a static table by adapter and shape, never by timing.
+//! [`ContextOptions::max_tier`] keeps to a lower one. [`Context::self_test`] compares the products of the cooperative tier with exact results,
+//! and its attention with a bound, and switches the tier off where they differ. Kernels are chosen from a static table by adapter and shape, never by timing.
 //!
 //! # In a host's application
 //!
-//! [`Context::from_wgpu`] takes the host's adapter, device and queue. Such a context never submits, polls or sets callbacks. The host calls
-//! [`Context::record`] with an encoder of its own and submits that; it can bind [`Tensor::buffer`] in its own shaders. The example
-//! `embed_in_app.rs` does so.
+//! [`Context::from_wgpu`] takes the host's adapter, device and queue. Such a context never submits, polls or sets callbacks, with two exceptions:
+//! [`Context::record`] has the encoder call back when its commands are done, to reuse memory, and [`Context::self_test`], which a host calls
+//! where the tier is [`Coop`](Tier::Coop), submits and waits. The host calls [`Context::record`] with an encoder of its own and submits that; it
+//! can bind [`Tensor::buffer`] in its own shaders. The example `embed_in_app.rs` does so.
 //!
 //! # Modules
 //!

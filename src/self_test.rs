@@ -1,6 +1,9 @@
-//! Products by cooperative matrices against exact results, before they may serve.
+//! Products and attention by cooperative matrices against results of the host, before they may serve.
 
+use crate::kernel::attention::{AttentionDims, AttentionPath, attention_on};
+use crate::kernel::attention_backward::{AttentionGrads, attention_backward_on};
 use crate::kernel::matmul::{Choice, Dims, Epilogue, Form, Matmul, matmul_with};
+use crate::reference::attention as reference;
 use crate::{Context, DType, Result, Tensor, Tier};
 use half::f16;
 use std::time::{Duration, Instant};
@@ -11,19 +14,20 @@ use std::time::{Duration, Instant};
 pub struct SelfTest {
     /// The tier that was tested; lower tiers have nothing to test.
     pub tier: Tier,
-    /// The products that were tried.
+    /// The products that were tried, and attention.
     pub cases: Vec<Case>,
     /// How long it took, the compilation of the kernels included.
     pub elapsed: Duration,
 }
 
-/// A product that was tried.
+/// A product, or a layer of attention with its gradient, that was tried.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Case {
     /// Form, type of the result, sizes.
     pub name: String,
-    /// Elements that are not what they must be; the results of the self-test are exact numbers, so every difference is an error.
+    /// Elements that are not what they must be. Products are exact numbers, so every difference is an error; results of attention may differ by
+    /// 2^-6 of the largest number of their kind.
     pub wrong: usize,
     /// The largest difference, infinite where a result is not a number.
     pub worst: f64,
@@ -53,10 +57,10 @@ impl std::fmt::Display for SelfTest {
         match (self.cases.len(), failed.as_slice()) {
             (0, _) => write!(f, "nothing to test in tier {}", self.tier),
             (n, []) => {
-                write!(f, "{n} products in tier {} were exact, {:.0} ms", self.tier, self.elapsed.as_secs_f64() * 1e3)
+                write!(f, "{n} cases in tier {} were right, {:.0} ms", self.tier, self.elapsed.as_secs_f64() * 1e3)
             }
             (n, failed) => {
-                write!(f, "{} of {n} products in tier {} failed:", failed.len(), self.tier)?;
+                write!(f, "{} of {n} cases in tier {} failed:", failed.len(), self.tier)?;
                 for case in failed {
                     match &case.failure {
                         Some(why) => write!(f, " {} did not run ({why});", case.name)?,
@@ -95,13 +99,13 @@ fn numbers(len: usize, salt: u32, max: u32) -> Vec<f32> {
 }
 
 /// A product on its way, with its operands.
-struct Pending {
+struct Product {
     a: Vec<f32>,
     b: Vec<f32>,
     result: Tensor,
 }
 
-fn start(context: &Context, (form, out, [m, n, k], splits): Spec) -> Result<Pending> {
+fn start(context: &Context, (form, out, [m, n, k], splits): Spec) -> Result<Product> {
     // Sums stay exact: below 2^24 in f32, below 2^11 in f16. With f32 results they exceed 2^11 on purpose, which finds sums that are kept in f16.
     let max = if out == DType::F16 { 3 } else { 60 };
     let (a, b) = (numbers(m * k, 1, max), numbers(k * n, 2, max));
@@ -120,11 +124,11 @@ fn start(context: &Context, (form, out, [m, n, k], splits): Spec) -> Result<Pend
         accumulate: false,
     };
     matmul_with(context, &spec, Choice::Coop { splits })?;
-    Ok(Pending { a, b, result })
+    Ok(Product { a, b, result })
 }
 
 /// How many elements are wrong, and by how much at most.
-fn finish((form, _, [m, n, k], _): Spec, Pending { a, b, result }: &Pending) -> Result<(usize, f64)> {
+fn finish((form, _, [m, n, k], _): Spec, Product { a, b, result }: &Product) -> Result<(usize, f64)> {
     let got = result.to_vec()?;
     let (mut wrong, mut worst) = (0, 0.0f64);
     let mut want = vec![0.0f32; n];
@@ -147,10 +151,98 @@ fn finish((form, _, [m, n, k], _): Spec, Pending { a, b, result }: &Pending) -> 
     Ok((wrong, worst))
 }
 
+/// Attention for the self-test: more than one block of queries and keys, the last of each not full.
+const ATTENTION: AttentionDims = AttentionDims { batch: 2, seq: 72, heads: 2, head_dim: 64, causal: true };
+
+/// Attention on its way, with its operands.
+struct Attention {
+    qkv: Vec<f32>,
+    dout: Vec<f32>,
+    out: Tensor,
+    lse: Tensor,
+    dqkv: Tensor,
+}
+
+fn start_attention(context: &Context, dims: AttentionDims, dtype: DType, path: AttentionPath) -> Result<Attention> {
+    // Multiples of an eighth up to 2 and of a quarter up to 1: exact in f16, and scores far enough apart that keys differ in weight.
+    let qkv: Vec<_> = numbers(3 * dims.out_len(), 3, 16).iter().map(|v| v / 8.0).collect();
+    let dout: Vec<_> = numbers(dims.out_len(), 4, 4).iter().map(|v| v / 4.0).collect();
+    let tensor = |v: &[f32]| match dtype {
+        DType::F16 => Tensor::from_f16(context, &v.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>(), &[v.len()]),
+        _ => Tensor::from_f32(context, v, &[v.len()]),
+    };
+    let (x, dy) = (tensor(&qkv)?, tensor(&dout)?);
+    let (out, dqkv) = (Tensor::zeros(context, &[dout.len()], dtype)?, Tensor::zeros(context, &[qkv.len()], dtype)?);
+    let lse = Tensor::zeros(context, &[dims.rows()], DType::F32)?;
+    attention_on(context, x.buffer(), out.buffer(), lse.buffer(), dims, None, path)?;
+    let grads = AttentionGrads {
+        qkv: x.buffer(),
+        out: out.buffer(),
+        dout: dy.buffer(),
+        lse: lse.buffer(),
+        dqkv: dqkv.buffer(),
+    };
+    attention_backward_on(context, grads, dims, None, path)?;
+    Ok(Attention { qkv, dout, out, lse, dqkv })
+}
+
+/// How many elements are wrong, and by how much at most. Operands, weights and results are rounded to f16, 2^-11 of each term, and for this
+/// data the terms of one result add up to less than twice the largest result; 2^-6 of that is ample, and a kernel that takes wrong elements is off
+/// by far more.
+fn finish_attention(dims: AttentionDims, case: &Attention) -> Result<(usize, f64)> {
+    const BOUND: f64 = 1.0 / 64.0;
+    let AttentionDims { batch, seq, heads, head_dim, causal } = dims;
+    let wide = |v: &[f32]| v.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
+    let host = reference::Dims { batch, seq, heads, head_dim, causal };
+    let (qkv, dout) = (wide(&case.qkv), wide(&case.dout));
+    let (out, lse) = reference::attention(&qkv, host, None);
+    let dqkv = reference::attention_backward(&qkv, &dout, host, None);
+    // The gradients of queries, keys and values differ in size.
+    let part = |v: &[f64], i: usize| -> Vec<f64> {
+        v.chunks_exact(heads * head_dim).skip(i).step_by(3).flatten().copied().collect()
+    };
+    let got = wide(&case.dqkv.to_vec()?);
+    let mut pairs = vec![(wide(&case.out.to_vec()?), out), (wide(&case.lse.to_vec()?), lse)];
+    pairs.extend((0..3).map(|i| (part(&got, i), part(&dqkv, i))));
+    let (mut wrong, mut worst) = (0, 0.0f64);
+    for (got, want) in pairs {
+        let largest = want.iter().fold(0.0f64, |m, w| m.max(w.abs()));
+        for (g, w) in got.iter().zip(&want) {
+            let error = if g.is_finite() { (g - w).abs() } else { f64::INFINITY };
+            if error > BOUND * largest {
+                wrong += 1;
+                worst = worst.max(error);
+            }
+        }
+    }
+    Ok((wrong, worst))
+}
+
+/// A case whose commands are recorded, and what is left to do.
+type Pending = (String, Box<dyn FnOnce() -> Result<(usize, f64)>>);
+
+/// Records every case. Each has a context of its own, so that a kernel which fails takes no other case and nothing of the caller's with it.
+fn pending(context: &Context) -> Vec<Pending> {
+    let mut all: Vec<Pending> = Vec::new();
+    for spec in SPECS {
+        let (form, out, [m, n, k], splits) = spec;
+        let parts = if splits > 1 { format!(" in {splits} parts") } else { String::new() };
+        let name = format!("{form:?} into {out} of {m} x {n} x {k}{parts}");
+        let started = start(&context.private(), spec);
+        all.push((name, Box::new(move || finish(spec, &started?))));
+    }
+    let AttentionDims { batch, seq, heads, head_dim, .. } = ATTENTION;
+    let name = format!("causal attention and its gradient of {batch} x {seq} tokens, {heads} heads of {head_dim}");
+    let started = start_attention(&context.private(), ATTENTION, DType::F16, AttentionPath::Coop);
+    all.push((name, Box::new(move || finish_attention(ATTENTION, &started?))));
+    all
+}
+
 impl Context {
-    /// Tries the kernels of the tier `coop` on products whose exact results are known, and gives the tier up where one is wrong. Contexts with
-    /// a device of their own do it when they are made, see [`crate::ContextOptions::self_test`]; for a host's device it is the host's to
-    /// call, once, before it trains: this submits to the device's queue and waits. The report is kept, see [`Context::self_test_report`].
+    /// Tries the kernels of the tier `coop` on products whose exact results are known and on attention, and gives the tier up where a result is
+    /// wrong. Contexts with a device of their own do it when they are made, see [`ContextOptions::self_test`](field@crate::ContextOptions::self_test);
+    /// for a host's device it is the host's to call, once, before it trains: this submits to the device's queue and waits. What the caller has
+    /// recorded stays recorded. The report is kept, see [`Context::self_test_report`].
     ///
     /// # Errors
     /// [`crate::Error::DeviceLost`] or [`crate::Error::Device`] where the device fails as a whole; a wrong result is no error.
@@ -159,20 +251,14 @@ impl Context {
         let tier = self.tier();
         let mut cases = Vec::new();
         if tier == Tier::Coop {
-            // On a host's device a context of its own, so that what the host has recorded stays recorded.
-            let context = self.private();
             // All are recorded before the first is read, so that their pipelines compile side by side.
-            let pending: Vec<_> = SPECS.map(|spec| start(&context, spec)).into();
-            for (spec, pending) in SPECS.into_iter().zip(pending) {
-                let (form, out, [m, n, k], splits) = spec;
-                let parts = if splits > 1 { format!(" in {splits} parts") } else { String::new() };
-                let name = format!("{form:?} into {out} of {m} x {n} x {k}{parts}");
-                cases.push(match pending.and_then(|pending| finish(spec, &pending)) {
+            for (name, finish) in pending(self) {
+                cases.push(match finish() {
                     Ok((wrong, worst)) => Case { name, wrong, worst, failure: None },
                     Err(error) => Case { name, wrong: 0, worst: 0.0, failure: Some(error.to_string()) },
                 });
             }
-            context.check()?;
+            self.check()?;
         }
         let report = SelfTest { tier, cases, elapsed: begin.elapsed() };
         if !report.passed() {
@@ -181,5 +267,43 @@ impl Context {
         }
         self.keep_report(report.clone());
         Ok(report)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_attention_case_passes_right_kernels_and_finds_wrong_ones() {
+        let context = Context::new().unwrap();
+        let dtypes: &[DType] = if context.capabilities().f16 { crate::kernel::FLOATS } else { &[DType::F32] };
+        for dtype in dtypes {
+            for path in [AttentionPath::Tiles, AttentionPath::Rows] {
+                let case = start_attention(&context.private(), ATTENTION, *dtype, path).unwrap();
+                assert_eq!(finish_attention(ATTENTION, &case).unwrap(), (0, 0.0), "{dtype} {path:?}");
+                // Operands of another sign, and a mask that is not there.
+                let other = Attention { qkv: case.qkv.iter().map(|v| -v).collect(), ..case };
+                assert!(finish_attention(ATTENTION, &other).unwrap().0 > 0);
+                let open = AttentionDims { causal: false, ..ATTENTION };
+                let case = start_attention(&context.private(), open, *dtype, path).unwrap();
+                assert!(finish_attention(ATTENTION, &case).unwrap().0 > ATTENTION.out_len() / 2);
+            }
+        }
+    }
+
+    #[test]
+    fn the_self_test_leaves_the_callers_work_recorded_and_fails_per_case() {
+        let context = Context::new().unwrap();
+        let x = Tensor::from_f32(&context, &[2.0], &[1]).unwrap();
+        let (submits, read) = (context.counts().submits, x.read().unwrap());
+        let coop = context.tier() == Tier::Coop;
+        for (name, finish) in pending(&context) {
+            // Without the tier the kernels are refused or do not compile, which must stay within the case.
+            assert_eq!(finish().is_ok(), coop, "{name}");
+        }
+        context.check().unwrap();
+        assert_eq!(context.counts().submits, submits);
+        assert_eq!(read.wait().unwrap(), 2.0f32.to_le_bytes());
     }
 }

@@ -226,3 +226,44 @@ fn two_contexts_on_one_device_are_independent() {
         assert_eq!(host_losses(&c, &device, &queue, 3, 3), want);
     }
 }
+
+#[test]
+fn a_device_whose_limits_are_too_low_for_a_kernel_is_told_which_one() {
+    use walsh::kernel::attention::{AttentionDims, AttentionPath, attention_on};
+    let (adapter, ..) = hosts().swap_remove(0);
+    let limits = wgpu::Limits::default();
+    for (name, required_limits) in [
+        (
+            "max_storage_buffers_per_shader_stage",
+            wgpu::Limits { max_storage_buffers_per_shader_stage: 2, ..limits.clone() },
+        ),
+        (
+            "max_compute_workgroup_storage_size",
+            wgpu::Limits { max_compute_workgroup_storage_size: 1024, ..limits.clone() },
+        ),
+        ("max_compute_workgroup_size_x", wgpu::Limits { max_compute_workgroup_size_x: 128, ..limits.clone() }),
+        (
+            "max_compute_invocations_per_workgroup",
+            wgpu::Limits { max_compute_invocations_per_workgroup: 128, ..limits.clone() },
+        ),
+    ] {
+        let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("small host"),
+            required_limits,
+            ..Default::default()
+        }))
+        .unwrap();
+        let errors = Arc::new(Mutex::new(Vec::new()));
+        let list = errors.clone();
+        device.on_uncaptured_error(Arc::new(move |error| list.lock().unwrap().push(error.to_string())));
+        let context = Context::from_wgpu(&adapter, &device, &queue);
+        let dims = AttentionDims { batch: 1, seq: 4, heads: 1, head_dim: 64, causal: true };
+        let [qkv, out, lse] = [3 * dims.out_len(), dims.out_len(), dims.rows()]
+            .map(|len| Tensor::zeros(&context, &[len], DType::F32).unwrap());
+        let (qkv, out, lse) = (qkv.buffer(), out.buffer(), lse.buffer());
+        let result = attention_on(&context, qkv, out, lse, dims, None, AttentionPath::Tiles);
+        assert!(matches!(result, Err(Error::Limit { limit, .. }) if limit == name), "{name}: {result:?}");
+        submit(&context, &device, &queue);
+        assert!(errors.lock().unwrap().is_empty(), "{errors:?}");
+    }
+}

@@ -211,3 +211,79 @@ fn threads_may_share_a_context() {
         });
     }
 }
+
+#[test]
+fn timings_span_copies_and_need_a_dispatch() {
+    for context in every_tier() {
+        if !context.capabilities().features.contains(walsh::wgpu::Features::TIMESTAMP_QUERY) {
+            continue;
+        }
+        let large = Tensor::zeros(&context, &[512, 512], DType::F32).unwrap();
+        let small = Tensor::from_f32(&context, &[1.0], &[1, 1]).unwrap();
+        let heavy = || large.linear(&large, None).map(|_| ());
+        let light = || small.linear(&small, None).map(|_| ());
+        let copy = || small.write(bytemuck::bytes_of(&1.0f32));
+        heavy().and_then(|()| light()).and_then(|()| context.synchronize()).unwrap();
+        let shortest = |work: &dyn Fn() -> walsh::Result<()>| {
+            (0..3).map(|_| context.gpu_time(work).unwrap()).fold(f64::INFINITY, f64::min)
+        };
+        let alone = shortest(&heavy);
+        let first = shortest(&|| heavy().and_then(|()| copy()).and_then(|()| light()));
+        let last = shortest(&|| light().and_then(|()| copy()).and_then(|()| heavy()).and_then(|()| copy()));
+        let middle = shortest(&|| {
+            light().and_then(|()| copy()).and_then(|()| heavy()).and_then(|()| copy()).and_then(|()| light())
+        });
+        for time in [first, last, middle] {
+            assert!(time > 0.5 * alone && time < 100.0 * alone, "{alone}: {first} {last} {middle}");
+        }
+        for work in [&copy as &dyn Fn() -> walsh::Result<()>, &|| Ok(()), &|| light().and_then(|()| context.submit())] {
+            let result = context.gpu_time(work);
+            assert!(matches!(result, Err(Error::Invalid { .. })), "{result:?}");
+        }
+        assert_eq!(small.item().unwrap(), 1.0);
+
+        if !context.capabilities().features.contains(walsh::wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES) {
+            continue;
+        }
+        let dispatches = context.counts().dispatches;
+        let profile = context.profile(|| heavy().and_then(|()| copy()).and_then(|()| light()).and_then(|()| copy()));
+        let profile = profile.unwrap();
+        assert_eq!(profile.len() as u64, context.counts().dispatches - dispatches);
+        assert!(profile.iter().all(|(_, time)| (0.0..10.0).contains(time)), "{profile:?}");
+        let total: f64 = profile.iter().map(|(_, time)| time).sum();
+        assert!(total > 0.5 * alone, "{alone}: {profile:?}");
+        assert!(context.profile(copy).unwrap().is_empty());
+        // More than one query set holds, each dispatch in a pass of its own.
+        let many = context.profile(|| (0..2100).try_for_each(|_| light().and_then(|()| copy()))).unwrap();
+        assert!(many.len() >= 2100 && many.iter().all(|(_, time)| (0.0..10.0).contains(time)));
+    }
+}
+
+#[test]
+fn buffers_that_a_kernel_may_not_share_are_refused_by_name() {
+    for context in every_tier() {
+        let x = Tensor::from_f32(&context, &[1.0; 64], &[64]).unwrap();
+        let result = walsh::kernel::accumulate::accumulate(&context, x.buffer(), x.buffer(), true);
+        let Err(Error::Invalid { what, got, .. }) = result else { panic!("{result:?}") };
+        assert!(what.contains("accumulate") && what.contains('`') && got.contains('`'), "{what}: {got}");
+    }
+}
+
+#[test]
+fn threads_that_need_one_pipeline_compile_it_once() {
+    let run = |threads: usize| {
+        let context = Context::new().unwrap();
+        let ready = std::sync::Barrier::new(threads);
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    let x = Tensor::from_f32(&context, &[2.0; 64], &[8, 8]).unwrap();
+                    ready.wait();
+                    x.linear(&x, None).unwrap();
+                });
+            }
+        });
+        context.counts().pipelines
+    };
+    assert_eq!(run(8), run(1));
+}

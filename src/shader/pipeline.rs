@@ -13,10 +13,14 @@ pub(crate) struct Pipeline {
     pub id: u64,
     pub key: Key,
     pub bindings: Vec<Access>,
+    /// What the shader calls them.
+    pub names: Vec<String>,
     pub params_size: u32,
     pub layout: wgpu::BindGroupLayout,
-    compiled: Arc<OnceLock<Result<wgpu::ComputePipeline, String>>>,
+    compiled: Compiled,
 }
+
+type Compiled = Arc<OnceLock<Result<wgpu::ComputePipeline, String>>>;
 
 impl Pipeline {
     /// The compiled pipeline; waits for the compiling thread if it is still at it.
@@ -36,7 +40,9 @@ pub(crate) struct PipelineCache {
 
 impl PipelineCache {
     pub fn get(&self, shared: &Shared, key: Key) -> Result<Arc<Pipeline>> {
-        if let Some(found) = self.map.lock().expect("no thread panics while it holds the cache").get(&key) {
+        // Held until the pipeline is listed, so that no two threads compile one key. A panic in here leaves the map as it was.
+        let mut map = self.map.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(found) = map.get(&key) {
             return Ok(found.clone());
         }
         // The list is closed so that a test can enumerate and translate it without a GPU.
@@ -44,13 +50,13 @@ impl PipelineCache {
             return Err(Error::Shader { key: key.to_string(), message: "not in the kernel's list of variants".into() });
         }
         let pipeline = Arc::new(self.create(shared, key.clone())?);
-        self.map.lock().expect("no thread panics while it holds the cache").insert(key, pipeline.clone());
+        map.insert(key, pipeline.clone());
         Ok(pipeline)
     }
 
     fn create(&self, shared: &Shared, key: Key) -> Result<Pipeline> {
         let reflected = key.reflect()?;
-        check_limits(&key, &reflected, &shared.device.limits())?;
+        check_limits(&key, &reflected, &shared.caps.limits)?;
         let label = format!("walsh {key}");
         let entries: Vec<_> = (0u32..)
             .zip(&reflected.bindings)
@@ -69,27 +75,22 @@ impl PipelineCache {
                 count: None,
             })
             .collect();
-        let layout = shared
-            .device
-            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&label), entries: &entries });
-        let compiled = Arc::new(OnceLock::new());
+        let names = names(&reflected.module);
+        let layout = shared.validated(|device| {
+            device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&label), entries: &entries })
+        })?;
         let job = {
-            let (device, layout, compiled) = (shared.device.clone(), layout.clone(), compiled.clone());
+            let (device, layout) = (shared.device.clone(), layout.clone());
             let (module, proven) = (reflected.module, key.kernel.proven_bounds);
-            move || {
-                let result = compile(&device, &label, module, proven, &layout);
-                compiled.set(result).expect("each pipeline is compiled by one thread");
-            }
+            move || compile(&device, &label, module, proven, &layout)
         };
         shared.counters.pipelines.fetch_add(1, Ordering::Relaxed);
         shared.counters.shader_modules.fetch_add(1, Ordering::Relaxed);
-        std::thread::Builder::new()
-            .name("walsh compile".into())
-            .spawn(job)
-            .map_err(|e| Error::Device(format!("cannot start a thread to compile shaders: {e}")))?;
+        let compiled = spawn(job)?;
         Ok(Pipeline {
             id: self.next.fetch_add(1, Ordering::Relaxed),
             bindings: reflected.bindings,
+            names,
             params_size: reflected.params_size,
             layout,
             compiled,
@@ -98,15 +99,61 @@ impl PipelineCache {
     }
 }
 
+/// Runs `job` on a thread of its own. Whoever waits for the result gets one even where the compiler panics.
+fn spawn(job: impl FnOnce() -> Result<wgpu::ComputePipeline, String> + Send + 'static) -> Result<Compiled> {
+    let compiled = Compiled::default();
+    let slot = compiled.clone();
+    let job = move || {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(job))
+            .unwrap_or_else(|_| Err("the shader compiler panicked".to_owned()));
+        slot.set(result).expect("each pipeline is compiled by one thread");
+    };
+    std::thread::Builder::new()
+        .name("walsh compile".into())
+        .spawn(job)
+        .map_err(|e| Error::Device(format!("cannot start a thread to compile shaders: {e}")))?;
+    Ok(compiled)
+}
+
+/// Names of the bindings, in their order.
+fn names(module: &naga::Module) -> Vec<String> {
+    let mut found: Vec<_> = module
+        .global_variables
+        .iter()
+        .filter_map(|(_, var)| Some((var.binding?.binding, var.name.clone().unwrap_or_default())))
+        .collect();
+    found.sort();
+    found.into_iter().map(|(_, name)| name).collect()
+}
+
+/// Compares what the shader declares with the device's limits, so that the caller learns which one is too low.
 fn check_limits(key: &Key, reflected: &super::Reflected, limits: &wgpu::Limits) -> Result<()> {
-    let invocations: u32 = reflected.workgroup_size.iter().product();
-    if invocations > limits.max_compute_invocations_per_workgroup {
-        return Err(Error::Limit {
-            what: format!("the workgroup of {key}"),
-            limit: "max_compute_invocations_per_workgroup",
-            max: limits.max_compute_invocations_per_workgroup.into(),
-            needed: invocations.into(),
-        });
+    let [x, y, z] = reflected.workgroup_size;
+    let module = &reflected.module;
+    // Each variable counts as a multiple of 16 bytes, as in WebGPU.
+    let shared: u32 = module
+        .global_variables
+        .iter()
+        .filter(|(_, var)| var.space == naga::AddressSpace::WorkGroup)
+        .map(|(_, var)| module.types[var.ty].inner.size(module.to_ctx()).next_multiple_of(16))
+        .sum();
+    let buffers = reflected.bindings.iter().filter(|access| **access != Access::Uniform).count();
+    for (limit, max, needed) in [
+        ("max_compute_workgroup_size_x", limits.max_compute_workgroup_size_x, x),
+        ("max_compute_workgroup_size_y", limits.max_compute_workgroup_size_y, y),
+        ("max_compute_workgroup_size_z", limits.max_compute_workgroup_size_z, z),
+        ("max_compute_invocations_per_workgroup", limits.max_compute_invocations_per_workgroup, x * y * z),
+        ("max_compute_workgroup_storage_size", limits.max_compute_workgroup_storage_size, shared),
+        (
+            "max_storage_buffers_per_shader_stage",
+            limits.max_storage_buffers_per_shader_stage,
+            u32::try_from(buffers).unwrap_or(u32::MAX),
+        ),
+    ] {
+        if needed > max {
+            let what = format!("the kernel {key}");
+            return Err(Error::Limit { what, limit, max: max.into(), needed: needed.into() });
+        }
     }
     Ok(())
 }
@@ -162,5 +209,14 @@ impl Key {
     /// The best tier, at most `max`, that `kernel` is written for.
     pub(crate) fn best_tier(kernel: &super::Kernel, max: Tier) -> Tier {
         kernel.tiers.iter().copied().filter(|tier| *tier <= max).max().unwrap_or(Tier::Baseline)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_panic_of_the_compiler_is_an_error_and_not_a_wait_without_end() {
+        let compiled = super::spawn(|| panic!("as a test asked")).unwrap();
+        assert_eq!(compiled.wait().as_ref().unwrap_err(), "the shader compiler panicked");
     }
 }
