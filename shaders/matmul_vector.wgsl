@@ -10,19 +10,16 @@ var<workgroup> part: array<vec4<f32>, 16u * ROWS>;   // [row][invocation], one c
 fn load_a(base: u32, k: u32) -> vec4<f32> { return vec4<f32>(a[(base + k) / 4u]); }
 fn load_b(base: u32, k: u32) -> vec4<f32> { return vec4<f32>(b[(base + k) / 4u]); }
 #else
-fn element_a(base: u32, k: u32) -> f32 {
-    if k >= params.k { return 0.0; }
-    return f32(a[base + k]);
-}
-fn element_b(base: u32, k: u32) -> f32 {
-    if k >= params.k { return 0.0; }
-    return f32(b[base + k]);
-}
+// Without branches: an early return in each of the 36 loads of eight rows takes some software drivers minutes and gigabytes to compile.
 fn load_a(base: u32, k: u32) -> vec4<f32> {
-    return vec4<f32>(element_a(base, k), element_a(base, k + 1u), element_a(base, k + 2u), element_a(base, k + 3u));
+    let e = params.k - 1u;
+    let v = vec4<f32>(f32(a[base + k]), f32(a[base + min(k + 1u, e)]), f32(a[base + min(k + 2u, e)]), f32(a[base + min(k + 3u, e)]));
+    return select(vec4<f32>(), v, vec4<u32>(k) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.k));
 }
 fn load_b(base: u32, k: u32) -> vec4<f32> {
-    return vec4<f32>(element_b(base, k), element_b(base, k + 1u), element_b(base, k + 2u), element_b(base, k + 3u));
+    let e = params.k - 1u;
+    let v = vec4<f32>(f32(b[base + k]), f32(b[base + min(k + 1u, e)]), f32(b[base + min(k + 2u, e)]), f32(b[base + min(k + 3u, e)]));
+    return select(vec4<f32>(), v, vec4<u32>(k) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.k));
 }
 #endif
 

@@ -2,8 +2,8 @@
 
 use crate::buffer::Buffer;
 use crate::context::Grid;
-use crate::shader::{Defines, Kernel, Scalar};
 use crate::kernel::{FLOATS, dim, expect};
+use crate::shader::{Defines, Kernel, Scalar};
 use crate::{Context, Result, Tier};
 
 /// The kernel.

@@ -89,7 +89,11 @@ pub fn grad_norm(context: &Context, grads: &Buffer, partials: &Buffer, first_par
         return Err(Error::shape(op, "gradients of a multiple of 4", grads.len().to_string()));
     }
     if (first_partial as u64).saturating_add(chunks) > partials.len() as u64 {
-        return Err(Error::shape(op, format!("{chunks} partial sums from {first_partial} on"), partials.len().to_string()));
+        return Err(Error::shape(
+            op,
+            format!("{chunks} partial sums from {first_partial} on"),
+            partials.len().to_string(),
+        ));
     }
     context.dispatch(
         &GRAD_NORM,
