@@ -1,5 +1,5 @@
 // accumulate.wgsl: out = x, or out += x, four elements per invocation. Buffers are padded to 16 bytes, so the last vec4 may be partly
-// padding: it is read and written but means nothing.
+// padding, where zeros are stored: `out` may be a part of the gradient arena, whose norm counts the padding.
 struct Params { len: u32, accumulate: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec4<X>>;
@@ -15,5 +15,6 @@ fn main(
     if i * 4u >= params.len { return; }
     var value = vec4<f32>(x[i]);
     if params.accumulate != 0u { value += vec4<f32>(out[i]); }
-    out[i] = vec4<Out>(value);
+    let inside = vec4<u32>(i * 4u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.len);
+    out[i] = vec4<Out>(select(vec4<f32>(), value, inside));
 }

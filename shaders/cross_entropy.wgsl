@@ -102,7 +102,11 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
     let sum = row_sum(total(s * exp(m - row_largest)), inv);
     // The owner of the target's column writes the loss; of a row that has none, invocation 0.
     if counted {
-        if inv.index == target_unit % WG_SIZE { losses[row] = log(sum) + (row_largest - target_logit); }
+        if inv.index == target_unit % WG_SIZE {
+            // Some drivers' logarithm of a NaN is a number.
+            let failed = (bitcast<u32>(sum) & 0x7f800000u) == 0x7f800000u;
+            losses[row] = select(log(sum), sum, failed) + (row_largest - target_logit);
+        }
     } else if inv.index == 0u {
         var bits = 0u;
         if t != 0xffffffffu { bits = 0x7fc00000u; } // a NaN, made from its bits because WGSL has no way to write one

@@ -1,6 +1,6 @@
 // matmul_vector.wgsl: out[m, n] = sum_k a[m, k] b[n, k] for a few rows (decoding), f32 arithmetic. Bound by reading b once.
 // A workgroup owns four columns of all rows, 16 invocations a column; each sums every 16th vec4 along K of up to ROWS rows. Rows and columns
-// beyond the end repeat the last one and are not stored. Tier: baseline.
+// beyond the end repeat the last one and are not stored. More columns than a grid is wide go on in its second dimension. Tier: baseline.
 #import matmul_epilogue
 
 var<workgroup> part: array<vec4<f32>, 16u * ROWS>;   // [row][invocation], one component per column
@@ -10,28 +10,31 @@ var<workgroup> part: array<vec4<f32>, 16u * ROWS>;   // [row][invocation], one c
 fn load_a(base: u32, k: u32) -> vec4<f32> { return vec4<f32>(a[(base + k) / 4u]); }
 fn load_b(base: u32, k: u32) -> vec4<f32> { return vec4<f32>(b[(base + k) / 4u]); }
 #else
-fn element_a(base: u32, k: u32) -> f32 {
-    if k >= params.k { return 0.0; }
-    return f32(a[base + k]);
-}
-fn element_b(base: u32, k: u32) -> f32 {
-    if k >= params.k { return 0.0; }
-    return f32(b[base + k]);
-}
+// Without branches: an early return in each of the 36 loads of eight rows takes some software drivers minutes and gigabytes to compile.
 fn load_a(base: u32, k: u32) -> vec4<f32> {
-    return vec4<f32>(element_a(base, k), element_a(base, k + 1u), element_a(base, k + 2u), element_a(base, k + 3u));
+    let e = params.k - 1u;
+    let v = vec4<f32>(f32(a[base + k]), f32(a[base + min(k + 1u, e)]), f32(a[base + min(k + 2u, e)]), f32(a[base + min(k + 3u, e)]));
+    return select(vec4<f32>(), v, vec4<u32>(k) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.k));
 }
 fn load_b(base: u32, k: u32) -> vec4<f32> {
-    return vec4<f32>(element_b(base, k), element_b(base, k + 1u), element_b(base, k + 2u), element_b(base, k + 3u));
+    let e = params.k - 1u;
+    let v = vec4<f32>(f32(b[base + k]), f32(b[base + min(k + 1u, e)]), f32(b[base + min(k + 2u, e)]), f32(b[base + min(k + 3u, e)]));
+    return select(vec4<f32>(), v, vec4<u32>(k) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.k));
 }
 #endif
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+fn main(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+) {
     let batch = wg.z;
+    let first = (wg.y * grid.x + wg.x) * 4u;
+    if first >= params.n { return; } // uniform per workgroup
     let lane = index % 16u;
     let column = index / 16u;
-    let base_b = batch * params.batch_b + min(wg.x * 4u + column, params.n - 1u) * params.k;
+    let base_b = batch * params.batch_b + min(first + column, params.n - 1u) * params.k;
 #for r 0 ROWS
     let base{r} = batch * params.batch_a + min({r}u, params.m - 1u) * params.k;
     var sum{r} = vec4<f32>();
@@ -50,9 +53,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
         var total = vec4<f32>();
         for (var i = 0u; i < 16u; i++) { total += part[index * 16u + i]; }
 #if VEC
-        finish4(batch, index, wg.x * 4u, total);
+        finish4(batch, index, first, total);
 #else
-        for (var at = wg.x * 4u; at < min(wg.x * 4u + 4u, params.n); at++) {
+        for (var at = first; at < min(first + 4u, params.n); at++) {
             finish1(batch, index, at, total.x);
             total = total.yzwx;
         }

@@ -1,5 +1,6 @@
 // unary.wgsl: out = f(x), four elements per invocation; with GRAD out = dy * f'(x), optionally added to what is there. ACTIVATION 1 to 3 is an
-// activation (see activation.wgsl); 0 leaves f to params.op, see `apply`. The last vec4 may be partly padding.
+// activation (see activation.wgsl); 0 leaves f to params.op, see `apply`. The last vec4 may be partly padding,
+// where zeros are stored: a gradient may be a part of the gradient arena, whose norm counts the padding.
 #import activation
 struct Params { len: u32, op: u32, factor: f32, accumulate: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
@@ -62,8 +63,9 @@ fn main(
 #if GRAD
     var value = vec4<f32>(dy[i]) * derivative(v);
     if params.accumulate != 0u { value += vec4<f32>(out[i]); }
-    out[i] = vec4<Elem>(value);
 #else
-    out[i] = vec4<Elem>(apply(v));
+    let value = apply(v);
 #endif
+    let inside = vec4<u32>(i * 4u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.len);
+    out[i] = vec4<Elem>(select(vec4<f32>(), value, inside));
 }

@@ -7,15 +7,15 @@
 //! vectors are those published with Random123.
 
 /// Multiplier of the counter's word 0.
-pub const PHILOX_M0: u32 = 0xD251_1F53;
+const PHILOX_M0: u32 = 0xD251_1F53;
 /// Multiplier of the counter's word 2.
-pub const PHILOX_M1: u32 = 0xCD9E_8D57;
+const PHILOX_M1: u32 = 0xCD9E_8D57;
 /// What each round but the first adds to the key's word 0 (the golden ratio's fraction).
-pub const PHILOX_W0: u32 = 0x9E37_79B9;
+const PHILOX_W0: u32 = 0x9E37_79B9;
 /// What each round but the first adds to the key's word 1 (the fraction of sqrt 3).
-pub const PHILOX_W1: u32 = 0xBB67_AE85;
+const PHILOX_W1: u32 = 0xBB67_AE85;
 /// Rounds of the generator.
-pub const PHILOX_ROUNDS: u32 = 10;
+const PHILOX_ROUNDS: u32 = 10;
 
 /// Last counter word of host streams.
 const HOST_COUNTER: u32 = 1;
@@ -67,8 +67,9 @@ pub fn uniform(bits: u32) -> f32 {
 /// A sequential stream of Philox draws for the host.
 ///
 /// The stream's counter is `[index low, index high, stream, 1]`, where `index` counts blocks of four words from 0.
-/// Streams of one seed never overlap each other, nor the draws of kernels, whose last counter word is 0; a stream is
-/// the same on every platform.
+/// Streams of one seed never overlap each other; a stream is the same on every platform. Kernels count
+/// `[element / 4, op, step, micro-batch]`, so of one seed the second micro-batch of step `s` drops elements of op 0 by
+/// the bits of stream `s`: what must not depend on a dropout mask takes another seed.
 #[derive(Clone, Debug)]
 pub struct Philox {
     key: [u32; 2],

@@ -182,3 +182,15 @@ fn reference_gradient_matches_differences() {
     let targets = [2, IGNORE, 4];
     assert_gradient("logits", &z, &reference(&z, &targets, 5).grad, |z| reference(z, &targets, 5).loss);
 }
+
+#[test]
+fn a_short_step_state_is_refused() {
+    let context = &common::every_tier()[0];
+    let [z, one, short] = [4, 1, 15].map(|len| Tensor::zeros(context, &[len], DType::F32).unwrap());
+    let targets = Tensor::from_u32(context, &[2], &[1]).unwrap();
+    let losses = Tensor::zeros(context, &[1], DType::F32).unwrap();
+    let gradient = Gradient { out: None, factor: 1.0, state: Some(short.buffer()) };
+    let (a, b) = (losses.buffer(), one.buffer());
+    let result = cross_entropy(context, z.buffer(), targets.buffer(), a, b, [1, 4], 4, Some(gradient));
+    assert!(matches!(result, Err(walsh::Error::Shape { .. })), "{result:?}");
+}

@@ -383,6 +383,61 @@ fn the_chosen_kernel_fits_the_device() {
 }
 
 #[test]
+fn few_rows_may_have_more_columns_than_a_grid_is_wide() {
+    let n = 4 * 65535 + 5;
+    for ctx in every_tier().into_iter().filter(|c| c.tier() == Tier::Baseline) {
+        assert!(compare(&ctx, Choice::Vector, Form::Nt, F32, [1, n, 1]));
+    }
+}
+
+#[test]
+fn a_dropout_that_cannot_be_is_refused() {
+    let ctx = &every_tier()[0];
+    let of = |len: usize| Tensor::zeros(ctx, &[len], DType::F32).unwrap();
+    let (x, state, short) = (of(16), of(16), of(15));
+    let mut refused = 0;
+    for (p, state) in [(1.0, &state), (f32::NAN, &state), (-0.5, &state), (0.5, &short), (0.5, &state)] {
+        let dropout = Dropout { p, seed: 1, op: 0, micro: 0, state: state.buffer() };
+        let spec = Matmul {
+            form: Form::Nt,
+            dims: Dims::new(4, 4, 4),
+            a: x.buffer(),
+            b: x.buffer(),
+            out: state.buffer(),
+            alpha: 1.0,
+            bias: None,
+            epilogue: Epilogue::Residual(x.buffer(), Some(dropout)),
+            accumulate: false,
+        };
+        let out = of(16);
+        refused += usize::from(matmul(ctx, &Matmul { out: out.buffer(), ..spec }).is_err());
+    }
+    assert_eq!(refused, 4);
+}
+
+#[test]
+fn empty_sums_are_zero_in_every_matrix_of_a_batch() {
+    for ctx in every_tier() {
+        let of = |len: usize| Tensor::from_f32(&ctx, &vec![5.0; len], &[len]).unwrap();
+        // The third matrix of the operands would start at their end.
+        let (x, out) = (of(8), of(3 * 8 * 12));
+        let spec = Matmul {
+            form: Form::Nn,
+            dims: Dims { batch: 3, stride: (4, 4), ..Dims::new(8, 12, 0) },
+            a: x.buffer(),
+            b: x.buffer(),
+            out: out.buffer(),
+            alpha: 1.0,
+            bias: None,
+            epilogue: Epilogue::None,
+            accumulate: false,
+        };
+        matmul(&ctx, &spec).unwrap();
+        assert_eq!(out.to_vec().unwrap(), [0.0; 3 * 8 * 12]);
+    }
+}
+
+#[test]
 fn the_self_test_runs_and_is_kept() {
     for ctx in every_tier() {
         let kept = ctx.self_test_report();

@@ -2,8 +2,9 @@
 
 use crate::buffer::Buffer;
 use crate::context::Grid;
+use crate::kernel::{FLOATS, dim, expect};
 use crate::shader::{Defines, Kernel, Scalar};
-use crate::{Context, DType, Result, Tier};
+use crate::{Context, Result, Tier};
 
 /// The kernel.
 pub static KERNEL: Kernel = Kernel {
@@ -32,14 +33,14 @@ const PER_WORKGROUP: u64 = 1024;
 /// Sets `out` to `x`, or adds `x` to it. `x` and `out` have one length; each is f32 or f16.
 ///
 /// # Errors
-/// [`crate::Error::Limit`] where the tensor is too long for a dispatch.
+/// [`crate::Error::Shape`] for other buffers; [`crate::Error::Limit`] where the tensor is too long for a dispatch.
 pub fn accumulate(context: &Context, x: &Buffer, out: &Buffer, accumulate: bool) -> Result<()> {
-    debug_assert_eq!(x.len(), out.len());
-    debug_assert!(x.dtype() != DType::U32 && out.dtype() != DType::U32);
+    expect("accumulate", "x", x, x.len(), FLOATS)?;
+    expect("accumulate", "out", out, x.len(), FLOATS)?;
     context.dispatch(
         &KERNEL,
         &[("X", x.dtype().into()), ("Out", out.dtype().into())],
-        &Params { len: x.len() as u32, accumulate: accumulate.into() },
+        &Params { len: dim(x.len())?, accumulate: accumulate.into() },
         &[x.read(), out.write()],
         Grid::Linear((x.len() as u64).div_ceil(PER_WORKGROUP)),
     )

@@ -2,9 +2,9 @@
 
 use crate::buffer::Buffer;
 use crate::context::Grid;
-use crate::kernel::dim;
+use crate::kernel::{check_state, dim, expect};
 use crate::shader::{Defines, Kernel, Scalar};
-use crate::{Context, Result, Tier};
+use crate::{Context, DType, Error, Result, Tier};
 
 /// The kernel.
 pub static KERNEL: Kernel = Kernel {
@@ -67,15 +67,29 @@ pub struct Chunk<'a> {
 /// Updates one chunk with the learning rate, scale and corrections that `state` holds.
 ///
 /// # Errors
-/// [`crate::Error::Limit`] where the chunk is too long for a dispatch.
+/// [`Error::Shape`] where the buffers differ in length or are of other types, where `params.len` is not theirs or no multiple of 4, or for
+/// a short state; [`Error::Limit`] where the chunk is too long for a dispatch.
 ///
 /// # Source
 /// Loshchilov and Hutter, "Decoupled weight decay regularization", arXiv 1711.05101, algorithm 2, in the order that PyTorch applies it.
 pub fn adamw(context: &Context, params: &AdamwParams, chunk: Chunk<'_>, state: &Buffer) -> Result<()> {
+    let op = KERNEL.name;
+    let len = chunk.weights.len();
+    if params.len != dim(len)? || !len.is_multiple_of(4) {
+        return Err(Error::shape(op, format!("{len} elements, a multiple of 4"), format!("{}", params.len)));
+    }
+    let all = [
+        ("weights", chunk.weights),
+        ("grads", chunk.grads),
+        ("moments1", chunk.moments1),
+        ("moments2", chunk.moments2),
+    ];
+    all.into_iter().try_for_each(|(name, buffer)| expect(op, name, buffer, len, &[DType::F32]))?;
+    chunk.halves.map_or(Ok(()), |halves| expect(op, "halves", halves, len, &[DType::F16]))?;
+    check_state(op, state)?;
     let mut bindings =
         vec![chunk.grads.read(), state.read(), chunk.weights.write(), chunk.moments1.write(), chunk.moments2.write()];
     bindings.extend(chunk.halves.map(Buffer::write));
-    debug_assert_eq!(params.len, dim(chunk.weights.len())?);
     context.dispatch(
         &KERNEL,
         &defines(chunk.halves.is_some()),

@@ -209,7 +209,7 @@ pub(super) fn plan(
     };
     if let Some(dropout) = dropout {
         dim(dims.rows().saturating_mul(dims.seq.div_ceil(4)))?; // the random numbers' counter
-        super::dropout::check(op, &dropout)?;
+        dropout.check(op)?;
         let (threshold, scale) = dropout.factors();
         let [low, high] = dropout.seed_words();
         (params.drop_op, params.drop_micro) = (dropout.op, dropout.micro);

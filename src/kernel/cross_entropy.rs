@@ -1,6 +1,6 @@
 //! Cross-entropy of logits with integer targets: mean loss, losses per row, and the gradient in the same pass.
 
-use super::{FLOATS, dim, each, expect, product, row_shape, row_shapes, rows_of, width};
+use super::{FLOATS, check_state, dim, each, expect, product, row_shape, row_shapes, rows_of, width};
 use crate::buffer::Buffer;
 use crate::context::Grid;
 use crate::shader::{Define, Defines, Kernel, Scalar};
@@ -128,6 +128,7 @@ pub fn cross_entropy(
     let in_place = gradient.is_some_and(|g| g.out.is_none());
     let out = gradient.and_then(|g| g.out);
     let state = gradient.and_then(|g| g.state);
+    state.map_or(Ok(()), |s| check_state(op, s))?;
     let mut bindings = vec![targets.read(), count.read(), losses.write()];
     bindings.push(if in_place { logits.write() } else { logits.read() });
     bindings.extend(state.map(Buffer::read));

@@ -1,10 +1,10 @@
 //! Inverted dropout, and conversion between f32 and f16.
 
-use super::{Dropout, dim, expect};
+use super::{Dropout, FLOATS, dim, expect};
 use crate::buffer::Buffer;
 use crate::context::Grid;
 use crate::shader::{Defines, Kernel, Scalar};
-use crate::{Context, DType, Error, Result, Tier};
+use crate::{Context, DType, Result, Tier};
 
 /// The kernel.
 pub static KERNEL: Kernel = Kernel {
@@ -40,24 +40,13 @@ struct Params {
     reserved: u32,
 }
 
-/// Refuses probabilities outside [0, 1) and a missing step state.
-pub(crate) fn check(op: &'static str, dropout: &Dropout<'_>) -> Result<()> {
-    if !(0.0..1.0).contains(&dropout.p) {
-        return Err(Error::invalid(op, "a dropout probability of at least 0 and below 1", dropout.p.to_string()));
-    }
-    if dropout.state.bytes() < 64 {
-        return Err(Error::shape(op, "a step state of 64 bytes", format!("{} bytes", dropout.state.bytes())));
-    }
-    Ok(())
-}
-
 /// `out = x * factors`, or `x * factors + residual`; the gradient is the same call on `dy` without a residual. With `p = 0` a conversion.
 ///
 /// # Shapes
 /// `x`, `out` (each f32 or f16) and `residual` (f32) of one length. The random numbers count over the flat index.
 ///
 /// # Errors
-/// [`Error::Shape`] for other buffers; [`Error::Invalid`] for a probability outside [0, 1).
+/// [`crate::Error::Shape`] for other buffers; [`crate::Error::Invalid`] for a probability outside [0, 1).
 ///
 /// # Numerics
 /// A product and a sum in f32, then rounding to `out`'s type; beyond 65504 f16 overflows to infinity.
@@ -71,13 +60,12 @@ pub fn dropout(
     out: &Buffer,
     dropout: Dropout<'_>,
 ) -> Result<()> {
-    const FLOATS: &[DType] = &[DType::F32, DType::F16];
     expect("dropout", "x", x, x.len(), FLOATS)?;
     expect("dropout", "out", out, x.len(), FLOATS)?;
     if let Some(residual) = residual {
         expect("dropout", "residual", residual, x.len(), &[DType::F32])?;
     }
-    check("dropout", &dropout)?;
+    dropout.check("dropout")?;
     let (threshold, scale) = dropout.factors();
     let [seed_low, seed_high] = dropout.seed_words();
     let params = Params {

@@ -188,13 +188,6 @@ fn check_seq(op: &'static str, rows: usize, seq: usize, block: usize) -> Result<
     Ok(())
 }
 
-fn check_dropout(op: &'static str, dropout: Option<Dropout<'_>>) -> Result<()> {
-    match dropout {
-        Some(d) if !(0.0..1.0).contains(&d.p) => Err(Error::invalid(op, "dropout in [0, 1)", d.p.to_string())),
-        _ => Ok(()),
-    }
-}
-
 /// `out[r] = table[tokens[r]] + positions[r % seq + offset]`, then dropout. A token or a position beyond its table makes its row NaN.
 ///
 /// # Shapes
@@ -222,7 +215,7 @@ pub fn embedding(
     expect(op, "tokens", tokens, rows, &[DType::U32])?;
     expect(op, "out", out, rows * cols, &[DType::F32])?;
     let vocab = table_rows(op, "table", table, cols)?;
-    check_dropout(op, dropout)?;
+    dropout.map_or(Ok(()), |d| d.check(op))?;
     let dropout = dropout.filter(|d| d.p > 0.0);
     let mut bindings = vec![tokens.read(), table.read(), out.write()];
     let (mut seq, mut block, mut kind) = (1, 1, 0u32);
@@ -291,7 +284,7 @@ pub fn embedding_backward(
     expect(op, "tokens", tokens, rows, &[DType::U32])?;
     expect(op, "dout", dout, rows * cols, &[DType::F32])?;
     let vocab = table_rows(op, "dtable", dtable, cols)?;
-    check_dropout(op, dropout)?;
+    dropout.map_or(Ok(()), |d| d.check(op))?;
     let dropout = dropout.filter(|d| d.p > 0.0);
     if let Some(positions) = dpositions {
         let block = table_rows(op, "dpositions", positions.table, cols)?;

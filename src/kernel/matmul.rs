@@ -126,8 +126,7 @@ impl Activation {
     pub const ALL: [Self; 3] = [Self::Gelu, Self::GeluTanh, Self::Silu];
 
     /// The number by which shaders know it.
-    #[must_use]
-    pub fn code(self) -> u32 {
+    pub(crate) fn code(self) -> u32 {
         match self {
             Self::Gelu => 1,
             Self::GeluTanh => 2,
@@ -464,11 +463,13 @@ fn vectors(spec: &Matmul<'_>) -> bool {
 /// As [`Form`] and [`Dims`] say; `bias` is `[n]`, the buffers of the epilogue are like `out`.
 ///
 /// # Errors
-/// [`Error::Shape`] where a buffer is too short or the types are not supported together; [`Error::Limit`] where a dispatch is too large.
+/// [`Error::Shape`] where a buffer is too short or the types are not supported together; [`Error::Invalid`] for a dropout that is no
+/// probability below 1; [`Error::Limit`] where a dispatch is too large.
 ///
 /// # Numerics
 /// Products are summed in f32 in an order that is fixed per kernel and shape: |error| <= (k + 6) u |a| |b| with u = 2^-24, except that
-/// cooperative matrices may cut off instead of round, which doubles u.
+/// cooperative matrices may cut off instead of round, which doubles u. Where a sum is infinite by an infinity in the last row of K, CPU
+/// adapters may return NaN instead.
 pub fn matmul(context: &Context, spec: &Matmul<'_>) -> Result<()> {
     check(spec)?;
     run(context, spec, choose(context, spec))
@@ -551,6 +552,8 @@ fn unfused(context: &Context, spec: &Matmul<'_>) -> Result<()> {
 /// Runs the kernel itself: `parts` parts of K, `split` long each.
 fn dispatch(context: &Context, spec: &Matmul<'_>, choice: Choice, split: usize, parts: usize) -> Result<()> {
     let Dims { m, n, k, batch, stride } = spec.dims;
+    // Empty operands end where their last matrix starts, and kernels may load, though not use, the first unit of each.
+    let stride = if k == 0 { (0, 0) } else { stride };
     let types = [spec.a.dtype(), spec.b.dtype(), spec.out.dtype()];
     let mut bindings = vec![spec.a.read(), spec.b.read(), spec.out.write()];
     bindings.extend(spec.bias.map(Buffer::read));
@@ -599,7 +602,9 @@ fn dispatch(context: &Context, spec: &Matmul<'_>, choice: Choice, split: usize, 
         }
         Choice::Vector => {
             defines.push(("ROWS", Define::U32(if m == 1 { 1 } else { VECTOR_ROWS as u32 })));
-            (&VECTOR, Tier::Baseline, Grid::Xyz([dim(n.div_ceil(4))?, 1, dim(batch)?]))
+            let blocks = dim(n.div_ceil(4))?;
+            let rows = blocks.div_ceil(context.capabilities().limits.max_compute_workgroups_per_dimension);
+            (&VECTOR, Tier::Baseline, Grid::Xyz([blocks.div_ceil(rows), rows, dim(batch)?]))
         }
         Choice::Tiled { shape, .. } => {
             defines.extend(shape.defines());
@@ -662,7 +667,10 @@ fn check(spec: &Matmul<'_>) -> Result<()> {
     match spec.epilogue {
         Epilogue::None => {}
         Epilogue::Activation(_, pre) | Epilogue::ActivationGrad(_, pre) => like_out("pre", pre, types[2])?,
-        Epilogue::Residual(residual, _) => like_out("residual", residual, DType::F32)?,
+        Epilogue::Residual(residual, dropout) => {
+            like_out("residual", residual, DType::F32)?;
+            dropout.map_or(Ok(()), |d| d.check("matmul"))?;
+        }
     }
     let tail = tail(spec.epilogue);
     if !tails(spec.form, types[2]).contains(&tail) {

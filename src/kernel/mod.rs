@@ -114,18 +114,33 @@ pub struct Dropout<'a> {
 }
 
 impl Dropout<'_> {
+    /// Refuses probabilities outside [0, 1), which NaN is too, and what cannot be a step state.
+    pub(crate) fn check(&self, op: &'static str) -> Result<()> {
+        if !(0.0..1.0).contains(&self.p) {
+            return Err(Error::invalid(op, "a dropout probability of at least 0 and below 1", self.p.to_string()));
+        }
+        check_state(op, self.state)
+    }
+
     /// The threshold on 32 random bits below which an element is dropped, and the factor on those that stay.
-    #[must_use]
-    pub fn factors(&self) -> (u32, f32) {
+    pub(crate) fn factors(&self) -> (u32, f32) {
         // p < 1, so the product is below 2^32.
         ((f64::from(self.p) * 4_294_967_296.0) as u32, 1.0 / (1.0 - self.p))
     }
 
     /// The key as the shaders take it.
-    #[must_use]
-    pub fn seed_words(&self) -> [u32; 2] {
+    pub(crate) fn seed_words(&self) -> [u32; 2] {
         [self.seed as u32, (self.seed >> 32) as u32]
     }
+}
+
+/// Refuses what is too short for a step state; its element type is free.
+pub(crate) fn check_state(op: &'static str, state: &Buffer) -> Result<()> {
+    let needed = std::mem::size_of::<optimizer_step::StepState>() as u64;
+    if state.bytes() < needed {
+        return Err(Error::shape(op, format!("a step state of {needed} bytes"), format!("{} bytes", state.bytes())));
+    }
+    Ok(())
 }
 
 /// Refuses a buffer whose length or element type is not what a kernel will index.

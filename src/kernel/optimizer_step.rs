@@ -2,9 +2,9 @@
 
 use crate::buffer::Buffer;
 use crate::context::Grid;
-use crate::kernel::{dim, workgroup_size, workgroup_variants};
+use crate::kernel::{check_state, dim, expect, workgroup_size, workgroup_variants};
 use crate::shader::Kernel;
-use crate::{Context, Result, Tier};
+use crate::{Context, DType, Error, Result, Tier};
 
 /// Partial sums of squares.
 pub static GRAD_NORM: Kernel = Kernel {
@@ -93,10 +93,22 @@ struct NormParams {
 /// Writes one partial sum of squares per [`CHUNK`] elements of `grads` (length a multiple of 4) to `partials`, from `first_partial` on.
 ///
 /// # Errors
-/// [`crate::Error::Limit`] where the tensor is too long for a dispatch.
+/// [`Error::Shape`] where `partials` has no room, for other types or lengths; [`Error::Limit`] where the tensor is too long for a dispatch.
 pub fn grad_norm(context: &Context, grads: &Buffer, partials: &Buffer, first_partial: usize) -> Result<()> {
     let chunks = (grads.len() as u64).div_ceil(CHUNK.into());
-    debug_assert!(first_partial as u64 + chunks <= partials.len() as u64);
+    let op = GRAD_NORM.name;
+    expect(op, "grads", grads, grads.len(), &[DType::F32])?;
+    expect(op, "partials", partials, partials.len(), &[DType::F32])?;
+    if !grads.len().is_multiple_of(4) {
+        return Err(Error::shape(op, "gradients of a multiple of 4", grads.len().to_string()));
+    }
+    if (first_partial as u64).saturating_add(chunks) > partials.len() as u64 {
+        return Err(Error::shape(
+            op,
+            format!("{chunks} partial sums from {first_partial} on"),
+            partials.len().to_string(),
+        ));
+    }
     context.dispatch(
         &GRAD_NORM,
         &[workgroup_size(context), ("CHUNK", CHUNK.into())],
@@ -109,9 +121,10 @@ pub fn grad_norm(context: &Context, grads: &Buffer, partials: &Buffer, first_par
 /// Advances `state` (one [`StepState`]) by a step whose gradients have the given partial sums.
 ///
 /// # Errors
-/// None but a failing device's.
+/// [`Error::Shape`] where `params.partials` is not the length of `partials`, for other types or a short state.
 pub fn optimizer_step(context: &Context, params: &StepParams, partials: &Buffer, state: &Buffer) -> Result<()> {
-    debug_assert_eq!(params.partials as usize, partials.len());
+    expect(KERNEL.name, "partials", partials, params.partials as usize, &[DType::F32])?;
+    check_state(KERNEL.name, state)?;
     context.dispatch(
         &KERNEL,
         &[workgroup_size(context)],

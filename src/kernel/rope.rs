@@ -98,7 +98,9 @@ pub fn frequencies(theta: f64, head_dim: usize) -> Vec<f32> {
 /// [`Error::Shape`] for a `head_dim` that 8 does not divide, strides or offsets that 4 does not divide, or buffers that are too short.
 ///
 /// # Numerics
-/// f32; cosine and sine to about 4 u plus the rounding of position * frequency where fma is not fused.
+/// f32; cosine and sine to about 4 u plus the rounding of position * frequency where fma is not fused, for angles up to 6433 radians (4096
+/// quarter turns: position 6433 at frequency 1). Beyond, an unfused fma rounds in the reduction of the angle, and the error grows with it.
+/// Positions count exactly up to 2^24.
 ///
 /// # Source
 /// Su et al., "RoFormer", 2021, equation 34.

@@ -1,10 +1,10 @@
 //! Elementwise functions and their gradients.
 
-use super::{dim, expect};
+use super::{FLOATS, dim, expect};
 use crate::buffer::Buffer;
 use crate::context::Grid;
 use crate::shader::{Define, Defines, Kernel, Scalar};
-use crate::{Context, DType, Result, Tier};
+use crate::{Context, Result, Tier};
 
 /// The kernel.
 pub static KERNEL: Kernel = Kernel {
@@ -97,7 +97,7 @@ struct Params {
 /// # Numerics
 /// Computed in f32 with WGSL's built-in functions.
 pub fn unary(context: &Context, function: Unary, x: &Buffer, out: &Buffer) -> Result<()> {
-    expect("unary", "x", x, x.len(), &[DType::F32, DType::F16])?;
+    expect("unary", "x", x, x.len(), FLOATS)?;
     expect("unary", "out", out, x.len(), &[x.dtype()])?;
     let (activation, op, factor) = function.code();
     context.dispatch(
@@ -121,7 +121,7 @@ pub fn unary_backward(
     dx: &Buffer,
     accumulate: bool,
 ) -> Result<()> {
-    expect("unary_backward", "x", x, x.len(), &[DType::F32, DType::F16])?;
+    expect("unary_backward", "x", x, x.len(), FLOATS)?;
     expect("unary_backward", "dy", dy, x.len(), &[x.dtype()])?;
     expect("unary_backward", "dx", dx, x.len(), &[x.dtype()])?;
     let (activation, op, factor) = function.code();
