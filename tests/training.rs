@@ -3,12 +3,8 @@
 mod common;
 
 use common::{Gen, every_tier};
-<<<<<<< HEAD
-use walsh::nn::{Gpt, GptConfig, KvCache, TrainPass};
-=======
 use walsh::kernel::optimizer_step::StepState;
-use walsh::nn::{Gpt, GptConfig, TrainPass};
->>>>>>> f3
+use walsh::nn::{Gpt, GptConfig, KvCache, TrainPass};
 use walsh::op::LossOptions;
 use walsh::optim::{AdamW, AdamWOptions, Init, ParameterBuilder, Schedule};
 use walsh::reference::gpt as reference;
@@ -302,7 +298,6 @@ fn a_step_with_a_gradient_that_is_not_finite_changes_nothing_and_names_it() {
 }
 
 #[test]
-<<<<<<< HEAD
 fn a_model_that_no_kernel_or_device_can_run_is_refused_before_anything_is_made() {
     let context = &every_tier()[0];
     let invalid = |config: GptConfig| match Gpt::new(context, config, 1, DType::F32) {
@@ -407,7 +402,9 @@ fn the_memory_estimate_is_near_what_is_held() {
     let (estimated, held) = (run.estimated_bytes() as f64, run.peak_bytes() as f64);
     // It leaves out workspaces and counts the widest point of the backward pass by the largest tensors alone.
     assert!((0.8..1.25).contains(&(estimated / held)), "estimated {estimated}, held {held}");
-=======
+}
+
+#[test]
 fn padding_of_small_parameters_stays_out_of_the_norm() {
     for context in every_tier() {
         let mut builder = ParameterBuilder::new();
@@ -473,5 +470,4 @@ fn buffers_that_do_not_fit_are_typed_errors() {
     for (i, result) in results.into_iter().enumerate() {
         assert!(matches!(result, Err(walsh::Error::Shape { .. })), "{i}: {result:?}");
     }
->>>>>>> f3
 }
