@@ -93,6 +93,8 @@ fn text(adapter: &Value) -> String {
         _ => format!("  subgroups   {} to {} invocations", sizes[0], sizes[1]),
     });
     lines.push(format!("  f16         {}", if adapter["f16"] == true { "yes" } else { "no" }));
+    let features: Vec<&str> = adapter["features"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    lines.push(format!("  features    {}", if features.is_empty() { "none".to_owned() } else { features.join(", ") }));
     let limit = |key: &str| adapter["limits"][key].as_u64().unwrap_or_default();
     lines.push(format!("  binding     at most {}", mebibytes(limit("max_storage_buffer_binding_size"))));
     lines.push(format!(
