@@ -185,9 +185,11 @@ fn training_follows_the_float64_loss_curve_for_20_steps() {
 
 #[test]
 fn the_steady_state_creates_nothing_and_submits_once() {
-    for context in every_tier() {
+    for (context, dtype) in
+        every_tier().into_iter().flat_map(|c| precisions(&c).into_iter().map(move |d| (c.clone(), d)))
+    {
         let shape = BatchShape { accumulate: 2, ..SHAPE };
-        let mut run = GptRun::new(&context, config(0.1), shape, options(), 1, DType::F32).unwrap();
+        let mut run = GptRun::new(&context, config(0.1), shape, options(), 1, dtype).unwrap();
         let (inputs, targets) = batch(1, 96);
         for _ in 0..2 {
             run.train_step(&inputs, &targets).unwrap();
