@@ -110,6 +110,7 @@ mod buffer;
 mod capabilities;
 mod context;
 mod error;
+pub mod format;
 pub mod kernel;
 pub mod nn;
 pub mod op;

@@ -11,11 +11,14 @@ pub mod attention_cached;
 pub mod binary;
 pub mod column_sum;
 pub mod cross_entropy;
+pub mod dequantize;
 pub mod dropout;
 pub mod embedding;
 pub mod layer_norm;
 pub mod matmul;
 pub mod optimizer_step;
+pub mod packed;
+pub mod packed_matmul;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
@@ -63,6 +66,7 @@ pub static ALL: &[&Kernel] = &[
     &attention_cached::KERNEL,
     &binary::KERNEL,
     &binary::SUM_TO,
+    &dequantize::KERNEL,
     &dropout::KERNEL,
     &rope::KERNEL,
     &softmax::KERNEL,

@@ -2,7 +2,8 @@
 //!
 //! Directives stand alone on a line:
 //! - `#import NAME` includes `shaders/common/NAME.wgsl`, or its `NAME.TIER.wgsl` where the snippet differs by tier (once);
-//! - `#if NAME`, `#if !NAME`, `#if NAME == VALUE`, `#if NAME != VALUE`, `#else`, `#endif` ask the defines;
+//!   `#import NAME KEY=VALUE ..` replaces `{KEY}` in it by `VALUE` (once for each set of values);
+//! - `#if NAME`, `#if !NAME`, `#if NAME == VALUE`, `#if NAME != VALUE`, `#if NAME < NUMBER`, `#else`, `#endif` ask the defines;
 //! - `#for NAME FROM TO` .. `#endfor` repeats its lines for NAME = FROM, FROM + 1, .. TO - 1 (numbers or defines), with `{NAME}` replaced;
 //! - `#enable EXTENSION` becomes an `enable` line at the very top, where WGSL wants it.
 //!
@@ -25,6 +26,8 @@ const SNIPPETS: &[(&str, &str)] = &[
     ("activation", include_str!("../../shaders/common/activation.wgsl")),
     ("philox", include_str!("../../shaders/common/philox.wgsl")),
     ("step_state", include_str!("../../shaders/common/step_state.wgsl")),
+    ("packed", include_str!("../../shaders/common/packed.wgsl")),
+    ("packed_info", include_str!("../../shaders/common/packed_info.wgsl")),
     ("vector", include_str!("../../shaders/common/vector.wgsl")),
     ("elem", include_str!("../../shaders/common/elem.wgsl")),
     ("row.baseline", include_str!("../../shaders/common/row.baseline.wgsl")),
@@ -54,7 +57,7 @@ pub fn expand(source: &str, tier: Tier, defines: &Defines) -> Result<String, Str
 
 struct Output {
     enables: Vec<String>,
-    imported: Vec<&'static str>,
+    imported: Vec<String>,
     body: String,
 }
 
@@ -125,14 +128,22 @@ fn include(source: &str, tier: Tier, defines: &Defines, out: &mut Output) -> Res
                     }
                 }
             }
-            ("import", [name]) => {
+            ("import", [name, arguments @ ..]) => {
                 if live {
                     let Some((full, text)) = snippet(name, tier) else {
                         return fail(format!("#import of unknown snippet `{name}`"));
                     };
-                    if !out.imported.contains(&full) {
-                        out.imported.push(full);
-                        include(text, tier, defines, out).map_err(|m| format!("in {full}: {m}"))?;
+                    let mut text = std::borrow::Cow::Borrowed(text);
+                    for argument in arguments {
+                        let Some((key, value)) = argument.split_once('=') else {
+                            return fail(format!("#import takes KEY=VALUE, found `{argument}`"));
+                        };
+                        text = text.replace(&format!("{{{key}}}"), value).into();
+                    }
+                    let once = format!("{full} {}", arguments.join(" "));
+                    if !out.imported.contains(&once) {
+                        out.imported.push(once);
+                        include(&text, tier, defines, out).map_err(|m| format!("in {full}: {m}"))?;
                     }
                 }
             }
@@ -172,6 +183,10 @@ fn evaluate(condition: &[&str], defines: &Defines) -> Result<bool, String> {
             Some(name) => Ok(!truth(name)?),
             None => truth(name),
         },
+        [name, "<", value] => match (number_of(name, defines), value.parse::<u32>()) {
+            (Ok(number), Ok(value)) => Ok(number < value),
+            _ => Err(format!("`{name} < {value}` needs a define that holds a number, and a number")),
+        },
         [name, op @ ("==" | "!="), value] => Ok((lookup(name)?.literal() == *value) == (*op == "==")),
         _ => Err(format!("cannot read condition `{}`", condition.join(" "))),
     }
@@ -202,6 +217,26 @@ mod tests {
         assert_eq!(text.lines().skip(1).collect::<Vec<_>>(), ["a0_1", "a0_2", "a1_1", "a1_2"]);
         assert!(run("#for i 0 N\n#endfor\n", &[]).unwrap_err().contains("`N`"));
         assert!(run("#for i 0 2\n", &[]).unwrap_err().contains("#endfor"));
+    }
+
+    #[test]
+    fn comparisons_need_numbers() {
+        let text = run("#if N < 3\nless\n#else\nnot\n#endif\n", &[("N", Define::U32(3))]).unwrap();
+        assert_eq!(text.lines().last(), Some("not"));
+        assert!(run("#if N < 3\n#endif\n", &[("N", Define::Bool(true))]).unwrap_err().contains("number"));
+    }
+
+    #[test]
+    fn imports_take_arguments_and_come_once_for_each() {
+        let defines: Vec<(&'static str, Define)> =
+            ["A_GRID", "A_BITS", "A_EXPONENT", "A_MANTISSA", "B_GRID", "B_BITS", "B_EXPONENT", "B_MANTISSA"]
+                .map(|n| (n, Define::U32(1)))
+                .to_vec();
+        let text = run("#import packed P=A p=a\n#import packed P=B p=b\n#import packed P=B p=b\n", &defines).unwrap();
+        assert_eq!(text.matches("fn a_codes4(").count(), 1);
+        assert_eq!(text.matches("fn b_codes4(").count(), 1);
+        assert_eq!(text.matches("struct PackedInfo").count(), 1);
+        assert!(run("#import packed P\n", &[]).unwrap_err().contains("KEY=VALUE"));
     }
 
     #[test]

@@ -1,0 +1,119 @@
+// Reads a quantized matrix; see src/format/packed.rs for its layout. Import with parameters, once per matrix: `#import packed P=B p=b`.
+// Needs: defines {P}_GRID (0 integers, 1 integers with zero points, 2 small floats, 3 NF4, 4 FP4, 5 NF3), {P}_BITS, {P}_EXPONENT and
+// {P}_MANTISSA (bits of small floats, else 0); `params.{p}: PackedInfo`; bindings {p}_codes and {p}_side, both array<u32>.
+#import packed_info
+
+// Codes of elements 4 quad .. 4 quad + 3 of the unit of 32 that starts at `word`.
+fn {p}_codes4(word: u32, quad: u32) -> vec4<u32> {
+#if {P}_BITS == 8
+    return (vec4<u32>({p}_codes[word + quad]) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(255u);
+#endif
+#if {P}_BITS == 4
+    return {p}_plane4(word, quad);
+#endif
+#if {P}_BITS == 2
+    return {p}_plane2(word, quad);
+#endif
+#if {P}_BITS == 1
+    return {p}_plane1(word, quad);
+#endif
+#if {P}_BITS == 3
+    return {p}_plane2(word, quad) | ({p}_plane1(word + 2u, quad) << vec4<u32>(2u));
+#endif
+#if {P}_BITS == 5
+    return {p}_plane4(word, quad) | ({p}_plane1(word + 4u, quad) << vec4<u32>(4u));
+#endif
+#if {P}_BITS == 6
+    return {p}_plane4(word, quad) | ({p}_plane2(word + 4u, quad) << vec4<u32>(4u));
+#endif
+#if {P}_BITS == 7
+    return {p}_plane4(word, quad) | ({p}_plane2(word + 4u, quad) << vec4<u32>(4u)) | ({p}_plane1(word + 6u, quad) << vec4<u32>(6u));
+#endif
+}
+fn {p}_plane4(word: u32, quad: u32) -> vec4<u32> {
+    let bits = {p}_codes[word + quad / 2u] >> (quad % 2u * 16u);
+    return (vec4<u32>(bits) >> vec4<u32>(0u, 4u, 8u, 12u)) & vec4<u32>(15u);
+}
+fn {p}_plane2(word: u32, quad: u32) -> vec4<u32> {
+    let bits = {p}_codes[word + quad / 4u] >> (quad % 4u * 8u);
+    return (vec4<u32>(bits) >> vec4<u32>(0u, 2u, 4u, 6u)) & vec4<u32>(3u);
+}
+fn {p}_plane1(word: u32, quad: u32) -> vec4<u32> {
+    let bits = {p}_codes[word] >> (quad * 4u);
+    return (vec4<u32>(bits) >> vec4<u32>(0u, 1u, 2u, 3u)) & vec4<u32>(1u);
+}
+
+// Values of codes in units of the scale; `zero` is the group's zero point, see {p}_zero.
+fn {p}_level4(code: vec4<u32>, zero: f32) -> vec4<f32> {
+#if {P}_GRID < 2
+    return vec4<f32>(code) - zero;
+#endif
+#if {P}_GRID == 2
+    let mantissa = code & vec4<u32>((1u << {P}_MANTISSA) - 1u);
+    let exponent = (code >> vec4<u32>({P}_MANTISSA)) & vec4<u32>((1u << {P}_EXPONENT) - 1u);
+    let hidden = select(vec4<u32>(), vec4<u32>(1u << {P}_MANTISSA), exponent > vec4<u32>());
+    // 2^(exponent - bias - mantissa bits); the bias is 2^(exponent bits - 1) - 1.
+    let power = max(exponent, vec4<u32>(1u)) + vec4<u32>(128u - (1u << ({P}_EXPONENT - 1u)) - {P}_MANTISSA);
+    let magnitude = vec4<f32>(mantissa + hidden) * bitcast<vec4<f32>>(power << vec4<u32>(23u));
+    var bits = bitcast<vec4<u32>>(magnitude);
+#if {P}_EXPONENT == 4
+    bits = select(bits, vec4<u32>(0x7fc00000u), (code & vec4<u32>(127u)) == vec4<u32>(127u));
+#endif
+#if {P}_EXPONENT == 5
+    bits = select(bits, vec4<u32>(0x7f800000u) | (mantissa << vec4<u32>(21u)), exponent == vec4<u32>(31u));
+#endif
+    return bitcast<vec4<f32>>(bits | ((code >> vec4<u32>({P}_EXPONENT + {P}_MANTISSA)) << vec4<u32>(31u)));
+#endif
+#if {P}_GRID == 3
+    return nf4_level(code);
+#endif
+#if {P}_GRID == 4
+    return fp4_level(code);
+#endif
+#if {P}_GRID == 5
+    return nf3_level(code);
+#endif
+}
+
+// Stored scale number `s` of a row, with the tensor's factor.
+fn {p}_stored(row: u32, s: u32) -> f32 {
+    let at = 32u + row * params.{p}.scale_stride;
+    switch params.{p}.store {
+        case 0u: { return bitcast<f32>({p}_side[at + s]); }
+        case 1u: { return f16_value(({p}_side[at + s / 2u] >> (s % 2u * 16u)) & 0xffffu); }
+        case 2u: { return e8m0_value(({p}_side[at + s / 4u] >> (s % 4u * 8u)) & 255u) * bitcast<f32>({p}_side[0]); }
+        case 3u: { return e4m3_value(({p}_side[at + s / 4u] >> (s % 4u * 8u)) & 255u) * bitcast<f32>({p}_side[0]); }
+        default: {
+            let level = bitcast<f32>({p}_side[params.{p}.map_at + (({p}_side[at + s / 4u] >> (s % 4u * 8u)) & 255u)]);
+            let nested = bitcast<f32>({p}_side[params.{p}.nested_at + (row * params.{p}.groups + s) / 256u]);
+            return fma(level, nested, bitcast<f32>({p}_side[3]));
+        }
+    }
+}
+// The group of a column: several columns of a unit share it unless groups are of 16.
+fn {p}_group(col: u32) -> u32 { return col >> params.{p}.group_shift; }
+#if {P}_GRID == 5
+// Scales for positive and for negative levels.
+fn {p}_scale(row: u32, group: u32) -> vec2<f32> { return vec2<f32>({p}_stored(row, 2u * group), {p}_stored(row, 2u * group + 1u)); }
+fn {p}_scaled4(level: vec4<f32>, scale: vec2<f32>) -> vec4<f32> {
+    return level * select(vec4<f32>(scale.x), vec4<f32>(scale.y), level < vec4<f32>());
+}
+#else
+fn {p}_scale(row: u32, group: u32) -> f32 { return {p}_stored(row, group); }
+fn {p}_scaled4(level: vec4<f32>, scale: f32) -> vec4<f32> { return level * scale; }
+#endif
+// What integer codes are less than by: the group's zero point, or the same for the whole matrix.
+fn {p}_zero(row: u32, group: u32) -> f32 {
+#if {P}_GRID == 1
+    let at = params.{p}.zeros_at + row * params.{p}.zero_stride + group / 4u;
+    return f32(({p}_side[at] >> (group % 4u * 8u)) & 255u);
+#else
+    return params.{p}.zero;
+#endif
+}
+// Elements col .. col + 3 of a row; col is a multiple of 4. Beyond the last column there are values of code 0.
+fn {p}_value4(row: u32, col: u32) -> vec4<f32> {
+    let group = {p}_group(col);
+    let code = {p}_codes4(row * params.{p}.row_words + col / 32u * {P}_BITS, col % 32u / 4u);
+    return {p}_scaled4({p}_level4(code, {p}_zero(row, group)), {p}_scale(row, group));
+}

@@ -1,0 +1,394 @@
+//! How formats are spelled.
+
+use super::{Format, Grid, Minifloat, Power, Rule, Span, Store, Ties};
+use crate::{Error, Result};
+use std::fmt;
+
+/// Every name, with the field's defaults for it.
+const NAMES: &[(&str, Format)] = &[
+    ("int2", int(2)),
+    ("int3", int(3)),
+    ("int4", int(4)),
+    ("int5", int(5)),
+    ("int6", int(6)),
+    ("int7", int(7)),
+    ("int8", int(8)),
+    ("nf4", table(Grid::Nf4, 64, Store::F32, Ties::Down)),
+    ("nf3", table(Grid::Nf3, 128, Store::F16, Ties::Zero)),
+    ("fp4", table(Grid::Fp4, 64, Store::F32, Ties::Zero)),
+    ("e2m1", format(Grid::Float(Minifloat::E2M1), Span::Row, Store::F32)),
+    ("mxfp4", microscaling(Grid::Float(Minifloat::E2M1), Power::Floor)),
+    ("mxfp6_e2m3", microscaling(Grid::Float(Minifloat::E2M3), Power::Floor)),
+    ("mxfp6_e3m2", microscaling(Grid::Float(Minifloat::E3M2), Power::Floor)),
+    ("mxfp8_e4m3", microscaling(Grid::Float(Minifloat::E4M3), Power::Floor)),
+    ("mxfp8_e5m2", microscaling(Grid::Float(Minifloat::E5M2), Power::Floor)),
+    ("mxint8", microscaling(Grid::Int { bits: 8, full: false }, Power::Floor)),
+    ("mxint4", microscaling(Grid::Int { bits: 4, full: false }, Power::RoundUp)),
+    ("nvfp4", format(Grid::Float(Minifloat::E2M1), Span::Group(16), Store::E4M3)),
+    ("nvint4", format(Grid::Int { bits: 4, full: false }, Span::Group(16), Store::E4M3)),
+    (
+        "binary",
+        Format { rule: Rule::AbsMean, ties: Ties::Up, ..format(Grid::Centred { bits: 1 }, Span::Row, Store::F32) },
+    ),
+    ("ternary", Format { rule: Rule::AbsMean, ..format(Grid::Int { bits: 2, full: false }, Span::Tensor, Store::F32) }),
+];
+
+const fn format(grid: Grid, span: Span, store: Store) -> Format {
+    Format { grid, span, store, rule: Rule::AbsMax, ties: Ties::Even, exact: false }
+}
+
+const fn int(bits: u32) -> Format {
+    format(Grid::Int { bits, full: false }, Span::Group(128), Store::F16)
+}
+
+const fn table(grid: Grid, group: u32, store: Store, ties: Ties) -> Format {
+    Format { ties, ..format(grid, Span::Group(group), store) }
+}
+
+const fn microscaling(grid: Grid, power: Power) -> Format {
+    format(grid, Span::Group(32), Store::E8M0(power))
+}
+
+impl Format {
+    /// Every name with its defaults.
+    pub fn named() -> impl ExactSizeIterator<Item = (&'static str, Self)> {
+        NAMES.iter().copied()
+    }
+
+    /// Every kind of format at least once: the names with their defaults, and those options that change how codes or scales are read.
+    #[must_use]
+    pub fn all() -> Vec<Self> {
+        let mut all: Vec<Self> = NAMES.iter().map(|(_, f)| *f).collect();
+        let options = [
+            "int2:centred:row:f32:mse",
+            "int3:centred:row:f32:mse",
+            "int4:row:f32",
+            "int4:centred:row:f32:mse",
+            "int4:g32:full:signed:exact:half-up",
+            "int5:row:f32",
+            "int6:centred:row:f32:mse",
+            "int7:asym",
+            "int8:row:f32",
+            "int8:centred:row:f32:mse",
+            "int8:asym",
+            "int8:tensor:f32",
+            "int2:asym",
+            "int3:asym",
+            "int4:asym",
+            "int5:asym:row",
+            "nf4:dq",
+            "nf4:row",
+            "fp4:dq",
+            "fp4:row",
+            "e2m1:mse",
+            "mxfp4:roundup",
+            "mxfp8_e4m3:even",
+            "mxint8:roundup",
+            "binary:g64:f16",
+            "ternary:row",
+        ];
+        all.extend(options.iter().filter_map(|o| o.parse::<Self>().ok()));
+        all
+    }
+
+    /// The name without options.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self.grid {
+            Grid::Centred { bits: 1 } => "binary",
+            Grid::Int { bits: 2, .. } if self.rule == Rule::AbsMean => "ternary",
+            Grid::Int { bits, .. } => match (self.store, bits) {
+                (Store::E8M0(_), 4) => "mxint4",
+                (Store::E8M0(_), _) => "mxint8",
+                (Store::E4M3, _) => "nvint4",
+                _ => INTS[bits as usize],
+            },
+            Grid::Centred { bits } | Grid::ZeroPoint { bits } => INTS[bits as usize],
+            Grid::Float(float) => match (float, self.store) {
+                (Minifloat::E2M1, Store::E8M0(_)) => "mxfp4",
+                (Minifloat::E2M1, Store::E4M3) => "nvfp4",
+                (Minifloat::E2M1, _) => "e2m1",
+                (Minifloat::E2M3, _) => "mxfp6_e2m3",
+                (Minifloat::E3M2, _) => "mxfp6_e3m2",
+                (Minifloat::E4M3, _) => "mxfp8_e4m3",
+                (Minifloat::E5M2, _) => "mxfp8_e5m2",
+            },
+            Grid::Nf4 => "nf4",
+            Grid::Fp4 => "fp4",
+            Grid::Nf3 => "nf3",
+        }
+    }
+
+    fn defaults(name: &str) -> Option<Self> {
+        NAMES.iter().find(|(n, _)| *n == name).map(|(_, f)| *f)
+    }
+}
+
+const INTS: [&str; 9] = ["int0", "int1", "int2", "int3", "int4", "int5", "int6", "int7", "int8"];
+
+pub(super) fn write(format: &Format, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let name = format.name();
+    f.write_str(name)?;
+    let Some(base) = Format::defaults(name) else { return Err(fmt::Error) };
+    if format.span != base.span {
+        match format.span {
+            Span::Tensor => f.write_str(":tensor")?,
+            Span::Row => f.write_str(":row")?,
+            Span::Group(n) => write!(f, ":g{n}")?,
+        }
+    }
+    if format.store != base.store {
+        f.write_str(match format.store {
+            Store::F32 => ":f32",
+            Store::F16 => ":f16",
+            Store::Double => ":dq",
+            Store::E8M0(Power::Floor) => ":floor",
+            Store::E8M0(Power::RoundUp) => ":roundup",
+            Store::E8M0(Power::Ceil) => ":ceil",
+            Store::E8M0(Power::Even) => ":even",
+            Store::E4M3 => ":e4m3",
+        })?;
+    }
+    match (format.grid, base.grid) {
+        (Grid::Int { full: true, .. }, _) => f.write_str(":full")?,
+        (Grid::Centred { bits }, _) if bits > 1 => f.write_str(":centred")?,
+        (Grid::ZeroPoint { .. }, _) => f.write_str(":asym")?,
+        _ => {}
+    }
+    // Zero points come with their rule.
+    if format.rule != base.rule && format.rule != Rule::MinMax {
+        f.write_str(match format.rule {
+            Rule::AbsMax | Rule::MinMax => ":absmax",
+            Rule::SignedMax => ":signed",
+            Rule::AbsMean => ":absmean",
+            Rule::Gaussian => ":mse",
+        })?;
+    }
+    if format.exact && format.store != Store::Double {
+        f.write_str(":exact")?;
+    }
+    if format.ties != base.ties {
+        f.write_str(match format.ties {
+            Ties::Even => ":half-even",
+            Ties::Up => ":half-up",
+            Ties::Down => ":half-down",
+            Ties::Zero => ":half-zero",
+            Ties::Away => ":half-away",
+        })?;
+    }
+    Ok(())
+}
+
+pub(super) fn parse(text: &str) -> Result<Format> {
+    let mut parts = text.split(':');
+    let name = parts.next().unwrap_or_default();
+    let Some(mut format) = Format::defaults(name) else {
+        let names: Vec<_> = NAMES.iter().map(|(n, _)| *n).collect();
+        return Err(Error::invalid(
+            format!("format `{text}`"),
+            format!("one of {}", names.join(", ")),
+            format!("`{name}`"),
+        ));
+    };
+    let base = format;
+    let integer = matches!(base.grid, Grid::Int { .. }) && matches!(base.store, Store::F16);
+    let scaled_by_float = matches!(base.store, Store::F32 | Store::F16);
+    // Each kind of option at most once, so that no two contradict each other.
+    let mut given: Vec<&str> = Vec::new();
+    for option in parts {
+        let kind = apply(&mut format, option, name, integer, scaled_by_float)
+            .map_err(|expected| Error::invalid(format!("format `{text}`"), expected, format!("`{option}`")))?;
+        if given.contains(&kind) {
+            return Err(Error::invalid(
+                format!("format `{text}`"),
+                format!("one option for the {kind}"),
+                format!("`{option}` as another"),
+            ));
+        }
+        given.push(kind);
+    }
+    check(&format, base, text)?;
+    Ok(format)
+}
+
+/// Applies one option and says what kind it is of, or what would be possible instead.
+fn apply(format: &mut Format, option: &str, name: &str, integer: bool, floats: bool) -> Result<&'static str, String> {
+    let grid = format.grid;
+    match option {
+        "tensor" | "row" if floats => format.span = if option == "row" { Span::Row } else { Span::Tensor },
+        "f32" | "f16" if floats => format.store = if option == "f32" { Store::F32 } else { Store::F16 },
+        "dq" if matches!(grid, Grid::Nf4 | Grid::Fp4) => {
+            format.store = Store::Double;
+            format.exact = true; // as its inventors do it
+        }
+        "exact" if floats && !matches!(grid, Grid::Nf3 | Grid::ZeroPoint { .. }) => format.exact = true,
+        "full" | "centred" | "asym" if integer => {
+            let bits = grid.bits();
+            format.grid = match option {
+                "full" => Grid::Int { bits, full: true },
+                "centred" => Grid::Centred { bits },
+                _ => {
+                    format.rule = Rule::MinMax;
+                    Grid::ZeroPoint { bits }
+                }
+            };
+        }
+        "absmax" | "mse" | "absmean" | "signed" if floats => {
+            format.rule = match option {
+                "absmax" => Rule::AbsMax,
+                "mse" => Rule::Gaussian,
+                "absmean" => Rule::AbsMean,
+                _ => Rule::SignedMax,
+            };
+        }
+        "floor" | "roundup" | "ceil" | "even" if matches!(format.store, Store::E8M0(_)) => {
+            format.store = Store::E8M0(match option {
+                "floor" => Power::Floor,
+                "roundup" => Power::RoundUp,
+                "ceil" => Power::Ceil,
+                _ => Power::Even,
+            });
+        }
+        "half-even" | "half-up" | "half-down" | "half-zero" | "half-away" => {
+            format.ties = match option {
+                "half-even" => Ties::Even,
+                "half-up" => Ties::Up,
+                "half-down" => Ties::Down,
+                "half-zero" => Ties::Zero,
+                _ => Ties::Away,
+            };
+        }
+        _ => match option.strip_prefix('g').and_then(|n| n.parse::<u32>().ok()) {
+            Some(n) if floats && n >= 16 && n.is_power_of_two() && n <= 1 << 20 => format.span = Span::Group(n),
+            Some(_) if floats => return Err("a group of 16, 32, 64, .. up to 1048576 elements".into()),
+            _ => return Err(possible(format, name, integer, floats)),
+        },
+    }
+    Ok(match option {
+        "tensor" | "row" => "span of a scale",
+        "f32" | "f16" | "dq" | "floor" | "roundup" | "ceil" | "even" => "storage of scales",
+        "full" | "centred" | "asym" => "grid",
+        "absmax" | "mse" | "absmean" | "signed" => "rule for scales",
+        "exact" => "scale that codes are chosen by",
+        _ if option.starts_with("half") => "ties",
+        _ => "span of a scale",
+    })
+}
+
+fn possible(format: &Format, name: &str, integer: bool, floats: bool) -> String {
+    let mut all: Vec<&str> = Vec::new();
+    if floats {
+        all.extend(["tensor", "row", "g16, g32, ..", "f32", "f16", "absmax", "exact"]);
+    }
+    if matches!(format.grid, Grid::Nf4 | Grid::Fp4) {
+        all.push("dq");
+    }
+    if integer {
+        all.extend(["mse", "signed", "full", "centred", "asym"]);
+    }
+    if matches!(name, "binary" | "ternary" | "e2m1") {
+        all.push("mse");
+    }
+    if matches!(name, "binary" | "ternary") {
+        all.push("absmean");
+    }
+    if matches!(format.store, Store::E8M0(_)) {
+        all.extend(["floor", "roundup", "ceil", "even"]);
+    }
+    all.extend(["half-even", "half-up", "half-down", "half-zero", "half-away"]);
+    format!("{name} with options of {}", all.join(", "))
+}
+
+/// Refuses combinations of options that have no meaning.
+fn check(format: &Format, base: Format, text: &str) -> Result<()> {
+    let fail = |expected: &str, got: &str| Err(Error::invalid(format!("format `{text}`"), expected, got));
+    match (format.rule, format.grid) {
+        (Rule::Gaussian, Grid::Nf4 | Grid::Fp4 | Grid::Nf3 | Grid::ZeroPoint { .. } | Grid::Int { full: true, .. }) => {
+            fail("`mse` with integers, e2m1, binary or ternary", "a grid without a clip for normal data")
+        }
+        (Rule::AbsMean, _) if base.rule != Rule::AbsMean => fail("`absmean` with binary or ternary", "another grid"),
+        (Rule::SignedMax, Grid::Int { full: true, .. }) => Ok(()),
+        (Rule::SignedMax, _) => fail("`signed` together with `full`", "`signed` alone"),
+        (Rule::AbsMax | Rule::AbsMean, Grid::ZeroPoint { .. }) => {
+            fail("`asym` without another rule", "`asym` and a rule for scales around zero")
+        }
+        (Rule::AbsMax, _) if base.rule == Rule::AbsMean && matches!(base.grid, Grid::Int { .. }) => {
+            // Two-bit integers with absmax scales have a name already.
+            fail("`int2` for two-bit integers by their largest magnitude", "`ternary:absmax`")
+        }
+        (Rule::Gaussian, _) if base.rule == Rule::AbsMean && matches!(base.grid, Grid::Int { .. }) => {
+            fail("`int2:mse` for two-bit integers by their mean square", "`ternary:mse`")
+        }
+        _ if format.exact && matches!(format.store, Store::F32) => {
+            fail("`exact` where scales are stored in f16", "scales that are not rounded")
+        }
+        _ if matches!(format.store, Store::Double) && !matches!(format.span, Span::Group(_)) => {
+            fail("`dq` with groups", "one scale per row or tensor")
+        }
+        _ => match (format.grid, format.ties) {
+            (Grid::Nf4 | Grid::Fp4 | Grid::Nf3, Ties::Even) => {
+                fail("ties of tables to go `half-up`, `half-down`, `half-zero` or `half-away`", "`half-even`")
+            }
+            _ => Ok(()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_options_come_back_as_they_were_written() {
+        for format in Format::all() {
+            let text = format.to_string();
+            assert_eq!(text.parse::<Format>().unwrap(), format, "{text}");
+        }
+        for text in [
+            "int4:row:f32:centred:mse",
+            "nf4:dq",
+            "mxfp4:roundup",
+            "int3:asym",
+            "binary:g64",
+            "int4:full:signed:half-up:exact",
+        ] {
+            let format: Format = text.parse().unwrap();
+            assert_eq!(format.to_string().parse::<Format>().unwrap(), format);
+        }
+    }
+
+    #[test]
+    fn every_listed_option_parses() {
+        assert_eq!(Format::all().len(), NAMES.len() + 26);
+        let names: std::collections::HashSet<String> = Format::all().iter().map(Format::to_string).collect();
+        assert_eq!(names.len(), NAMES.len() + 26);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_name() {
+        for text in [
+            "int9",
+            "",
+            "int4:",
+            "int4:g24",
+            "int4:g8",
+            "mxfp4:row",
+            "nf4:centred",
+            "int4:dq",
+            "int4:signed",
+            "int4:asym:mse",
+            "nf4:mse",
+            "nf4:dq:row",
+            "int4:row:tensor",
+            "int4:f32:f16",
+            "binary:full",
+            "ternary:absmax",
+            "nf4:half-even",
+            "mxfp4:f16",
+            "int4:bogus",
+        ] {
+            let error = text.parse::<Format>().unwrap_err().to_string();
+            assert!(error.contains(&format!("format `{text}`")), "{text}: {error}");
+        }
+    }
+}

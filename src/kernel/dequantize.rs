@@ -1,0 +1,51 @@
+//! Values of a quantized matrix.
+
+use super::packed::{B, Decode, Packed, PackedInfo};
+use super::{FLOATS, dim, expect};
+use crate::buffer::Buffer;
+use crate::context::Grid;
+use crate::shader::{Kernel, Scalar};
+use crate::{Context, Result, Tier};
+
+/// The kernel.
+pub static KERNEL: Kernel = Kernel {
+    name: "dequantize",
+    source: include_str!("../../shaders/dequantize.wgsl"),
+    tiers: &[Tier::Baseline],
+    variants: || {
+        let outs = [Scalar::F32, Scalar::F16];
+        let of = |decode: Decode| outs.map(|out| [decode.defines(&B), vec![("Out", out.into())]].concat());
+        Decode::all().into_iter().flat_map(of).collect()
+    },
+    proven_bounds: false,
+};
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    b: PackedInfo,
+    rows: u32,
+    quads: u32,
+}
+
+/// `out[row, col]` = the value of each element of `packed`.
+///
+/// # Shapes
+/// `out` `[rows, cols]`, f32 or f16.
+///
+/// # Errors
+/// [`crate::Error::Shape`] where `out` has another length or type; [`crate::Error::Limit`] where a dispatch is too large.
+///
+/// # Numerics
+/// One rounding to f32 after the level and the scale are known exactly; E8M0 scales are exact, subnormal results included. Double-quantized
+/// scales have one rounding more.
+pub fn dequantize(context: &Context, packed: &Packed, out: &Buffer) -> Result<()> {
+    let layout = packed.layout();
+    expect(KERNEL.name, "out", out, layout.rows * layout.cols, FLOATS)?;
+    let quads = layout.cols.div_ceil(4);
+    let params = Params { b: packed.info()?, rows: dim(layout.rows)?, quads: dim(quads)? };
+    let mut defines = Decode::of(&packed.format()).defines(&B);
+    defines.push(("Out", out.dtype().into()));
+    let bindings = [packed.codes().read(), packed.side().read(), out.write()];
+    context.dispatch(&KERNEL, &defines, &params, &bindings, Grid::Linear((layout.rows * quads).div_ceil(64) as u64))
+}

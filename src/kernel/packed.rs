@@ -1,0 +1,187 @@
+//! Quantized matrices on the device: what every kernel that reads or writes them shares.
+
+use super::dim;
+use crate::buffer::Buffer;
+use crate::format::{Format, Grid, Layout, PackedMatrix, Span, Store};
+use crate::shader::{Define, Defines};
+use crate::{Context, DType, Result};
+
+/// A quantized matrix `[rows, cols]` on the device, in the layout of [`PackedMatrix`]. Clones share the memory.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    format: Format,
+    layout: Layout,
+    codes: Buffer,
+    side: Buffer,
+}
+
+impl Packed {
+    /// Memory for a matrix; its content is undefined.
+    ///
+    /// # Errors
+    /// [`crate::Error::Limit`], [`crate::Error::OutOfMemory`].
+    pub fn empty(context: &Context, format: Format, rows: usize, cols: usize) -> Result<Self> {
+        let layout = Layout::new(&format, rows, cols)?;
+        let codes = context.alloc(layout.code_words, DType::U32)?;
+        let side = context.alloc(layout.side_words, DType::U32)?;
+        Ok(Self { format, layout, codes, side })
+    }
+
+    /// A copy of a matrix of the host.
+    ///
+    /// # Errors
+    /// [`crate::Error::Limit`], [`crate::Error::OutOfMemory`].
+    pub fn from_host(context: &Context, matrix: &PackedMatrix) -> Result<Self> {
+        let layout = *matrix.layout();
+        let packed = Self::empty(context, matrix.format(), layout.rows, layout.cols)?;
+        context.upload(&packed.codes, bytemuck::cast_slice(matrix.codes()))?;
+        context.upload(&packed.side, bytemuck::cast_slice(matrix.side()))?;
+        Ok(packed)
+    }
+
+    /// Copies it to the host, submitting and waiting for what is recorded.
+    ///
+    /// # Errors
+    /// As [`crate::Tensor::to_vec`].
+    pub fn to_host(&self, context: &Context) -> Result<PackedMatrix> {
+        let (codes, side) = (context.readback(&self.codes)?, context.readback(&self.side)?);
+        let words = |bytes: Vec<u8>| bytemuck::pod_collect_to_vec(&bytes);
+        let Layout { rows, cols, .. } = self.layout;
+        PackedMatrix::from_words(self.format, rows, cols, words(codes.wait()?), words(side.wait()?))
+    }
+
+    /// The format.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Sizes and places.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Packed codes, u32.
+    #[must_use]
+    pub fn codes(&self) -> &Buffer {
+        &self.codes
+    }
+
+    /// Header, scales and zero points, u32.
+    #[must_use]
+    pub fn side(&self) -> &Buffer {
+        &self.side
+    }
+
+    /// Bytes of codes and side data.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.codes.bytes() + self.side.bytes()
+    }
+
+    /// What shaders are told of the layout.
+    ///
+    /// # Errors
+    /// [`crate::Error::Limit`] where a size does not fit 32 bits.
+    pub(crate) fn info(&self) -> Result<PackedInfo> {
+        let l = &self.layout;
+        let half = 1u32 << (self.format.bits() - 1);
+        Ok(PackedInfo {
+            cols: dim(l.cols)?,
+            row_words: dim(l.row_words)?,
+            groups: dim(l.groups)?,
+            group_shift: match self.format.span() {
+                Span::Group(n) => n.trailing_zeros(),
+                Span::Row | Span::Tensor => 31,
+            },
+            store: match self.format.store() {
+                Store::F32 => 0,
+                Store::F16 => 1,
+                Store::E8M0(_) => 2,
+                Store::E4M3 => 3,
+                Store::Double => 4,
+            },
+            scale_stride: dim(l.scale_stride)?,
+            zeros_at: dim(l.zeros_at)?,
+            zero_stride: dim(l.zero_stride)?,
+            nested_at: dim(l.nested_at)?,
+            map_at: dim(l.map_at)?,
+            #[expect(clippy::cast_precision_loss, reason = "at most 128")]
+            zero: match self.format.grid() {
+                Grid::Centred { .. } => half as f32 - 0.5,
+                _ => half as f32,
+            },
+            reserved: 0,
+        })
+    }
+}
+
+/// The twin of `PackedInfo` in `shaders/common/packed_info.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct PackedInfo {
+    pub cols: u32,
+    pub row_words: u32,
+    pub groups: u32,
+    pub group_shift: u32,
+    pub store: u32,
+    pub scale_stride: u32,
+    pub zeros_at: u32,
+    pub zero_stride: u32,
+    pub nested_at: u32,
+    pub map_at: u32,
+    pub zero: f32,
+    pub reserved: u32,
+}
+
+const _: () = assert!(std::mem::size_of::<PackedInfo>() == 48);
+
+/// All that the decoding of codes is specialised by: scales and groups are run-time values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Decode {
+    /// 0 integers, 1 integers with zero points, 2 small floats, 3 NF4, 4 FP4, 5 NF3.
+    pub grid: u32,
+    pub bits: u32,
+    pub exponent: u32,
+    pub mantissa: u32,
+}
+
+/// Names of a matrix's defines: `A` for the left operand, `B` for the right one or the only one.
+pub(crate) type Names = [&'static str; 4];
+pub(crate) const A: Names = ["A_GRID", "A_BITS", "A_EXPONENT", "A_MANTISSA"];
+pub(crate) const B: Names = ["B_GRID", "B_BITS", "B_EXPONENT", "B_MANTISSA"];
+
+impl Decode {
+    /// How a format's codes are decoded.
+    pub fn of(format: &Format) -> Self {
+        let (grid, (exponent, mantissa)) = match format.grid() {
+            Grid::Int { .. } | Grid::Centred { .. } => (0, (0, 0)),
+            Grid::ZeroPoint { .. } => (1, (0, 0)),
+            Grid::Float(float) => (2, float.layout()),
+            Grid::Nf4 => (3, (0, 0)),
+            Grid::Fp4 => (4, (0, 0)),
+            Grid::Nf3 => (5, (0, 0)),
+        };
+        Self { grid, bits: format.bits(), exponent, mantissa }
+    }
+
+    /// Every way there is.
+    pub fn all() -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::new();
+        all.extend((1..=8).map(|bits| Self { grid: 0, bits, exponent: 0, mantissa: 0 }));
+        all.extend((2..=8).map(|bits| Self { grid: 1, bits, exponent: 0, mantissa: 0 }));
+        for float in crate::format::Minifloat::ALL {
+            let (exponent, mantissa) = float.layout();
+            all.push(Self { grid: 2, bits: float.bits(), exponent, mantissa });
+        }
+        all.extend([(3, 4), (4, 4), (5, 3)].map(|(grid, bits)| Self { grid, bits, exponent: 0, mantissa: 0 }));
+        all
+    }
+
+    /// The defines that `shaders/common/packed.wgsl` asks for.
+    pub fn defines(self, names: &Names) -> Defines {
+        let values = [self.grid, self.bits, self.exponent, self.mantissa];
+        names.iter().copied().zip(values.map(Define::U32)).collect()
+    }
+}
