@@ -424,6 +424,15 @@ impl Context {
         Buffer::new(&self.0, len, dtype).map_err(|e| self.check().err().unwrap_or(e))
     }
 
+    /// The kernels of the dispatches that are recorded and not submitted, with the tier of each.
+    pub(crate) fn recorded(&self) -> Vec<(&'static str, Tier)> {
+        let of = |command: &Command| match command {
+            Command::Dispatch { pipeline, .. } => Some((pipeline.key.kernel.name, pipeline.key.tier)),
+            _ => None,
+        };
+        self.stream().commands.iter().filter_map(of).collect()
+    }
+
     /// Records a copy of `data` into `to`. It takes its place in the order of commands: earlier ones see the old content.
     pub(crate) fn upload(&self, to: &Buffer, data: &[u8]) -> Result<()> {
         debug_assert_eq!(data.len() as u64, to.bytes());

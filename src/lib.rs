@@ -106,6 +106,8 @@
 //! `cli` (on by default) adds what only the `walsh` command needs. A library user sets `default-features = false`. No feature chooses a tier.
 
 pub mod autograd;
+#[doc(hidden)]
+pub mod bench;
 mod buffer;
 mod capabilities;
 mod context;

@@ -1,5 +1,6 @@
 //! The command line: flags in, messages on standard error, results on standard output, exit codes 0, 1 and 2.
 
+mod bench;
 mod info;
 mod model;
 mod sample;
@@ -27,6 +28,8 @@ enum Command {
     Train(Box<train::Args>),
     /// Generate text with a trained model
     Sample(sample::Args),
+    /// Time each kernel against what this adapter copies and multiplies at most
+    Bench(bench::Args),
 }
 
 /// Runs the command and turns its result into an exit code: 0, 1 for a failure while working, 2 for bad input.
@@ -43,6 +46,7 @@ pub fn main(started: Instant) -> ExitCode {
         Command::Info(args) => info::run(&args),
         Command::Train(args) => train::run(&args, started),
         Command::Sample(args) => sample::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -16,6 +16,7 @@ pub mod dropout;
 pub mod embedding;
 pub mod layer_norm;
 pub mod matmul;
+pub mod multiply_peak;
 pub mod optimizer_step;
 pub mod packed;
 pub mod packed_matmul;
@@ -40,6 +41,8 @@ pub static ALL: &[&Kernel] = &[
     &matmul::VECTOR,
     &matmul::COOP,
     &matmul::REDUCE,
+    &multiply_peak::KERNEL,
+    &multiply_peak::COOP,
     &optimizer_step::GRAD_NORM,
     &optimizer_step::KERNEL,
     &column_sum::KERNEL,

@@ -11,6 +11,7 @@ pub mod gpt;
 pub mod layer_norm;
 pub mod linear;
 pub mod matmul;
+pub mod multiply_peak;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;

@@ -1,58 +1,60 @@
 //! Attention by both paths, its backward pass, and attention of one token to a cache.
 
 use super::{Case, Prepared, Size, Work, prepared, random, random_as, zeros, zeros_as};
-use walsh::kernel::attention::{AttentionDims, AttentionPath, attention_on};
-use walsh::kernel::attention_backward::{AttentionGrads, attention_backward_on};
-use walsh::kernel::attention_cached::{CacheDims, KvCache, attention_cached, kv_append};
-use walsh::kernel::rope::{Lane, Rope, RopePairs, frequencies, rope};
-use walsh::{Context, DType, Result, Tensor, Tier};
+use crate::kernel::attention::{AttentionDims, AttentionPath, attention_on};
+use crate::kernel::attention_backward::{AttentionGrads, attention_backward_on};
+use crate::kernel::attention_cached::{CacheDims, KvCache, attention_cached, kv_append};
+use crate::kernel::rope::{Lane, Rope, RopePairs, frequencies, rope};
+use crate::{Context, DType, Result, Tensor, Tier};
 
-pub const CASES: &[Case] = &[
-    Case {
-        name: "attention",
-        kernels: &["attention"],
-        needs: Tier::Baseline,
-        prepare: |c, s| forward(c, s, AttentionPath::Tiles),
-    },
-    Case {
-        name: "attention_rows",
-        kernels: &["attention_rows"],
-        needs: Tier::Baseline,
-        prepare: |c, s| forward(c, s, AttentionPath::Rows),
-    },
-    Case {
-        name: "attention_backward",
-        kernels: &["attention_backward_query", "attention_backward_key"],
-        needs: Tier::Baseline,
-        prepare: |c, s| backward(c, s, AttentionPath::Tiles),
-    },
-    Case {
-        name: "attention_rows_backward",
-        kernels: &["attention_rows_backward_query", "attention_rows_backward_key"],
-        needs: Tier::Baseline,
-        prepare: |c, s| backward(c, s, AttentionPath::Rows),
-    },
-    Case {
-        name: "attention_coop",
-        kernels: &["attention_coop"],
-        needs: Tier::Coop,
-        prepare: |c, s| forward(c, s, AttentionPath::Coop),
-    },
-    Case {
-        name: "attention_coop_backward",
-        kernels: &["attention_coop_backward_query", "attention_coop_backward_key"],
-        needs: Tier::Coop,
-        prepare: |c, s| backward(c, s, AttentionPath::Coop),
-    },
-    Case { name: "kv_append", kernels: &["kv_append"], needs: Tier::Baseline, prepare: |c, s| cached(c, s, true) },
-    Case {
-        name: "attention_cached",
-        kernels: &["attention_cached"],
-        needs: Tier::Baseline,
-        prepare: |c, s| cached(c, s, false),
-    },
-    Case { name: "rope", kernels: &["rope"], needs: Tier::Baseline, prepare: rotate },
-];
+pub fn cases(size: Size) -> Vec<Case> {
+    let Size { seq, width, .. } = size;
+    let mut all = Vec::new();
+    for path in [AttentionPath::Tiles, AttentionPath::Rows, AttentionPath::Coop] {
+        all.extend(paired(size, path));
+    }
+    let cached_bytes = |append| 4 * if append { 4 * width } else { 2 * width * seq + 2 * width };
+    for (name, append) in [("kv_append", true), ("attention_cached", false)] {
+        let work = Work::bytes(cached_bytes(append));
+        // Two products with each of `seq` rows.
+        let work = if append { work } else { work.flops(4 * seq * width) };
+        all.push(Case::new(name, [1, width, seq], work, move |c| cached(c, size, append)));
+    }
+    // Queries and keys, read and written.
+    let work = Work::bytes(4 * 2 * 2 * size.rows() * width);
+    all.push(Case::new("rope", [size.rows(), width, seq], work, move |c| rotate(c, size)));
+    all
+}
+
+/// A path forward and backward.
+fn paired(size: Size, path: AttentionPath) -> [Case; 2] {
+    let (names, kernels): ([&str; 2], [&'static str; 2]) = match path {
+        AttentionPath::Tiles => {
+            (["attention", "attention_backward"], ["attention_backward_query", "attention_backward_key"])
+        }
+        AttentionPath::Rows => (
+            ["attention_rows", "attention_rows_backward"],
+            ["attention_rows_backward_query", "attention_rows_backward_key"],
+        ),
+        AttentionPath::Coop => (
+            ["attention_coop", "attention_coop_backward"],
+            ["attention_coop_backward_query", "attention_coop_backward_key"],
+        ),
+    };
+    let (dtype, shape) = (dtype(path), [size.rows(), size.width, size.seq]);
+    let tier = if path == AttentionPath::Coop { Tier::Coop } else { Tier::Baseline };
+    let bytes = |tensors: usize| Work::bytes(dtype.size() * tensors * size.rows() * size.width);
+    // Queries, keys, values and the result; the gradient reads these four and one more, and writes three. It has five products instead of two.
+    let forward_work = bytes(4).flops(flops(size));
+    let backward_work = bytes(8).flops(flops(size) / 2 * 5);
+    [
+        Case::new(names[0], shape, forward_work, move |c| forward(c, size, path)).dtype(dtype).tier(tier),
+        Case::new(names[1], shape, backward_work, move |c| backward(c, size, path))
+            .dtype(dtype)
+            .tier(tier)
+            .kernels(&kernels),
+    ]
+}
 
 fn dims(size: Size) -> AttentionDims {
     let Size { batch, seq, heads, width, .. } = size;
@@ -62,10 +64,6 @@ fn dims(size: Size) -> AttentionDims {
 /// What the path computes with.
 fn dtype(path: AttentionPath) -> DType {
     if path == AttentionPath::Coop { DType::F16 } else { DType::F32 }
-}
-
-fn shape(size: Size) -> String {
-    format!("{}x{}x{}x{}", size.batch, size.seq, size.heads, size.width / size.heads)
 }
 
 /// Two products over half of the pairs, since the others are masked: 2 x 2 T^2 C / 2 a sequence.
@@ -79,7 +77,7 @@ fn forward(context: &Context, size: Size, path: AttentionPath) -> Result<Prepare
     let (qkv, out) = (random_as(context, 3 * d.out_len(), dtype)?, zeros_as(context, d.out_len(), dtype)?);
     let lse = zeros(context, d.rows())?;
     let c = context.clone();
-    prepared(shape(size), Work::Flops(flops(size)), &[&out.clone(), &lse.clone()], move || {
+    prepared(&[&out.clone(), &lse.clone()], move || {
         attention_on(&c, qkv.buffer(), out.buffer(), lse.buffer(), d, None, path)
     })
 }
@@ -92,8 +90,7 @@ fn backward(context: &Context, size: Size, path: AttentionPath) -> Result<Prepar
     attention_on(context, qkv.buffer(), out.buffer(), lse.buffer(), d, None, path)?;
     let (dout, dqkv) = (random_as(context, d.out_len(), dtype)?, zeros_as(context, 3 * d.out_len(), dtype)?);
     let c = context.clone();
-    // Five products instead of two.
-    prepared(shape(size), Work::Flops(flops(size) / 2 * 5), &[&dqkv.clone()], move || {
+    prepared(&[&dqkv.clone()], move || {
         let [qkv, out, dout, lse, dqkv] = [&qkv, &out, &dout, &lse, &dqkv].map(Tensor::buffer);
         attention_backward_on(&c, AttentionGrads { qkv, out, dout, lse, dqkv }, d, None, path)
     })
@@ -106,8 +103,7 @@ fn cached(context: &Context, size: Size, append: bool) -> Result<Prepared> {
     let length = Tensor::from_u32(context, &[size.seq as u32 - 1], &[1])?;
     let (out, c) = (zeros(context, size.width)?, context.clone());
     let written = if append { keys.clone() } else { out.clone() };
-    let bytes = if append { 4 * 4 * size.width } else { 4 * (2 * room + 2 * size.width) };
-    prepared(format!("{}x{}", size.seq, size.width), Work::Bytes(bytes), &[&written], move || {
+    prepared(&[&written], move || {
         let cache = KvCache { keys: keys.buffer(), values: values.buffer(), length: length.buffer() };
         if append {
             kv_append(&c, qkv.buffer(), cache, dims)
@@ -123,9 +119,7 @@ fn rotate(context: &Context, size: Size) -> Result<Prepared> {
     let angles = frequencies(10000.0, head_dim);
     let angles = Tensor::from_f32(context, &angles, &[angles.len()])?;
     let c = context.clone();
-    // Queries and keys, read and written.
-    let bytes = 4 * 2 * 2 * size.rows() * size.width;
-    prepared(shape(size), Work::Bytes(bytes), &[&qkv.clone()], move || {
+    prepared(&[&qkv.clone()], move || {
         let task = Rope {
             rows: size.rows(),
             seq: size.seq,

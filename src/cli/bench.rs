@@ -1,0 +1,286 @@
+//! `walsh bench`: each kernel, format and shape against what the adapter copies and multiplies at most.
+
+use super::{context, put, say};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
+use std::collections::BTreeSet;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+use walsh::bench::{Case, Ceilings, Row, Size, TINY, cases, header, measure, products, sizes};
+use walsh::{Context, Error, Result};
+
+/// Flags of `walsh bench`.
+#[derive(Debug, clap::Args)]
+#[command(allow_negative_numbers = true)]
+pub struct Args {
+    /// Only kernels whose name contains this, or matches it as a whole where it has * or ? [repeatable]
+    #[arg(long, value_name = "PATTERN")]
+    kernel: Vec<String>,
+    /// Only formats of weights that contain or match this [repeatable]
+    #[arg(long, value_name = "PATTERN")]
+    format: Vec<String>,
+    /// Only products, of this shape instead of a model's [repeatable]
+    #[arg(long, value_name = "MxNxK")]
+    shape: Vec<String>,
+    /// Seconds for all cases together, after the ceilings
+    #[arg(long, default_value_t = 60.0)]
+    seconds: f64,
+    /// Part of the adapter's name, or #N
+    #[arg(long)]
+    adapter: Option<String>,
+    /// Use no kernels above this tier: baseline, subgroup or coop
+    #[arg(long)]
+    max_tier: Option<String>,
+    /// Print one JSON object per case on standard output instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs it.
+pub fn run(args: &Args) -> Result<()> {
+    let seconds = args.seconds;
+    if !(seconds > 0.0 && seconds <= 1e6) {
+        return Err(Error::invalid("--seconds", "a number above 0 and up to 1000000", seconds.to_string()));
+    }
+    // Every size has the same kernels and formats, so bad flags are told before a device is made.
+    select(args, &[TINY])?;
+    let context = context(args.adapter.as_deref(), args.max_tier.as_deref())?;
+    let cases = available(&context, select(args, sizes(&context))?)?;
+    let head = header(std::slice::from_ref(&context), include_str!("../../Cargo.lock"));
+    let ceilings = Ceilings::measure(&context)?;
+    let head = format!("{head}ceilings {}\n", describe(&ceilings));
+    let table = Table::new(&cases);
+    if args.json {
+        say(head.trim_end());
+    } else if !put(&format!("{head}\n{}", table.head()))? {
+        return Ok(());
+    }
+    time(&context, &cases, &ceilings, Duration::from_secs_f64(seconds), |row| {
+        put(&if args.json { json(row)? } else { table.line(row) })
+    })
+}
+
+/// Times the cases and hands on each row, until `emit` says that nobody listens.
+fn time(
+    context: &Context,
+    cases: &[Case],
+    ceilings: &Ceilings,
+    budget: Duration,
+    emit: impl Fn(&Row) -> Result<bool>,
+) -> Result<()> {
+    let deadline = Instant::now() + budget;
+    let bar = bar(cases.len());
+    let (mut rows, mut refused) = (0, None);
+    for (case, waiting) in cases.iter().zip((1..=cases.len()).rev()) {
+        let now = Instant::now();
+        let left = deadline.saturating_duration_since(now);
+        if left.is_zero() && rows > 0 {
+            bar.suspend(|| say(&format!("not measured: {case}: the time given by --seconds was used up")));
+            continue;
+        }
+        bar.set_message(case.to_string());
+        match measure(context, case, now + left.div_f64(waiting as f64)) {
+            Ok(measured) => {
+                rows += 1;
+                let row = Row::new(context, case, measured, ceilings);
+                if !bar.suspend(|| emit(&row))? {
+                    return Ok(());
+                }
+            }
+            Err(error) if error.is_failure() => return Err(error),
+            Err(error) => {
+                bar.suspend(|| say(&format!("not measured: {case}: {error}")));
+                refused = Some(error);
+            }
+        }
+        bar.inc(1);
+    }
+    match refused {
+        Some(error) if rows == 0 => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The cases that the flags ask for.
+fn select(args: &Args, sizes: &[Size]) -> Result<Vec<Case>> {
+    let mut selected = Vec::new();
+    for text in &args.shape {
+        selected.extend(products(shape(text)?));
+    }
+    if args.shape.is_empty() {
+        selected = cases(sizes);
+    }
+    narrow(&mut selected, "--kernel", &args.kernel, |case| case.kernel)?;
+    narrow(&mut selected, "--format", &args.format, |case| &case.format)?;
+    Ok(selected)
+}
+
+fn shape(text: &str) -> Result<[usize; 3]> {
+    let sizes: Vec<usize> = text.split(['x', 'X']).map_while(|part| part.parse().ok()).filter(|n| *n > 0).collect();
+    match sizes.as_slice() {
+        // Larger ones fit no device, and their products no integer.
+        &[m, n, k] if text.split(['x', 'X']).count() == 3 && m.max(n).max(k) <= 1 << 20 => Ok([m, n, k]),
+        _ => {
+            Err(Error::invalid("--shape", "MxNxK, such as 256x4096x4096, each from 1 to 1048576", format!("`{text}`")))
+        }
+    }
+}
+
+/// Keeps the cases whose name matches one of the patterns; each must match some.
+fn narrow(cases: &mut Vec<Case>, flag: &str, patterns: &[String], name: fn(&Case) -> &str) -> Result<()> {
+    if let Some(pattern) = patterns.iter().find(|pattern| !cases.iter().any(|case| matches(pattern, name(case)))) {
+        let names: Vec<&str> = cases.iter().map(name).collect::<BTreeSet<_>>().into_iter().collect();
+        let expected = format!("a part of, or a pattern with * or ? for, one of {}", names.join(", "));
+        return Err(Error::invalid(flag, expected, format!("`{pattern}`")));
+    }
+    cases.retain(|case| patterns.is_empty() || patterns.iter().any(|pattern| matches(pattern, name(case))));
+    Ok(())
+}
+
+fn matches(pattern: &str, name: &str) -> bool {
+    if pattern.contains(['*', '?']) { glob(pattern.as_bytes(), name.as_bytes()) } else { name.contains(pattern) }
+}
+
+fn glob(pattern: &[u8], name: &[u8]) -> bool {
+    match (pattern, name) {
+        ([], []) => true,
+        ([b'*', rest @ ..], _) => (0..=name.len()).any(|start| glob(rest, &name[start..])),
+        ([p, rest @ ..], [n, tail @ ..]) => (*p == b'?' || p == n) && glob(rest, tail),
+        _ => false,
+    }
+}
+
+/// Those of `cases` that the context can run; the others are reported.
+fn available(context: &Context, mut cases: Vec<Case>) -> Result<Vec<Case>> {
+    let mut lacking = None;
+    cases.retain(|case| match case.missing(context) {
+        Some(why) => {
+            say(&format!("not measured: {case}: {why}"));
+            lacking = Some(why);
+            false
+        }
+        None => true,
+    });
+    match lacking {
+        Some(why) if cases.is_empty() => Err(Error::Unsupported { what: "any of the selected cases".to_owned(), why }),
+        _ => Ok(cases),
+    }
+}
+
+fn describe(ceilings: &Ceilings) -> String {
+    let mut text = format!(
+        "copy {} GB/s, multiply-add {} TFLOP/s in f32",
+        digits(ceilings.copy * 1e-9),
+        digits(ceilings.multiply * 1e-12)
+    );
+    if let Some(coop) = ceilings.multiply_coop {
+        text.push_str(&format!(", {} by cooperative matrices in f16", digits(coop * 1e-12)));
+    }
+    text
+}
+
+fn json(row: &Row) -> Result<String> {
+    serde_json::to_string(row).map(|line| line + "\n").map_err(|e| Error::invalid("--json", "numbers", e.to_string()))
+}
+
+/// A bar on a terminal, nothing elsewhere.
+fn bar(cases: usize) -> ProgressBar {
+    let terminal = std::io::stderr().is_terminal();
+    let target = if terminal { ProgressDrawTarget::stderr_with_hz(10) } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(cases as u64), target).with_finish(ProgressFinish::AndClear);
+    // The template is constant; with a bad one the default bar would do.
+    if let Ok(style) = ProgressStyle::with_template("{bar:32} {pos}/{len}  {msg}  {eta} left") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar
+}
+
+/// About four digits.
+fn digits(value: f64) -> String {
+    match value {
+        1000.0.. => format!("{value:.0}"),
+        100.0.. => format!("{value:.1}"),
+        10.0.. => format!("{value:.2}"),
+        1.0.. => format!("{value:.3}"),
+        _ => format!("{value:.4}"),
+    }
+}
+
+/// Columns that fit what they will hold: kernel, format and activations; those of numbers have fixed widths.
+struct Table([usize; 3]);
+
+impl Table {
+    fn new(cases: &[Case]) -> Self {
+        let widest = |title: &str, name: fn(&Case) -> &str| {
+            cases.iter().map(|case| name(case).len()).max().unwrap_or_default().max(title.len())
+        };
+        Self([
+            widest("kernel", |case| case.kernel),
+            widest("format", |case| &case.format),
+            widest("activations", |case| &case.activations),
+        ])
+    }
+
+    fn head(&self) -> String {
+        let numbers = ["m", "n", "k", "us", "GB/s", "TFLOP/s", "of copy", "of multiply"].map(str::to_owned);
+        self.join(["kernel", "format", "activations", "tier"], numbers)
+    }
+
+    fn line(&self, row: &Row) -> String {
+        let part = |k: usize| if k == 0 { String::new() } else { k.to_string() };
+        let rate = |rate: Option<f64>| rate.map_or(String::new(), digits);
+        let share = |share: Option<f64>| share.map_or(String::new(), |share| format!("{:.1}%", share * 100.0));
+        let Row { kernel, format, activations, tier, .. } = row;
+        let numbers = [
+            row.m.to_string(),
+            row.n.to_string(),
+            part(row.k),
+            digits(row.us),
+            rate(row.gb_per_s),
+            rate(row.tflop_per_s),
+            share(row.share_of_copy),
+            share(row.share_of_multiply),
+        ];
+        self.join([kernel, format, activations, tier], numbers)
+    }
+
+    fn join(&self, [kernel, format, activations, tier]: [&str; 4], numbers: [String; 8]) -> String {
+        let [a, b, c] = self.0;
+        let mut line = format!("{kernel:<a$}  {format:<b$}  {activations:<c$}  {tier:<8}");
+        for (number, width) in numbers.iter().zip([8, 8, 6, 9, 8, 8, 8, 12]) {
+            line.push_str(&format!(" {number:>width$}"));
+        }
+        line.trim_end().to_owned() + "\n"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_are_parts_or_globs_of_the_whole() {
+        for (pattern, name, expected) in [
+            ("mat", "matmul_nt", true),
+            ("", "matmul_nt", true),
+            ("rope", "matmul_nt", false),
+            ("mat*", "matmul_nt", true),
+            ("mat*nt", "matmul_nt", true),
+            ("*mul*", "matmul_nt", true),
+            ("mat?", "matmul_nt", false),
+            ("matmul_n?", "matmul_nt", true),
+            ("matmul_nt?", "matmul_nt", false),
+            ("*", "", true),
+            ("?", "", false),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} and {name}");
+        }
+    }
+
+    #[test]
+    fn shapes_are_three_positive_numbers() {
+        assert_eq!(shape("1x4096X65536").unwrap(), [1, 4096, 65536]);
+        for text in ["", "4096", "1x2", "1x2x3x4", "0x1x1", "1xax1", "1x2x", "-1x2x3", "2000000x1x1"] {
+            assert!(shape(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! `walsh bench`: its lines and its table, and what it says to flags that select nothing.
+#![cfg(feature = "cli")]
+
+use serde_json::Value;
+use std::process::{Command, Output};
+
+fn bench(flags: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_walsh")).arg("bench").args(flags).output().unwrap()
+}
+
+#[track_caller]
+fn text(output: &Output, code: i32) -> (String, String) {
+    let [out, message] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8(bytes.clone()).unwrap());
+    assert_eq!(output.status.code(), Some(code), "{message}");
+    assert!(!message.contains("panicked"), "{message}");
+    (out, message)
+}
+
+/// The lines as objects, each with exactly the documented keys in their order, and no number that is not finite and above 0.
+#[track_caller]
+fn rows(out: &str) -> Vec<Value> {
+    let mut rows = Vec::new();
+    for line in out.lines() {
+        let row: Value = serde_json::from_str(line).expect("a line is an object");
+        let keys = [
+            "kernel",
+            "format",
+            "activations",
+            "tier",
+            "m",
+            "n",
+            "k",
+            "us",
+            "gb_per_s",
+            "tflop_per_s",
+            "share_of_copy",
+            "share_of_multiply",
+            "adapter",
+        ];
+        let places: Vec<usize> = keys.iter().map(|key| line.find(&format!("\"{key}\":")).expect(key)).collect();
+        assert!(places.is_sorted(), "{line}");
+        assert_eq!(row.as_object().unwrap().len(), keys.len(), "{line}");
+        for key in ["kernel", "format", "activations", "tier", "adapter"] {
+            assert!(row[key].as_str().is_some_and(|text| !text.is_empty()), "{key} of {line}");
+        }
+        for key in ["m", "n", "us"] {
+            assert!(row[key].as_f64().is_some_and(|number| number > 0.0 && number.is_finite()), "{key} of {line}");
+        }
+        assert!(row["k"].is_u64(), "{line}");
+        for [rate, share] in [["gb_per_s", "share_of_copy"], ["tflop_per_s", "share_of_multiply"]] {
+            assert_eq!(row[rate].is_null(), row[share].is_null(), "{line}");
+            for key in [rate, share] {
+                assert!(row[key].is_null() || row[key].as_f64().is_some_and(|v| v > 0.0 && v.is_finite()), "{line}");
+            }
+        }
+        rows.push(row);
+    }
+    rows
+}
+
+#[test]
+fn json_has_a_line_per_case_and_nothing_else() {
+    let (out, message) = text(&bench(&["--kernel", "row_sum", "--kernel", "cop?", "--seconds", "1", "--json"]), 0);
+    let rows = rows(&out);
+    for kernel in ["row_sum", "copy"] {
+        let row = rows.iter().find(|row| row["kernel"] == kernel).expect(kernel);
+        assert!(row["gb_per_s"].is_number() && row["tflop_per_s"].is_null(), "{row}");
+    }
+    for part in ["adapter", "driver", "date", "wgpu", "ceilings"] {
+        assert!(message.contains(part), "`{part}` is not in: {message}");
+    }
+}
+
+#[test]
+fn products_take_any_shape_and_have_both_rates() {
+    let flags = ["--kernel", "matmul_nt", "--format", "f32", "--shape", "33x20x28", "--seconds", "1"];
+    let (out, _) = text(&bench(&[&flags[..], &["--json"]].concat()), 0);
+    let rows = rows(&out);
+    assert_eq!(rows.len(), 1);
+    assert_eq!((&rows[0]["m"], &rows[0]["n"], &rows[0]["k"]), (&33.into(), &20.into(), &28.into()));
+    let per_us = |work: f64| work / rows[0]["us"].as_f64().unwrap();
+    let close = |key: &str, expected: f64| (rows[0][key].as_f64().unwrap() / expected - 1.0).abs() < 1e-9;
+    assert!(close("gb_per_s", per_us(4.0 * (33.0 * 28.0 + 28.0 * 20.0 + 33.0 * 20.0) * 1e-3)), "{out}");
+    assert!(close("tflop_per_s", per_us(2.0 * 33.0 * 20.0 * 28.0 * 1e-6)), "{out}");
+
+    let (out, _) = text(&bench(&flags), 0);
+    for part in ["adapter", "driver", "date", "wgpu", "ceilings", "GB/s", "TFLOP/s", "matmul_nt"] {
+        assert!(out.contains(part), "`{part}` is not in: {out}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_the_time_is_named() {
+    let (out, message) = text(&bench(&["--kernel", "sum", "--seconds", "1e-9", "--json"]), 0);
+    assert_eq!(rows(&out).len(), 1);
+    assert!(message.contains("not measured: row_sum f32/f32") && message.contains("--seconds"), "{message}");
+}
+
+#[test]
+fn bad_flags_say_what_there_is() {
+    let refused = |flags: &[&str], parts: &[&str]| {
+        let (out, message) = text(&bench(flags), 2);
+        assert!(out.is_empty(), "{out}");
+        for part in parts {
+            assert!(message.contains(part), "{flags:?}: `{part}` is not in: {message}");
+        }
+    };
+    refused(&["--kernel", "juggle"], &["--kernel: expected", "accumulate", "matmul_nt", "rope", "found `juggle`"]);
+    refused(&["--kernel", "rope", "--kernel", "juggle"], &["found `juggle`"]);
+    refused(&["--kernel", "mat?"], &["found `mat?`"]);
+    refused(&["--format", "int99"], &["--format: expected", "f16, f32", "found `int99`"]);
+    refused(&["--kernel", "rope", "--format", "f16"], &["--format: expected", "one of f32", "found `f16`"]);
+    refused(&["--kernel", "rope", "--shape", "1x2x3"], &["--kernel: expected", "matmul_tn", "found `rope`"]);
+    refused(&["--shape", "12x34"], &["--shape: expected MxNxK", "found `12x34`"]);
+    refused(&["--shape", "12x0x34"], &["--shape: expected MxNxK"]);
+    refused(&["--shape", "1000000x1000000x1", "--format", "f32", "--json"], &["needs", "limit"]);
+    for seconds in ["0", "-1", "nan", "inf"] {
+        refused(&["--seconds", seconds], &["--seconds: expected a number above 0"]);
+    }
+    refused(&["--max-tier", "magic"], &["--max-tier: expected one of"]);
+    refused(&["--max-tier", "baseline", "--kernel", "attention_coop"], &["attention_coop", "needs the tier coop"]);
+}
