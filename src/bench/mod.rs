@@ -7,6 +7,7 @@
 mod attention;
 mod ceilings;
 mod elementwise;
+mod low_bit;
 mod matmul;
 mod measure;
 mod rows;
@@ -14,6 +15,7 @@ mod rows;
 pub use ceilings::{Ceilings, copy};
 pub use measure::{Checked, Measured, Row, check, header, measure, time};
 
+use crate::format::Format;
 use crate::kernel::Dropout;
 use crate::optim::StepState;
 use crate::{Buffer, Context, DType, Result, Tensor, Tier};
@@ -23,7 +25,7 @@ use std::fmt;
 type Family<S> = fn(S) -> Vec<Case>;
 
 /// What computes on tensors of a model's sizes.
-const FAMILIES: &[Family<Size>] = &[matmul::cases, attention::cases, rows::cases, elementwise::cases];
+const FAMILIES: &[Family<Size>] = &[matmul::cases, low_bit::cases, attention::cases, rows::cases, elementwise::cases];
 
 /// What computes `out[m, n]` as sums of `k` products.
 const PRODUCTS: &[Family<[usize; 3]>] = &[matmul::products];
@@ -288,6 +290,12 @@ fn state(context: &Context) -> Result<Tensor> {
 
 fn dropout(state: &Buffer) -> Dropout<'_> {
     Dropout { p: 0.2, seed: 1, op: 1, micro: 0, state }
+}
+
+/// Codes and scales of a quantized matrix.
+#[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+fn packed_bytes(format: Format, [rows, cols]: [usize; 2]) -> usize {
+    (format.bits_per_element(rows, cols) * (rows * cols) as f64 / 8.0).ceil() as usize
 }
 
 fn prepared(out: &[&Tensor], record: impl Fn() -> Result<()> + 'static) -> Result<Prepared> {
