@@ -5,8 +5,9 @@ use crate::{Context, DType, Error, Result, Tier};
 use std::fmt::Write;
 use std::time::{Duration, Instant, SystemTime};
 
-/// For clocks of a GPU to rise before its dispatches count.
+/// For clocks of a GPU to rise before its dispatches count, after the host was busy: time permitting, and if there is none.
 const WARM_UP: Duration = Duration::from_millis(300);
+const SHORT_WARM_UP: Duration = Duration::from_millis(100);
 /// Samples to take the median of, time permitting, and if there is none.
 const SAMPLES: usize = 9;
 const FEW: usize = 3;
@@ -140,7 +141,8 @@ fn samples(context: &Context, prepared: &Prepared, until: Instant) -> Result<Vec
     // A first sample, on clocks that may still be low, says how many dispatches the others have: a whole number, rounded down.
     let batch = ((seconds / time(context, 1, &prepared.record)?) as u64).clamp(1, MAX_BATCH);
     if !cpu {
-        let warm = WARM_UP.min(until.saturating_duration_since(Instant::now()) / 3);
+        let share = until.saturating_duration_since(Instant::now()) / 3;
+        let warm = share.clamp(SHORT_WARM_UP, WARM_UP);
         let start = Instant::now();
         while start.elapsed() < warm {
             time(context, batch, &prepared.record)?;
