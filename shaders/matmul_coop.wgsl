@@ -17,6 +17,7 @@
 // - Results leave through a 16 x 16 block of workgroup memory per subgroup, because coopStore to storage writes 4 scattered bytes at a time.
 // - Accumulators are single variables: nothing is indexed at run time.
 #enable wgpu_cooperative_matrix
+#import matmul_operands
 #import matmul_epilogue
 
 const TILE: u32 = 128u;

@@ -8,6 +8,7 @@
 // Bounds: rows, columns and k are clamped to the last valid one on load; what was clamped is multiplied by zero (k; an infinity in the last
 // row of K thereby becomes a NaN where K is no multiple of four, and selecting would cost the loop more than that is worth) or not stored
 // (rows and columns). All sizes are at least 1 (VEC: contiguous sizes at least 4). Every loop counts up to a bound that does not change.
+#import matmul_operands
 #import matmul_epilogue
 
 #if VEC

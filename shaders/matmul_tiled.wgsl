@@ -12,6 +12,7 @@
 // columns beyond the edge thereby hold something else, but only reach results that are not stored; the rest of K is masked. The index into workgroup memory of a store is at most
 // (DEPTH - 1) * TILE / 4 + TILE / 4 - 1 by the ranges of `index` that its quotients and remainders leave, that of a load likewise by tx < 16
 // and ty < ROWS. The loops count up to bounds that do not change.
+#import matmul_operands
 #import matmul_epilogue
 
 const INVOCATIONS: u32 = 16u * ROWS;

@@ -1,6 +1,7 @@
 // matmul_vector.wgsl: out[m, n] = sum_k a[m, k] b[n, k] for a few rows (decoding), f32 arithmetic. Bound by reading b once.
 // A workgroup owns four columns of all rows, 16 invocations a column; each sums every 16th vec4 along K of up to ROWS rows. Rows and columns
 // beyond the end repeat the last one and are not stored. More columns than a grid is wide go on in its second dimension. Tier: baseline.
+#import matmul_operands
 #import matmul_epilogue
 
 var<workgroup> part: array<vec4<f32>, 16u * ROWS>;   // [row][invocation], one component per column

@@ -1,8 +1,14 @@
 // What every matmul kernel shares: parameters, bindings, and what happens to a finished sum on its way to memory.
 // Defines: InA, InB, Out (element types; A, B and C are the roles of cooperative matrices), VEC (true: rows are read and written as vec4, so every contiguous dimension is a multiple of 4),
 // BIAS, EPILOGUE (0 none; 1 activation, keeping the sum before it in `pre`; 2 times the activation's derivative at `pre`;
-// 3 residual, added after the dropout), DROPOUT, ACTIVATION.
+// 3 residual, added after the dropout), DROPOUT, ACTIVATION, OUT_AT (the binding of `out`; the operands come before it), EXTRA (that of `pre` or
+// of the residual).
+// PACKED: an operand is quantized. Such kernels have many variants by format, so there BIAS and DROPOUT say what may be, and params.flags
+// what is; ACTIVATION is 4, by params.activation; FORM 1 has a mask in place of the bias.
 #import activation
+#if PACKED
+#import packed_info
+#endif
 #if DROPOUT
 #import philox
 #import step_state
@@ -17,23 +23,31 @@ struct MatmulParams {
     threshold: u32, keep_scale: f32,             // dropout: drop where bits < threshold, else multiply by keep_scale
     op: u32, micro: u32, seed0: u32, seed1: u32,
     one: u32,                                    // 1: a loop step that compilers cannot see
-    pad0: u32, pad1: u32, pad2: u32,
+    flags: u32,                                  // PACKED: 1 there is a bias, 2 dropout, 4 a mask
+    activation: u32,                             // PACKED: as ACTIVATION
+    pad: u32,
+#if PACKED
+    b: PackedInfo, a: PackedInfo,
+#endif
 }
 @group(0) @binding(0) var<uniform> params: MatmulParams;
 #if VEC
-@group(0) @binding(1) var<storage, read> a: array<vec4<InA>>;
-@group(0) @binding(2) var<storage, read> b: array<vec4<InB>>;
-@group(0) @binding(3) var<storage, read_write> out: array<vec4<Out>>;
+@group(0) @binding(OUT_AT) var<storage, read_write> out: array<vec4<Out>>;
 #else
-@group(0) @binding(1) var<storage, read> a: array<InA>;
-@group(0) @binding(2) var<storage, read> b: array<InB>;
-@group(0) @binding(3) var<storage, read_write> out: array<Out>;
+@group(0) @binding(OUT_AT) var<storage, read_write> out: array<Out>;
 #endif
 #if BIAS
 #if VEC
-@group(0) @binding(4) var<storage, read> bias: array<vec4<f32>>;
+@group(0) @binding(OUT_AT + 1) var<storage, read> bias: array<vec4<f32>>;
 #else
-@group(0) @binding(4) var<storage, read> bias: array<f32>;
+@group(0) @binding(OUT_AT + 1) var<storage, read> bias: array<f32>;
+#endif
+#endif
+#if PACKED
+#if FORM == 1
+@group(0) @binding(OUT_AT + 1) var<storage, read> mask: array<u32>;   // [m][ceil(n / 32)], first column in the lowest bit
+// Whether the mask lets an element pass.
+fn passes(row: u32, col: u32) -> bool { return (mask[row * ((params.n + 31u) / 32u) + col / 32u] >> (col % 32u) & 1u) != 0u; }
 #endif
 #endif
 #if EPILOGUE == 1
@@ -59,12 +73,22 @@ struct MatmulParams {
 #endif
 #if DROPOUT
 @group(0) @binding(EXTRA + 1) var<storage, read> state: StepState;
+// The factors on elements 4 i .. 4 i + 3.
+fn kept(i: u32) -> vec4<f32> {
+#if PACKED
+    if (params.flags & 2u) == 0u { return vec4<f32>(1.0); }
+#endif
+    return dropout_factors(vec2<u32>(params.seed0, params.seed1), i, params.op, state.step, params.micro, params.threshold, params.keep_scale);
+}
 #endif
 
 #if VEC
 // The bias of columns col .. col + 3; col is a multiple of 4.
 fn bias_of(col: u32) -> vec4<f32> {
 #if BIAS
+#if PACKED
+    if (params.flags & 1u) == 0u { return vec4<f32>(); }
+#endif
     return bias[col / 4u];
 #else
     return vec4<f32>(0.0);
@@ -101,10 +125,17 @@ fn finish4_with(batch: u32, row: u32, col: u32, sum: vec4<f32>, shift: vec4<f32>
     v *= vec4<f32>(activate_grad(extra.x), activate_grad(extra.y), activate_grad(extra.z), activate_grad(extra.w));
 #endif
 #if DROPOUT
-    v *= dropout_factors(vec2<u32>(params.seed0, params.seed1), i, params.op, state.step, params.micro, params.threshold, params.keep_scale);
+    v *= kept(i);
 #endif
 #if EPILOGUE == 3
     v += extra;
+#endif
+#if PACKED
+#if FORM == 1
+    if (params.flags & 4u) != 0u {
+        v = select(vec4<f32>(), v, vec4<bool>(passes(row, col), passes(row, col + 1u), passes(row, col + 2u), passes(row, col + 3u)));
+    }
+#endif
 #endif
     if params.accumulate != 0u { v += vec4<f32>(out[i]); }
     out[i] = vec4<Out>(v);
@@ -114,7 +145,11 @@ fn finish1(batch: u32, row: u32, col: u32, sum: f32) {
     let i = batch * params.batch_out + row * params.n + col;
     var v = sum * params.alpha;
 #if BIAS
+#if PACKED
+    if (params.flags & 1u) != 0u { v += bias[col]; }
+#else
     v += bias[col];
+#endif
 #endif
 #if EPILOGUE == 1
     pre[i] = Out(v);
@@ -124,10 +159,15 @@ fn finish1(batch: u32, row: u32, col: u32, sum: f32) {
     v *= activate_grad(f32(pre[i]));
 #endif
 #if DROPOUT
-    v *= dropout_factors(vec2<u32>(params.seed0, params.seed1), i / 4u, params.op, state.step, params.micro, params.threshold, params.keep_scale)[i % 4u];
+    v *= kept(i / 4u)[i % 4u];
 #endif
 #if EPILOGUE == 3
     v += residual[i];
+#endif
+#if PACKED
+#if FORM == 1
+    if (params.flags & 4u) != 0u && !passes(row, col) { v = 0.0; }
+#endif
 #endif
     if params.accumulate != 0u { v += f32(out[i]); }
     out[i] = Out(v);

@@ -2,6 +2,7 @@
 // Needs: defines {P}_GRID (0 integers, 1 integers with zero points, 2 small floats, 3 NF4, 4 FP4, 5 NF3), {P}_BITS, {P}_EXPONENT and
 // {P}_MANTISSA (bits of small floats, else 0); `params.{p}: PackedInfo`; bindings {p}_codes and {p}_side, both array<u32>.
 #import packed_info
+#import packed_scales p={p}
 
 // Codes of elements 4 quad .. 4 quad + 3 of the unit of 32 that starts at `word`.
 fn {p}_codes4(word: u32, quad: u32) -> vec4<u32> {
@@ -75,23 +76,6 @@ fn {p}_level4(code: vec4<u32>, zero: f32) -> vec4<f32> {
 #endif
 }
 
-// Stored scale number `s` of a row, with the tensor's factor.
-fn {p}_stored(row: u32, s: u32) -> f32 {
-    let at = 32u + row * params.{p}.scale_stride;
-    switch params.{p}.store {
-        case 0u: { return bitcast<f32>({p}_side[at + s]); }
-        case 1u: { return f16_value(({p}_side[at + s / 2u] >> (s % 2u * 16u)) & 0xffffu); }
-        case 2u: { return e8m0_value(({p}_side[at + s / 4u] >> (s % 4u * 8u)) & 255u) * bitcast<f32>({p}_side[0]); }
-        case 3u: { return e4m3_value(({p}_side[at + s / 4u] >> (s % 4u * 8u)) & 255u) * bitcast<f32>({p}_side[0]); }
-        default: {
-            let level = bitcast<f32>({p}_side[params.{p}.map_at + (({p}_side[at + s / 4u] >> (s % 4u * 8u)) & 255u)]);
-            let nested = bitcast<f32>({p}_side[params.{p}.nested_at + (row * params.{p}.groups + s) / 256u]);
-            return fma(level, nested, bitcast<f32>({p}_side[3]));
-        }
-    }
-}
-// The group of a column: several columns of a unit share it unless groups are of 16.
-fn {p}_group(col: u32) -> u32 { return col >> params.{p}.group_shift; }
 #if {P}_GRID == 5
 // Scales for positive and for negative levels.
 fn {p}_scale(row: u32, group: u32) -> vec2<f32> { return vec2<f32>({p}_stored(row, 2u * group), {p}_stored(row, 2u * group + 1u)); }

@@ -11,7 +11,7 @@ struct PackedInfo {
     nested_at: u32,
     map_at: u32,
     zero: f32,          // what integer codes are less than by where groups have no zero points
-    reserved: u32,
+    code: u32,          // how codes are decoded, for packed_any.wgsl: bits, grid << 4, exponent bits << 8, mantissa bits << 12
 }
 fn f16_value(bits: u32) -> f32 {
     let mantissa = bits & 1023u;

@@ -195,26 +195,29 @@ pub struct Matmul<'a> {
     pub accumulate: bool,
 }
 
+/// The twin of `MatmulParams` in `shaders/common/matmul_epilogue.wgsl`, without what products of quantized matrices add.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    m: u32,
-    n: u32,
-    k: u32,
-    batch_a: u32,
-    batch_b: u32,
-    batch_out: u32,
-    accumulate: u32,
-    alpha: f32,
-    split: u32,
-    splits: u32,
-    threshold: u32,
-    keep_scale: f32,
-    op: u32,
-    micro: u32,
-    seed: [u32; 2],
-    one: u32,
-    pad: [u32; 3],
+pub(crate) struct Params {
+    pub m: u32,
+    pub n: u32,
+    pub k: u32,
+    pub batch_a: u32,
+    pub batch_b: u32,
+    pub batch_out: u32,
+    pub accumulate: u32,
+    pub alpha: f32,
+    pub split: u32,
+    pub splits: u32,
+    pub threshold: u32,
+    pub keep_scale: f32,
+    pub op: u32,
+    pub micro: u32,
+    pub seed: [u32; 2],
+    pub one: u32,
+    pub flags: u32,
+    pub activation: u32,
+    pub pad: u32,
 }
 
 #[repr(C)]
@@ -227,7 +230,7 @@ struct ReduceParams {
     alpha: f32,
 }
 
-fn form_code(form: Form) -> u32 {
+pub(crate) fn form_code(form: Form) -> u32 {
     match form {
         Form::Nt => 0,
         Form::Nn => 1,
@@ -250,6 +253,8 @@ fn defines(form: Form, types: [DType; 3], vec: bool, bias: bool, (epilogue, acti
         ("EPILOGUE", epilogue.into()),
         ("ACTIVATION", activation.into()),
         ("DROPOUT", dropout.into()),
+        ("PACKED", false.into()),
+        ("OUT_AT", 3u32.into()),
     ];
     if epilogue > 0 || dropout {
         defines.push(("EXTRA", Define::U32(extra)));
@@ -309,11 +314,11 @@ pub enum Shape {
 }
 
 impl Shape {
-    fn tile(self) -> usize {
+    pub(crate) fn tile(self) -> usize {
         if self == Self::Small { 64 } else { 128 }
     }
 
-    fn defines(self) -> [(&'static str, Define); 5] {
+    pub(crate) fn defines(self) -> [(&'static str, Define); 5] {
         let [m, n, rows, depth, loads] = match self {
             Self::Wide => [2, 2, 16, 8, 1],
             Self::Tall => [4, 2, 8, 8, 2],
@@ -348,13 +353,13 @@ pub enum Choice {
 /// The most rows that [`VECTOR`] takes.
 const VECTOR_ROWS: usize = 8;
 /// Workgroups that fill a large GPU: two on each of 132 multiprocessors. A grid just below runs in one go; just above it takes two.
-const SLOTS: usize = 264;
+pub(crate) const SLOTS: usize = 264;
 /// K is cut into multiples of this, so that no part but the last has a rest.
-const SPLIT_UNIT: usize = 32;
+pub(crate) const SPLIT_UNIT: usize = 32;
 
 /// Into how many parts K should be cut where a result has `tiles` tiles: as many as fill the GPU with two workgroups a multiprocessor, or
 /// with one, as long as each part is at least `enough` long; else as many as leave 256 to each.
-fn splits(tiles: usize, k: usize, enough: usize) -> usize {
+pub(crate) fn splits(tiles: usize, k: usize, enough: usize) -> usize {
     let full = [SLOTS, SLOTS / 2].into_iter().map(|slots| slots / tiles).find(|s| *s >= 2 && k / s >= enough);
     full.unwrap_or((SLOTS / 2 / tiles).min(k / 256)).max(1)
 }
@@ -504,19 +509,26 @@ fn run(context: &Context, spec: &Matmul<'_>, choice: Choice) -> Result<()> {
     let workspace = context.alloc(parts * m * n, DType::F32)?;
     let partial = Matmul { out: &workspace, alpha: 1.0, accumulate: false, ..*spec };
     dispatch(context, &partial, choice, split, parts)?;
-    let width = crate::kernel::width(m * n);
-    let units = dim(m * n)? / width;
+    add_parts(context, &workspace, spec.out, m * n, parts, spec.alpha, spec.accumulate)
+}
+
+/// `out = alpha` times the sum of `parts` parts of `len` elements each, or is increased by that.
+pub(crate) fn add_parts(
+    context: &Context,
+    workspace: &Buffer,
+    out: &Buffer,
+    len: usize,
+    parts: usize,
+    alpha: f32,
+    accumulate: bool,
+) -> Result<()> {
+    let width = crate::kernel::width(len);
+    let units = dim(len)? / width;
     context.dispatch(
         &REDUCE,
-        &[("Out", spec.out.dtype().into()), ("WIDTH", width.into())],
-        &ReduceParams {
-            units,
-            stride: units,
-            parts: dim(parts)?,
-            accumulate: spec.accumulate.into(),
-            alpha: spec.alpha,
-        },
-        &[workspace.read(), spec.out.write()],
+        &[("Out", out.dtype().into()), ("WIDTH", width.into())],
+        &ReduceParams { units, stride: units, parts: dim(parts)?, accumulate: accumulate.into(), alpha },
+        &[workspace.read(), out.write()],
         Grid::Linear(u64::from(units).div_ceil(64)),
     )
 }
@@ -588,7 +600,9 @@ fn dispatch(context: &Context, spec: &Matmul<'_>, choice: Choice, split: usize, 
         micro: drop.map_or(0, |d| d.micro),
         seed: drop.map_or([0; 2], |d| d.seed_words()),
         one: 1,
-        pad: [0; 3],
+        flags: 0,
+        activation: 0,
+        pad: 0,
     };
     let mut defines = defines(spec.form, types, vectors(spec), spec.bias.is_some(), tail(spec.epilogue));
     let grid = |tile: usize| -> Result<Grid> {

@@ -15,11 +15,13 @@ pub mod dequantize;
 pub mod dropout;
 pub mod embedding;
 pub mod layer_norm;
+pub mod mask;
 pub mod matmul;
 pub mod multiply_peak;
 pub mod optimizer_step;
 pub mod packed;
 pub mod packed_matmul;
+pub mod packed_tiled;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
@@ -71,6 +73,8 @@ pub static ALL: &[&Kernel] = &[
     &binary::SUM_TO,
     &dequantize::KERNEL,
     &dropout::KERNEL,
+    &mask::KERNEL,
+    &packed_tiled::KERNEL,
     &rope::KERNEL,
     &softmax::KERNEL,
     &softmax::BACKWARD,

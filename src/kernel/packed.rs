@@ -112,7 +112,7 @@ impl Packed {
                 Grid::Centred { .. } => half as f32 - 0.5,
                 _ => half as f32,
             },
-            reserved: 0,
+            code: Decode::of(&self.format).word(),
         })
     }
 }
@@ -132,7 +132,7 @@ pub(crate) struct PackedInfo {
     pub nested_at: u32,
     pub map_at: u32,
     pub zero: f32,
-    pub reserved: u32,
+    pub code: u32,
 }
 
 const _: () = assert!(std::mem::size_of::<PackedInfo>() == 48);
@@ -177,6 +177,11 @@ impl Decode {
         }
         all.extend([(3, 4), (4, 4), (5, 3)].map(|(grid, bits)| Self { grid, bits, exponent: 0, mantissa: 0 }));
         all
+    }
+
+    /// The same in one word, as `shaders/common/packed_any.wgsl` takes it.
+    pub fn word(self) -> u32 {
+        self.bits | self.grid << 4 | self.exponent << 8 | self.mantissa << 12
     }
 
     /// The defines that `shaders/common/packed.wgsl` asks for.

@@ -10,6 +10,7 @@ pub mod embedding;
 pub mod gpt;
 pub mod layer_norm;
 pub mod linear;
+pub mod mask;
 pub mod matmul;
 pub mod multiply_peak;
 pub mod reduce;
