@@ -20,6 +20,8 @@ pub mod matmul;
 pub mod multiply_peak;
 pub mod optimizer_step;
 pub mod packed;
+pub mod packed_binary;
+pub mod packed_integer;
 pub mod packed_matmul;
 pub mod packed_tiled;
 pub mod reduce;
@@ -74,6 +76,8 @@ pub static ALL: &[&Kernel] = &[
     &dequantize::KERNEL,
     &dropout::KERNEL,
     &mask::KERNEL,
+    &packed_binary::KERNEL,
+    &packed_integer::KERNEL,
     &packed_tiled::KERNEL,
     &rope::KERNEL,
     &softmax::KERNEL,

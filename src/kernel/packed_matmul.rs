@@ -7,7 +7,7 @@ use super::mask::{mask, words};
 use super::matmul::{self, Dims, Epilogue, Form, Matmul, SLOTS, SPLIT_UNIT, Shape, add_parts, form_code};
 use super::packed::{Packed, PackedInfo};
 use super::unary::{unary, unary_backward};
-use super::{Dropout, FLOATS, dim, packed_tiled};
+use super::{Dropout, FLOATS, dim, packed_binary, packed_integer, packed_tiled};
 use crate::buffer::{Binding, Buffer};
 use crate::shader::{Define, Defines, Scalar};
 use crate::{Context, DType, Error, Result};
@@ -64,6 +64,10 @@ pub struct PackedMatmul<'a> {
 pub enum Choice {
     /// [`dequantize()`](dequantize::dequantize) into a buffer that is free again afterwards, then [`matmul::matmul`].
     Unpacked,
+    /// [`packed_binary::KERNEL`].
+    Binary(Shape),
+    /// [`packed_integer::KERNEL`].
+    Integer(Shape),
     /// [`packed_tiled::KERNEL`].
     Tiled {
         /// Its tile: [`Shape::Small`] or [`Shape::Wide`].
@@ -78,22 +82,25 @@ pub enum Choice {
 /// | adapter | operands | product | kernel |
 /// | --- | --- | --- | --- |
 /// | CPU | all f32 or quantized | k > 0 | unpacked |
+/// | any | signs, both | Nt, groups of at least 128 | binary |
+/// | any | integers of any kind, both | Nt, sums that fit 32 bits | integer |
 /// | any | any | m or n <= 64, fewer than 66 tiles of 128 x 128 (parts of K counted), or a contiguous dimension of a dense matrix that is no multiple of 4 | tiled, small |
 /// | any | any | any | tiled, wide |
 ///
 /// A CPU has no fast memory that is not a cache: there an operand that is unpacked once, not once per tile, is read as fast, and one compiled
-/// product serves all formats. K is cut as [`matmul::choose`] does, only without bias, epilogue and mask. The choice depends on nothing but
+/// product serves all formats. Binary and integer tiles are small by the same rule. K is cut as [`matmul::choose`] does, only without bias, epilogue and mask. The choice depends on nothing but
 /// this, so that a program gives the same bits every time.
 #[must_use]
 pub fn choose(context: &Context, spec: &PackedMatmul<'_>) -> Choice {
-    // In the order of the table; a kernel that takes its product whatever its size is a line here.
-    for choice in [Choice::Unpacked] {
+    let PackedMatmul { m, n, k, .. } = *spec;
+    let tiles = |size: usize| m.div_ceil(size) * n.div_ceil(size);
+    let whole = if m <= 64 || n <= 64 || tiles(128) < SLOTS / 4 { Shape::Small } else { Shape::Wide };
+    // In the order of the table.
+    for choice in [Choice::Unpacked, Choice::Binary(whole), Choice::Integer(whole)] {
         if choice.supports(context, spec).is_ok() {
             return choice;
         }
     }
-    let PackedMatmul { m, n, k, .. } = *spec;
-    let tiles = |size: usize| m.div_ceil(size) * n.div_ceil(size);
     let may_split = can_split(spec).is_ok();
     let parts = |size: usize| if may_split { matmul::splits(tiles(size).max(1), k, 512) } else { 1 };
     let large = parts(128);
@@ -115,7 +122,7 @@ fn can_split(spec: &PackedMatmul<'_>) -> Result<(), &'static str> {
 impl Choice {
     fn splits(self) -> usize {
         match self {
-            Self::Unpacked => 1,
+            Self::Unpacked | Self::Binary(_) | Self::Integer(_) => 1,
             Self::Tiled { splits, .. } => splits.max(1),
         }
     }
@@ -141,6 +148,8 @@ impl Choice {
                     _ => Ok(()),
                 }
             }
+            Self::Binary(shape) => packed_binary::supports(spec, shape),
+            Self::Integer(shape) => packed_integer::supports(spec, shape),
             Self::Tiled { shape, .. } => packed_tiled::supports(spec, shape),
         }
     }
@@ -301,7 +310,8 @@ pub(super) fn vectors(spec: &PackedMatmul<'_>) -> bool {
 ///
 /// # Numerics
 /// Values of codes are rounded to f32 once (twice where scales are E4M3 or double-quantized), their products summed in f32 in an order that is
-/// fixed per kernel and shape: |error| <= (k + 9) u |a| |b| with u = 2^-24. What is beyond the last column of an operand counts as zero.
+/// fixed per kernel and shape: |error| <= (k + 8) u |a| |b| with u = 2^-24. Where both operands are integers and neither unpacked, sums are exact
+/// until a scale changes: (groups + 4) u |a b| summed by group. What is beyond the last column of an operand counts as zero.
 pub fn packed_matmul(context: &Context, spec: &PackedMatmul<'_>) -> Result<()> {
     check(context, spec)?;
     run(context, spec, choose(context, spec))
@@ -339,6 +349,8 @@ fn run(context: &Context, spec: &PackedMatmul<'_>, choice: Choice) -> Result<()>
             };
             dense(context, spec, &a, &unpack(context, spec.b)?)
         }
+        Choice::Binary(shape) => packed_binary::dispatch(context, spec, shape),
+        Choice::Integer(shape) => packed_integer::dispatch(context, spec, shape),
         Choice::Tiled { .. } if !matches!(spec.epilogue, Epilogue::None) && !packed_tiled::fuses(spec) => {
             unfused(context, spec, choice)
         }

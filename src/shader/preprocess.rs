@@ -29,6 +29,8 @@ const SNIPPETS: &[(&str, &str)] = &[
     ("step_state", include_str!("../../shaders/common/step_state.wgsl")),
     ("packed", include_str!("../../shaders/common/packed.wgsl")),
     ("packed_any", include_str!("../../shaders/common/packed_any.wgsl")),
+    ("packed_bytes", include_str!("../../shaders/common/packed_bytes.wgsl")),
+    ("packed_integer_scale", include_str!("../../shaders/common/packed_integer_scale.wgsl")),
     ("packed_scales", include_str!("../../shaders/common/packed_scales.wgsl")),
     ("packed_info", include_str!("../../shaders/common/packed_info.wgsl")),
     ("vector", include_str!("../../shaders/common/vector.wgsl")),
