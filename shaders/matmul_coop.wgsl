@@ -20,40 +20,7 @@
 #import matmul_operands
 #import matmul_epilogue
 
-const TILE: u32 = 128u;
-const DEPTH: u32 = 32u;
-// Per operand, in vec4: STRIDE from row to row in workgroup memory; ROWS between two loads of an invocation; from one 16 x 16 block to the
-// next ALONG the tile's edge, and DOWN K.
-#if FORM == 2
-const A_STRIDE: u32 = (TILE + 8u) / 4u;    // [k][m]
-const A_SIZE: u32 = DEPTH * A_STRIDE;
-const A_ROWS: u32 = 4u;
-const A_ALONG: u32 = 4u;
-const A_DOWN: u32 = 16u * A_STRIDE;
-#else
-const A_STRIDE: u32 = (DEPTH + 8u) / 4u;   // [m][k]
-const A_SIZE: u32 = TILE * A_STRIDE;
-const A_ROWS: u32 = 16u;
-const A_ALONG: u32 = 16u * A_STRIDE;
-const A_DOWN: u32 = 4u;
-#endif
-#if FORM == 0
-const B_STRIDE: u32 = (DEPTH + 8u) / 4u;   // [n][k]
-const B_SIZE: u32 = TILE * B_STRIDE;
-const B_ROWS: u32 = 16u;
-const B_ALONG: u32 = 16u * B_STRIDE;
-const B_DOWN: u32 = 4u;
-#else
-const B_STRIDE: u32 = (TILE + 8u) / 4u;    // [k][n]
-const B_SIZE: u32 = DEPTH * B_STRIDE;
-const B_ROWS: u32 = 4u;
-const B_ALONG: u32 = 4u;
-const B_DOWN: u32 = 16u * B_STRIDE;
-#endif
-
-var<workgroup> tile_a: array<vec4<f16>, A_SIZE>;
-var<workgroup> tile_b: array<vec4<f16>, B_SIZE>;
-var<workgroup> block: array<vec4<f32>, 256>;   // 16 x 16 per subgroup
+#import coop_tile
 
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
@@ -170,27 +137,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
 #for i 0 8
         let b{i} = b[at_b + row_b{i}];
 #endfor
-#for k 0 2
-        {
-#for i 0 4
-#if FORM == 2
-            let x{i} = coopLoad<coop_mat16x16<f16, A>>(&tile_a[from_a + {i}u * A_ALONG + {k}u * A_DOWN], A_STRIDE);
-#else
-            let x{i} = coopLoadT<coop_mat16x16<f16, A>>(&tile_a[from_a + {i}u * A_ALONG + {k}u * A_DOWN], A_STRIDE);
-#endif
-#endfor
-#for j 0 4
-#if FORM == 0
-            let y{j} = coopLoad<coop_mat16x16<f16, B>>(&tile_b[from_b + {j}u * B_ALONG + {k}u * B_DOWN], B_STRIDE);
-#else
-            let y{j} = coopLoadT<coop_mat16x16<f16, B>>(&tile_b[from_b + {j}u * B_ALONG + {k}u * B_DOWN], B_STRIDE);
-#endif
-#for i 0 4
-            c{i}_{j} = coopMultiplyAdd(x{i}, y{j}, c{i}_{j});
-#endfor
-#endfor
-        }
-#endfor
+#import coop_multiply AT=loop
         workgroupBarrier();
 #for i 0 8
         tile_a[to_a + {i}u * (A_ROWS * A_STRIDE)] = a{i};
@@ -227,69 +174,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
         tile_b[to_b + {i}u * (B_ROWS * B_STRIDE)] = b{i};
 #endfor
         workgroupBarrier();
-#for k 0 2
-        {
-#for i 0 4
-#if FORM == 2
-            let x{i} = coopLoad<coop_mat16x16<f16, A>>(&tile_a[from_a + {i}u * A_ALONG + {k}u * A_DOWN], A_STRIDE);
-#else
-            let x{i} = coopLoadT<coop_mat16x16<f16, A>>(&tile_a[from_a + {i}u * A_ALONG + {k}u * A_DOWN], A_STRIDE);
-#endif
-#endfor
-#for j 0 4
-#if FORM == 0
-            let y{j} = coopLoad<coop_mat16x16<f16, B>>(&tile_b[from_b + {j}u * B_ALONG + {k}u * B_DOWN], B_STRIDE);
-#else
-            let y{j} = coopLoadT<coop_mat16x16<f16, B>>(&tile_b[from_b + {j}u * B_ALONG + {k}u * B_DOWN], B_STRIDE);
-#endif
-#for i 0 4
-            c{i}_{j} = coopMultiplyAdd(x{i}, y{j}, c{i}_{j});
-#endfor
-#endfor
-        }
-#endfor
+#import coop_multiply AT=rest
     }
 #endif
 
-    // One block per subgroup at a time: 8 rows of four vec4 in each of two rounds. The sums of part z of a split K go to matrix z of `out`.
-    let lane = index % 32u;
-    let own = subgroup * 64u;
-    let block_row = lane / 4u;
-    let block_col = lane % 4u;
-#for j 0 4
-    let col{j} = n0 + wn0 + {j}u * 16u + block_col * 4u;
-#if FULL
-    let shift{j} = bias_of(col{j});
-#else
-    let shift{j} = bias_of(min(col{j}, params.n - 4u));
-#endif
-#endfor
-    // The epilogue's reads of four blocks are on their way together: between the barriers each would be waited for.
-#for i 0 4
-#for j 0 4
-#for q 0 2
-    let extra{i}_{j}_{q} = extra_of(wg.z, m0 + wm0 + {i}u * 16u + {q}u * 8u + block_row, col{j});
-#endfor
-#endfor
-#for j 0 4
-    workgroupBarrier();
-    {
-        let d = c{i}_{j};
-        let o = own;
-        coopStoreT(d, &block[o], 4u);
-    }
-    workgroupBarrier();
-#for q 0 2
-    {
-        let row = m0 + wm0 + {i}u * 16u + {q}u * 8u + block_row;
-        let sum = block[own + (block_row + {q}u * 8u) * 4u + block_col];
-#if FULL
-        finish4_with(wg.z, row, col{j}, sum, shift{j}, extra{i}_{j}_{q});
-#else
-        if row < params.m && col{j} < params.n { finish4_with(wg.z, row, col{j}, sum, shift{j}, extra{i}_{j}_{q}); }
-#endif
-    }
-#endfor
-#endfor
-#endfor
+#import coop_finish SUM=sum
 }

@@ -1,8 +1,11 @@
-//! Products and attention by cooperative matrices against results of the host, before they may serve.
+//! Products, dense and quantized, and attention by cooperative matrices against results of the host, before they may serve.
 
+use crate::format::{Format, PackedMatrix, Rounding};
 use crate::kernel::attention::{AttentionDims, AttentionPath, attention_on};
 use crate::kernel::attention_backward::{AttentionGrads, attention_backward_on};
 use crate::kernel::matmul::{Choice, Dims, Epilogue, Form, Matmul, matmul_with};
+use crate::kernel::packed::Packed;
+use crate::kernel::packed_matmul::{self, Operand, PackedMatmul, packed_matmul_with};
 use crate::reference::attention as reference;
 use crate::{Context, DType, Result, Tensor, Tier};
 use half::f16;
@@ -26,8 +29,8 @@ pub struct SelfTest {
 pub struct Case {
     /// Form, type of the result, sizes.
     pub name: String,
-    /// Elements that are not what they must be. Products are exact numbers, so every difference is an error; results of attention may differ by
-    /// 2^-6 of the largest number of their kind.
+    /// Elements that are not what they must be. Dense products are exact numbers, so every difference is an error; quantized ones may differ by
+    /// 2^-9 of the sum of their terms' magnitudes, results of attention by 2^-6 of the largest number of their kind.
     pub wrong: usize,
     /// The largest difference, infinite where a result is not a number.
     pub worst: f64,
@@ -151,6 +154,79 @@ fn finish((form, _, [m, n, k], _): Spec, Product { a, b, result }: &Product) -> 
     Ok((wrong, worst))
 }
 
+/// Quantized products: form, whether the left operand is quantized as the right one is, and the sizes. Integers and floats, tables and
+/// signs, scales in the operands and in the sums; ragged, and with a slice of K that is not full.
+const QUANTIZED: [(Form, &str, bool, [usize; 3]); 5] = [
+    (Form::Nt, "int4:g32", false, [132, 140, 72]),
+    (Form::Nt, "binary", true, [132, 132, 100]),
+    (Form::Nt, "mxfp4", true, [36, 132, 64]),
+    (Form::Nn, "nf4", false, [132, 140, 44]),
+    (Form::Tn, "int4:centred:row:f32:mse", false, [132, 140, 68]),
+];
+
+/// A quantized product on its way, with the values of its operands.
+struct Quantized {
+    a: Vec<f64>,
+    b: Vec<f64>,
+    result: Tensor,
+}
+
+fn start_quantized(
+    context: &Context,
+    (form, name, both, [m, n, k]): (Form, &str, bool, [usize; 3]),
+) -> Result<Quantized> {
+    let format: Format = name.parse()?;
+    let (x, w) = (numbers(m * k, 5, 30), numbers(k * n, 6, 30));
+    let [rows, cols] = if form == Form::Nt { [n, k] } else { [k, n] };
+    let right = PackedMatrix::quantize(format, &w, rows, cols, Rounding::Nearest)?;
+    let half = Tensor::from_f16(context, &x.iter().map(|v| f16::from_f32(*v)).collect::<Vec<_>>(), &[x.len()])?;
+    let left = PackedMatrix::quantize(format, &x, m, k, Rounding::Nearest)?;
+    let (packed, left_packed) = (Packed::from_host(context, &right)?, Packed::from_host(context, &left)?);
+    let result = Tensor::zeros(context, &[m * n], DType::F32)?;
+    let spec = PackedMatmul {
+        form,
+        m,
+        n,
+        k,
+        a: if both { Operand::Packed(&left_packed) } else { Operand::Dense(half.buffer()) },
+        b: &packed,
+        out: result.buffer(),
+        alpha: 1.0,
+        bias: None,
+        epilogue: Epilogue::None,
+        mask: None,
+        accumulate: false,
+    };
+    packed_matmul_with(context, &spec, packed_matmul::Choice::Coop { splits: 1 })?;
+    let a = if both { left.dequantize() } else { x.iter().map(|v| f64::from(*v)).collect() };
+    Ok(Quantized { a, b: right.dequantize(), result })
+}
+
+/// How many elements are wrong, and by how much at most. Each operand is rounded to f16, 2^-11 of each term, and sums in f32 add less.
+fn finish_quantized(form: Form, [m, n, k]: [usize; 3], case: &Quantized) -> Result<(usize, f64)> {
+    const BOUND: f64 = 1.0 / 512.0;
+    let got = case.result.to_vec()?;
+    let (mut wrong, mut worst) = (0, 0.0f64);
+    for i in 0..m {
+        for j in 0..n {
+            let (mut sum, mut magnitude) = (0.0, 0.0);
+            for p in 0..k {
+                let x = if form == Form::Tn { case.a[p * m + i] } else { case.a[i * k + p] };
+                let term = x * if form == Form::Nt { case.b[j * k + p] } else { case.b[p * n + j] };
+                sum += term;
+                magnitude += term.abs();
+            }
+            let g = got[i * n + j];
+            let error = if g.is_finite() { (f64::from(g) - sum).abs() } else { f64::INFINITY };
+            if error > BOUND * magnitude {
+                wrong += 1;
+                worst = worst.max(error);
+            }
+        }
+    }
+    Ok((wrong, worst))
+}
+
 /// Attention for the self-test: more than one block of queries and keys, the last of each not full.
 const ATTENTION: AttentionDims = AttentionDims { batch: 2, seq: 72, heads: 2, head_dim: 64, causal: true };
 
@@ -230,6 +306,13 @@ fn pending(context: &Context) -> Vec<Pending> {
         let name = format!("{form:?} into {out} of {m} x {n} x {k}{parts}");
         let started = start(&context.private(), spec);
         all.push((name, Box::new(move || finish(spec, &started?))));
+    }
+    for spec in QUANTIZED {
+        let (form, format, both, [m, n, k]) = spec;
+        let left = if both { format } else { "f16" };
+        let started = start_quantized(&context.private(), spec);
+        let name = format!("{form:?} of {left} and {format}, {m} x {n} x {k}");
+        all.push((name, Box::new(move || finish_quantized(form, [m, n, k], &started?))));
     }
     let AttentionDims { batch, seq, heads, head_dim, .. } = ATTENTION;
     let name = format!("causal attention and its gradient of {batch} x {seq} tokens, {heads} heads of {head_dim}");

@@ -70,3 +70,8 @@ fn nf3_level(code: vec4<u32>) -> vec4<f32> {
     let v3 = select(vec4<f32>(0.6229856610298157), vec4<f32>(1.0), b0);
     return select(select(v0, v1, b1), select(v2, v3, b1), (code & vec4<u32>(4u)) != vec4<u32>());
 }
+// Two f16 in a word, with an E4M3's seven bits of magnitude from bit 7 on: those whose bits are all ones become NaN.
+fn nan_e4m3(halves: u32) -> u32 {
+    let all = ((halves & 0x3f803f80u) + 0x00800080u) & 0x40004000u;
+    return halves | all | (all - (all >> 5u));
+}

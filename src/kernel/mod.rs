@@ -21,6 +21,7 @@ pub mod multiply_peak;
 pub mod optimizer_step;
 pub mod packed;
 pub mod packed_binary;
+pub mod packed_coop;
 pub mod packed_integer;
 pub mod packed_matmul;
 pub mod packed_tiled;
@@ -78,6 +79,7 @@ pub static ALL: &[&Kernel] = &[
     &mask::KERNEL,
     &packed_binary::KERNEL,
     &packed_integer::KERNEL,
+    &packed_coop::KERNEL,
     &packed_tiled::KERNEL,
     &rope::KERNEL,
     &softmax::KERNEL,

@@ -7,7 +7,7 @@ use super::mask::{mask, words};
 use super::matmul::{self, Dims, Epilogue, Form, Matmul, SLOTS, SPLIT_UNIT, Shape, add_parts, form_code};
 use super::packed::{Packed, PackedInfo};
 use super::unary::{unary, unary_backward};
-use super::{Dropout, FLOATS, dim, packed_binary, packed_integer, packed_tiled};
+use super::{Dropout, FLOATS, dim, packed_binary, packed_coop, packed_integer, packed_tiled};
 use crate::buffer::{Binding, Buffer};
 use crate::shader::{Define, Defines, Scalar};
 use crate::{Context, DType, Error, Result};
@@ -64,6 +64,11 @@ pub struct PackedMatmul<'a> {
 pub enum Choice {
     /// [`dequantize()`](dequantize::dequantize) into a buffer that is free again afterwards, then [`matmul::matmul`].
     Unpacked,
+    /// [`packed_coop::KERNEL`].
+    Coop {
+        /// Parts into which K is cut, at least 1.
+        splits: usize,
+    },
     /// [`packed_binary::KERNEL`].
     Binary(Shape),
     /// [`packed_integer::KERNEL`].
@@ -82,31 +87,34 @@ pub enum Choice {
 /// | adapter | operands | product | kernel |
 /// | --- | --- | --- | --- |
 /// | CPU | all f32 or quantized | k > 0 | unpacked |
+/// | coop tier | f16 or quantized; integers on both sides with sums below 2^24 | contiguous dimensions of dense matrices multiples of 4 | coop |
 /// | any | signs, both | Nt, groups of at least 128 | binary |
 /// | any | integers of any kind, both | Nt, sums that fit 32 bits | integer |
 /// | any | any | m or n <= 64, fewer than 66 tiles of 128 x 128 (parts of K counted), or a contiguous dimension of a dense matrix that is no multiple of 4 | tiled, small |
 /// | any | any | any | tiled, wide |
 ///
 /// A CPU has no fast memory that is not a cache: there an operand that is unpacked once, not once per tile, is read as fast, and one compiled
-/// product serves all formats. Binary and integer tiles are small by the same rule. K is cut as [`matmul::choose`] does, only without bias, epilogue and mask. The choice depends on nothing but
+/// product serves all formats. Coop wants parts of K of 1024 at least. Binary and integer tiles are small by the same rule. K is cut as [`matmul::choose`] does, only without bias, epilogue and mask. The choice depends on nothing but
 /// this, so that a program gives the same bits every time.
 #[must_use]
 pub fn choose(context: &Context, spec: &PackedMatmul<'_>) -> Choice {
     let PackedMatmul { m, n, k, .. } = *spec;
     let tiles = |size: usize| m.div_ceil(size) * n.div_ceil(size);
     let whole = if m <= 64 || n <= 64 || tiles(128) < SLOTS / 4 { Shape::Small } else { Shape::Wide };
+    let may_split = can_split(spec).is_ok();
+    let parts = |size: usize, enough: usize| if may_split { matmul::splits(tiles(size).max(1), k, enough) } else { 1 };
+    let coop = Choice::Coop { splits: parts(packed_coop::TILE, 1024) };
     // In the order of the table.
-    for choice in [Choice::Unpacked, Choice::Binary(whole), Choice::Integer(whole)] {
-        if choice.supports(context, spec).is_ok() {
+    for choice in [Choice::Unpacked, coop, Choice::Binary(whole), Choice::Integer(whole)] {
+        let inexact = choice == coop && packed_coop::may_round(spec);
+        if !inexact && choice.supports(context, spec).is_ok() {
             return choice;
         }
     }
-    let may_split = can_split(spec).is_ok();
-    let parts = |size: usize| if may_split { matmul::splits(tiles(size).max(1), k, 512) } else { 1 };
-    let large = parts(128);
+    let large = parts(128, 512);
     let wide = Choice::Tiled { shape: Shape::Wide, splits: large };
     if m <= 64 || n <= 64 || tiles(128) * large < SLOTS / 4 || wide.supports(context, spec).is_err() {
-        return Choice::Tiled { shape: Shape::Small, splits: parts(64) };
+        return Choice::Tiled { shape: Shape::Small, splits: parts(64, 512) };
     }
     wide
 }
@@ -123,7 +131,7 @@ impl Choice {
     fn splits(self) -> usize {
         match self {
             Self::Unpacked | Self::Binary(_) | Self::Integer(_) => 1,
-            Self::Tiled { splits, .. } => splits.max(1),
+            Self::Tiled { splits, .. } | Self::Coop { splits } => splits.max(1),
         }
     }
 
@@ -148,6 +156,7 @@ impl Choice {
                     _ => Ok(()),
                 }
             }
+            Self::Coop { .. } => packed_coop::supports(context, spec),
             Self::Binary(shape) => packed_binary::supports(spec, shape),
             Self::Integer(shape) => packed_integer::supports(spec, shape),
             Self::Tiled { shape, .. } => packed_tiled::supports(spec, shape),
@@ -354,18 +363,31 @@ fn run(context: &Context, spec: &PackedMatmul<'_>, choice: Choice) -> Result<()>
         Choice::Tiled { .. } if !matches!(spec.epilogue, Epilogue::None) && !packed_tiled::fuses(spec) => {
             unfused(context, spec, choice)
         }
-        Choice::Tiled { shape, splits } => {
-            let split = k.div_ceil(splits.max(1)).next_multiple_of(SPLIT_UNIT);
-            let parts = k.div_ceil(split);
-            if parts < 2 {
-                return packed_tiled::dispatch(context, spec, shape, k, 1);
-            }
-            let workspace = context.alloc(parts * m * n, DType::F32)?;
-            let partial = PackedMatmul { out: &workspace, alpha: 1.0, accumulate: false, ..*spec };
-            packed_tiled::dispatch(context, &partial, shape, split, parts)?;
-            add_parts(context, &workspace, spec.out, m * n, parts, spec.alpha, spec.accumulate)
+        Choice::Tiled { shape, splits } => in_parts(context, spec, splits, |spec, split, parts| {
+            packed_tiled::dispatch(context, spec, shape, split, parts)
+        }),
+        Choice::Coop { splits } => {
+            in_parts(context, spec, splits, |spec, split, parts| packed_coop::dispatch(context, spec, split, parts))
         }
     }
+}
+
+/// A product whose K is cut into so many parts at most: `dispatch` is called with the length and the number of parts.
+fn in_parts(
+    context: &Context,
+    spec: &PackedMatmul<'_>,
+    splits: usize,
+    dispatch: impl Fn(&PackedMatmul<'_>, usize, usize) -> Result<()>,
+) -> Result<()> {
+    let PackedMatmul { m, n, k, .. } = *spec;
+    let split = k.div_ceil(splits.max(1)).next_multiple_of(SPLIT_UNIT);
+    let parts = k.div_ceil(split);
+    if parts < 2 {
+        return dispatch(spec, k, 1);
+    }
+    let workspace = context.alloc(parts * m * n, DType::F32)?;
+    dispatch(&PackedMatmul { out: &workspace, alpha: 1.0, accumulate: false, ..*spec }, split, parts)?;
+    add_parts(context, &workspace, spec.out, m * n, parts, spec.alpha, spec.accumulate)
 }
 
 fn unpack(context: &Context, packed: &Packed) -> Result<Buffer> {
