@@ -129,7 +129,13 @@ impl Format {
                 let magnitude = between(&levels, v.abs(), if v < 0.0 { 1.0 - random } else { random }, v < 0.0);
                 signed_code(float, v, magnitude as u32, self.ties)
             }
-            Grid::Nf4 | Grid::Fp4 | Grid::Nf3 => {
+            Grid::Fp4 => {
+                let levels = table_levels(self.grid);
+                let (values, codes): (Vec<f64>, Vec<u32>) = levels.into_iter().filter(|l| l.1 < 8).unzip();
+                let rank = between(&values, v.abs(), if v < 0.0 { 1.0 - random } else { random }, v < 0.0);
+                codes[rank] | if v < 0.0 { 8 } else { 0 }
+            }
+            Grid::Nf4 | Grid::Nf3 => {
                 let levels = table_levels(self.grid);
                 let values: Vec<f64> = levels.iter().map(|l| l.0).collect();
                 levels[between(&values, v, random, false)].1

@@ -380,7 +380,8 @@ impl PackedMatrix {
         let Layout { rows, cols, group, groups, .. } = self.layout;
         let tensor = x.iter().filter(|v| v.is_finite()).fold(0.0f64, |m, v| m.max(flush(*v).abs()));
         if self.format.store == Store::E4M3 && tensor > 0.0 {
-            self.set_header(Header::Factor, (tensor / (self.format.grid.max() * 448.0)) as f32);
+            let factor = (tensor / (self.format.grid.max() * 448.0)) as f32;
+            self.set_header(Header::Factor, factor.max(f32::MIN_POSITIVE));
         }
         let mut unrounded = Vec::with_capacity(rows * groups);
         let shared = self.format.span == Span::Tensor;
@@ -391,12 +392,12 @@ impl PackedMatrix {
                 let wide: Vec<f64> = elements.iter().map(|v| flush(*v)).collect();
                 let bad = elements.iter().any(|v| !v.is_finite());
                 let (scale, second) = self.format.ideal(&wide);
-                unrounded.push(if bad { f64::NAN } else { f64::from(scale as f32) });
+                unrounded.push(if bad { f64::NAN } else { flush(scale as f32) });
                 if self.format.store == Store::Double {
                     continue;
                 }
                 if let Some((scale, zero)) = self.format.zero_point(&wide) {
-                    self.set_zero(row, g, zero);
+                    self.set_zero(row, g, if bad { 0 } else { zero });
                     self.store_scale(row, g, scale, bad, &wide);
                     continue;
                 }
@@ -499,7 +500,7 @@ impl Grid {
     }
 
     /// Mantissa bits, for [`Power::Even`].
-    fn mantissa_bits(self) -> u32 {
+    pub(crate) fn mantissa_bits(self) -> u32 {
         match self {
             Self::Float(float) => float.layout().1,
             other => other.bits() - 2,
@@ -559,15 +560,23 @@ impl Format {
             // Signs are +-1/2 in units of the scale; ternary levels +-1.
             (Rule::AbsMean, Grid::Centred { bits: 1 }) => 2.0 * mean,
             (Rule::AbsMean, _) => mean.max(1e-5),
-            (Rule::Gaussian, Grid::Float(_)) => tables::GAUSSIAN_UNIT_E2M1 * rms + 1e-8,
-            (Rule::Gaussian, Grid::Centred { bits }) => {
-                2.0 * (tables::GAUSSIAN_CLIP[bits as usize - 1] * rms + 1e-8) / f64::from((1u32 << bits) - 1)
-            }
-            (Rule::Gaussian, grid) => {
-                2.0 * (tables::GAUSSIAN_CLIP[grid.bits() as usize - 1] * rms + 1e-8) / f64::from(1u32 << grid.bits())
+            (Rule::Gaussian, _) => {
+                let (gain, epsilon) = self.gaussian();
+                gain * rms + epsilon
             }
         };
         (scale, None)
+    }
+
+    /// The scale by [`Rule::Gaussian`]: a factor on the root mean square, and what is added to it.
+    pub(crate) fn gaussian(&self) -> (f64, f64) {
+        // A clip in standard deviations, and its value in units of the scale.
+        let (clip, steps) = match self.grid {
+            Grid::Float(_) => return (tables::GAUSSIAN_UNIT_E2M1, 1e-8),
+            Grid::Centred { bits } => (tables::GAUSSIAN_CLIP[bits as usize - 1], f64::from((1u32 << bits) - 1)),
+            grid => (tables::GAUSSIAN_CLIP[grid.bits() as usize - 1], f64::from(1u32 << grid.bits())),
+        };
+        (2.0 * clip / steps, 2e-8 / steps)
     }
 
     /// Scale and zero point of a group for grids with zero points: the range, widened to hold 0, over 2^b - 1 steps.
@@ -581,7 +590,7 @@ impl Format {
         // The zero point belongs to the scale as it is stored.
         let stored = match self.store {
             Store::F16 => f64::from(half::f16::from_f64(scale.min(65504.0))),
-            _ => f64::from(scale as f32),
+            _ => flush(scale as f32),
         };
         let zero = if stored > 0.0 { (-low / stored).round_ties_even().clamp(0.0, steps) } else { 0.0 };
         Some((scale, zero as u32))

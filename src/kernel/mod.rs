@@ -25,6 +25,7 @@ pub mod packed_coop;
 pub mod packed_integer;
 pub mod packed_matmul;
 pub mod packed_tiled;
+pub mod quantize;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
@@ -81,6 +82,11 @@ pub static ALL: &[&Kernel] = &[
     &packed_integer::KERNEL,
     &packed_coop::KERNEL,
     &packed_tiled::KERNEL,
+    &quantize::KERNEL,
+    &quantize::ROWS,
+    &quantize::TENSOR,
+    &quantize::DOUBLE,
+    &quantize::NORM,
     &rope::KERNEL,
     &softmax::KERNEL,
     &softmax::BACKWARD,

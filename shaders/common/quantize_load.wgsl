@@ -1,0 +1,139 @@
+// Units of 32 elements of x, rotated where asked for, and the statistics of those that share a scale. Needs X, WIDTH (4: rows start on a
+// multiple of four elements) and `params: Recipe`; x is at binding {AT}: `#import quantize_load AT=1`.
+#import quantize_info
+#if WIDTH == 4
+@group(0) @binding({AT}) var<storage, read> x: array<vec4<X>>;
+#else
+@group(0) @binding({AT}) var<storage, read> x: array<X>;
+#endif
+
+struct Unit {
+#for h 0 2
+#for q 0 4
+    q{h}{q}: vec4<f32>,
+#endfor
+#endfor
+}
+fn load4(row: u32, col: u32) -> vec4<f32> {
+    let at = row * params.p.cols + col;
+#if WIDTH == 4
+    return select(vec4<f32>(), vec4<f32>(x[at / 4u]), col < params.p.cols);
+#else
+    let v = vec4<f32>(vec4<X>(x[at], x[at + 1u], x[at + 2u], x[at + 3u]));
+    return select(vec4<f32>(), v, vec4<u32>(col) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.p.cols));
+#endif
+}
+fn load_unit(row: u32, unit: u32) -> Unit {
+    var u: Unit;
+#for h 0 2
+#for q 0 4
+    u.q{h}{q} = load4(row, unit * 32u + {h}u * 16u + {q}u * 4u);
+#endfor
+#endfor
+    return u;
+}
+// The transform of 16 or 32 elements, unscaled.
+fn butterflies(v: Unit) -> Unit {
+    var u = v;
+#for h 0 2
+#for q 0 4
+    u.q{h}{q} = vec4<f32>(u.q{h}{q}.xz + u.q{h}{q}.yw, u.q{h}{q}.xz - u.q{h}{q}.yw).xzyw;
+    u.q{h}{q} = vec4<f32>(u.q{h}{q}.xy + u.q{h}{q}.zw, u.q{h}{q}.xy - u.q{h}{q}.zw);
+#endfor
+    let a{h} = u.q{h}0 + u.q{h}1;
+    let b{h} = u.q{h}0 - u.q{h}1;
+    let c{h} = u.q{h}2 + u.q{h}3;
+    let d{h} = u.q{h}2 - u.q{h}3;
+    u.q{h}0 = a{h} + c{h};
+    u.q{h}1 = b{h} + d{h};
+    u.q{h}2 = a{h} - c{h};
+    u.q{h}3 = b{h} - d{h};
+#endfor
+    for (var i = 0u; i < params.last_stage; i++) {
+#for q 0 4
+        let e{q} = u.q0{q};
+        u.q0{q} = e{q} + u.q1{q};
+        u.q1{q} = e{q} - u.q1{q};
+#endfor
+    }
+    return u;
+}
+// Unit `unit` of a row as it is quantized. A rotated one of a block of several is the transform of the sum of all of them, each with the sign
+// that the block's matrix has for the two.
+fn unit_of(row: u32, unit: u32) -> Unit {
+    let first = unit & ~(params.rotation_units - 1u);
+    var u = load_unit(row, first);
+    for (var k = 1u; k < params.rotation_units; k++) {
+        let other = load_unit(row, first + k);
+        let sign = select(1.0, -1.0, (countOneBits(k & unit) & 1u) == 1u);
+#for h 0 2
+#for q 0 4
+        u.q{h}{q} = fma(other.q{h}{q}, vec4<f32>(sign), u.q{h}{q});
+#endfor
+#endfor
+    }
+    for (var i = 0u; i < params.rotated; i++) {
+        u = butterflies(u);
+#for h 0 2
+#for q 0 4
+        u.q{h}{q} *= params.rotation_factor;
+#endfor
+#endfor
+    }
+    // Subnormal numbers count as zero.
+#for h 0 2
+#for q 0 4
+    u.q{h}{q} = select(u.q{h}{q}, vec4<f32>(), (bitcast<vec4<u32>>(u.q{h}{q}) & vec4<u32>(0x7f800000u)) == vec4<u32>());
+#endfor
+#endfor
+    return u;
+}
+
+#import quantize_span
+#for h 0 2
+// Takes in half {h} of a unit whose first element has number `place` of the span.
+fn see{h}(before: Seen, u: Unit, place: u32) -> Seen {
+    var s = before;
+#for q 0 4
+    var m{q} = bitcast<vec4<u32>>(u.q{h}{q}) & vec4<u32>(0x7fffffffu);
+#endfor
+    for (var i = 0u; i < params.finite_only; i++) {
+#for q 0 4
+        m{q} = select(m{q}, vec4<u32>(), m{q} >= vec4<u32>(0x7f800000u));
+#endfor
+    }
+    for (var i = 0u; i < once(params.rule == 1u); i++) {
+#for q 0 4
+        let key{q} = vec4<u32>(place + {h}u * 16u + {q}u * 4u) + vec4<u32>(0u, 1u, 2u, 3u);
+        s.key = select(s.key, key{q} * 2u + (bitcast<vec4<u32>>(u.q{h}{q}) >> vec4<u32>(31u)), m{q} > s.m);
+        s.m = max(s.m, m{q});
+#endfor
+    }
+    for (var i = 0u; i < once(params.rule == 2u); i++) {
+#for q 0 4
+        s.a = max(s.a, u.q{h}{q});
+        s.b = max(s.b, -u.q{h}{q});
+#endfor
+    }
+    for (var i = 0u; i < once(params.rule == 3u); i++) {
+#for q 0 4
+        let v{q} = abs(u.q{h}{q});
+        s.a += select(v{q}, vec4<f32>(), v{q} > vec4<f32>(params.big));
+        s.b += select(vec4<f32>(), v{q} * params.big_factor, v{q} > vec4<f32>(params.big));
+#endfor
+    }
+    for (var i = 0u; i < once(params.rule == 4u); i++) {
+#for q 0 4
+        let large{q} = abs(u.q{h}{q}) > vec4<f32>(params.big);
+        let small{q} = select(u.q{h}{q}, vec4<f32>(), large{q});
+        let scaled{q} = select(vec4<f32>(), u.q{h}{q} * params.big_factor, large{q});
+        s.a = fma(small{q}, small{q}, s.a);
+        s.b = fma(scaled{q}, scaled{q}, s.b);
+#endfor
+    }
+#for q 0 4
+    s.m = max(s.m, m{q});
+#endfor
+    return s;
+}
+#endfor

@@ -1,0 +1,102 @@
+// quantize.wgsl: codes, scales, zero points, the header and a mask of x. SPAN 0: an invocation owns the units of 32 columns that share a scale
+// (where the scale is given, one unit); 1: an invocation owns a unit of two groups of 16; 2: a workgroup owns a row or a long group, its
+// invocations take units in turn. Units are read again for their codes, last one first, but for the last, which is still there. No code word has
+// two writers; words of scales have, see quantize_side.wgsl. Bounds: units beyond a row are nobody's; the last one is filled up with
+// code 0. Tier: baseline; subgroup for the reduction of SPAN 2.
+@group(0) @binding(0) var<uniform> params: Recipe;
+@group(0) @binding(2) var<storage, read> state: array<u32>;
+@group(0) @binding(3) var<storage, read_write> codes: array<u32>;
+@group(0) @binding(4) var<storage, read_write> side: array<atomic<u32>>;
+@group(0) @binding(5) var<storage, read_write> mask: array<u32>;
+// The tensor's scale before it was rounded, or scales for double quantization.
+@group(0) @binding(6) var<storage, read_write> scratch: array<u32>;
+#import quantize_load AT=1
+#import quantize_scale
+#import quantize_code
+#import quantize_side
+#if SPAN == 2
+#import quantize_total
+const STEP: u32 = WG_SIZE;
+#else
+const STEP: u32 = 1u;
+#endif
+
+fn elements(group: u32) -> f32 { return f32(min(params.group, params.p.cols - group * params.group)); }
+
+// The scale of all rows.
+fn given() -> Stored {
+    var s: Stored;
+    let word = atomicLoad(&side[32]);
+    s.bits = vec2<u32>(select(word, word & 0xffffu, params.p.store == 1u), 0u);
+#if CLASS == 4
+    s.bits.y = select(atomicLoad(&side[33]), word >> 16u, params.p.store == 1u);
+#endif
+    s.good = s.bits.x != bad_bits();
+    s.pick = bitcast<vec2<f32>>(vec2<u32>(scratch[0], scratch[1]));
+    s.zero = 0u;
+#if CLASS == 0
+    for (var i = 0u; i < params.zero_points; i++) { s.zero = atomicLoad(&side[params.p.zeros_at]) & 255u; }
+#endif
+    return s;
+}
+
+#if SPAN == 2
+@compute @workgroup_size(WG_SIZE)
+fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>) {
+    let i = wg.y * grid.x + wg.x;
+    let lane = inv.index;
+#else
+@compute @workgroup_size(WG_SIZE)
+fn main(@builtin(local_invocation_index) index: u32, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>) {
+    let i = (wg.y * grid.x + wg.x) * WG_SIZE + index;
+    let lane = 0u;
+#endif
+    put_header(select(0u, params.header_words, i == 0u && lane == 0u));
+    let row = i / params.pieces;
+    if row >= params.rows { return; }
+    let piece = i % params.pieces;
+    let factor = bitcast<f32>(atomicLoad(&side[0]));
+#if SPAN == 1
+    let u = unit_of(row, piece);
+    let s0 = stored_of(total_of(see0(unseen(), u, 0u)), elements(2u * piece), factor);
+    put_scale(row, 2u * piece, s0);
+    var s1 = s0;
+    for (var k = 0u; k < once(2u * piece + 1u < params.p.groups); k++) {
+        s1 = stored_of(total_of(see1(unseen(), u, 0u)), elements(2u * piece + 1u), factor);
+        put_scale(row, 2u * piece + 1u, s1);
+    }
+    put_unit(row, piece, u, scale_of(s0, factor), scale_of(s1, factor));
+#else
+    let first = piece * params.piece_units;
+    let end = min(first + params.piece_units, params.units);
+    let start = first + lane;
+    var u: Unit;
+    var seen = unseen();
+    var unit = start;
+    for (; unit < select(end, 0u, params.given == 1u); unit += STEP) {
+        u = unit_of(row, unit);
+        let place = (unit - first) * 32u;
+        seen = see1(see0(seen, u, place), u, place);
+    }
+    var stored: Stored;
+    for (var k = 0u; k < params.given; k++) { stored = given(); }
+    for (var k = params.given; k < 1u; k++) {
+#if SPAN == 2
+        let total = workgroup_total(total_of(seen), inv);
+#else
+        let total = total_of(seen);
+#endif
+        stored = stored_of(total, elements(piece), factor);
+        for (var n = lane; n < 1u; n++) { put_scale(row, piece, stored); }
+    }
+    let scale = scale_of(stored, factor);
+    if params.given == 1u { unit = end; }
+    var again = params.given;
+    while unit > start {
+        unit -= STEP;
+        for (var k = 0u; k < again; k++) { u = unit_of(row, unit); }
+        again = 1u;
+        put_unit(row, unit, u, scale, scale);
+    }
+#endif
+}

@@ -1,0 +1,499 @@
+//! Quantization: scales, codes, and a mask of what did not saturate, for every format.
+
+use super::packed::{Packed, PackedInfo};
+use super::{FLOATS, check_state, dim, each, expect, product, width};
+use crate::buffer::Buffer;
+use crate::context::Grid;
+use crate::format::{Format, Grid as Levels, HEADER, PackedMatrix, Power, Rule, Span, Store, Ties, UNIT, tables};
+use crate::shader::{Define, Defines, Kernel, Scalar};
+use crate::{Context, DType, Error, Result, Tier};
+
+const NAME: &str = "quantize";
+
+/// An invocation per group.
+pub static KERNEL: Kernel = Kernel {
+    name: NAME,
+    source: include_str!("../../shaders/quantize.wgsl"),
+    tiers: &[Tier::Baseline],
+    variants: || {
+        product(&[
+            classes(),
+            loads(),
+            vec![vec![("SPAN", 0u32.into())], vec![("SPAN", 1u32.into())]],
+            each("WG_SIZE", &[64u32]),
+        ])
+    },
+    proven_bounds: false,
+};
+
+/// A workgroup per row or long group.
+pub static ROWS: Kernel = Kernel {
+    name: "quantize_rows",
+    source: include_str!("../../shaders/quantize.wgsl"),
+    tiers: &[Tier::Baseline, Tier::Subgroup],
+    variants: || product(&[classes(), loads(), vec![vec![("SPAN", 2u32.into())]], shapes(&[8, 32, 256])]),
+    proven_bounds: false,
+};
+
+/// The statistics of a tensor.
+pub static TENSOR: Kernel = Kernel {
+    name: "quantize_tensor",
+    source: include_str!("../../shaders/quantize_tensor.wgsl"),
+    tiers: &[Tier::Baseline, Tier::Subgroup],
+    variants: || {
+        let classes = each("CLASS", &[0u32, 4]);
+        let first = product(&[classes.clone(), loads(), each("PARTIALS", &[false]), shapes(&[8, 256])]);
+        let second = product(&[classes, each("PARTIALS", &[true]), shapes(&[8, 256])]);
+        [first, second].concat()
+    },
+    proven_bounds: false,
+};
+
+/// Scales of scales.
+pub static DOUBLE: Kernel = Kernel {
+    name: "quantize_double",
+    source: include_str!("../../shaders/quantize_double.wgsl"),
+    tiers: &[Tier::Baseline, Tier::Subgroup],
+    variants: || product(&[each("PHASE", &[0u32, 1, 2]), shapes(&[8, 256])]),
+    proven_bounds: false,
+};
+
+/// The header's norm.
+pub static NORM: Kernel = Kernel {
+    name: "quantize_norm",
+    source: include_str!("../../shaders/quantize_norm.wgsl"),
+    tiers: &[Tier::Baseline, Tier::Subgroup],
+    variants: || product(&[each("CLASS", &[0u32]), each("PARTIALS", &[false, true]), shapes(&[8, 256])]),
+    proven_bounds: false,
+};
+
+fn classes() -> Vec<Defines> {
+    each("CLASS", &[0u32, 1, 2, 3, 4])
+}
+
+fn loads() -> Vec<Defines> {
+    product(&[each("X", &[Scalar::F32, Scalar::F16]), each("WIDTH", &[4u32, 1])])
+}
+
+/// Workgroups that reduce; no adapter has subgroups of 256.
+fn shapes(sizes: &[u32]) -> Vec<Defines> {
+    let shape = |size: u32, one: bool| vec![("WG_SIZE", Define::U32(size)), ("ONE_SUBGROUP", Define::Bool(one))];
+    sizes
+        .iter()
+        .flat_map(|s| [true, false].map(|one| (*s, one)))
+        .filter(|s| *s != (256, true))
+        .map(|(s, one)| shape(s, one))
+        .collect()
+}
+
+/// The one to take for so many parts.
+fn shape(context: &Context, parts: usize) -> Defines {
+    let caps = context.capabilities();
+    let size = match parts {
+        _ if caps.is_cpu() => 8,
+        0..=64 => 32,
+        _ => 256,
+    };
+    let one = context.tier() >= Tier::Subgroup && size <= caps.subgroup_size.0;
+    vec![("WG_SIZE", Define::U32(size)), ("ONE_SUBGROUP", Define::Bool(one))]
+}
+
+/// How values between two levels are rounded; see [`crate::format::Rounding`].
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Rounding<'a> {
+    /// To the nearest level; ties as the format says.
+    #[default]
+    Nearest,
+    /// To either neighbour, with the numbers of [`crate::format::Uniform`].
+    Stochastic {
+        /// The 64-bit seed.
+        seed: u64,
+        /// Tells operations of one step apart.
+        op: u32,
+        /// The step.
+        step: Step<'a>,
+    },
+}
+
+/// The step that random numbers depend on.
+#[derive(Clone, Copy, Debug)]
+pub enum Step<'a> {
+    /// This one.
+    Number(u32),
+    /// That of a step state on the device, so that every step records the same commands.
+    State(&'a Buffer),
+}
+
+/// What [`quantize`] does beside encoding.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options<'a> {
+    /// Rounding.
+    pub rounding: Rounding<'a>,
+    /// A bit per element, u32 `[rows, ceil(cols / 32)]`, lowest bit first: 1 where the magnitude is at most this bound times the stored scale;
+    /// 0 in groups that hold what is not finite.
+    pub mask: Option<(&'a Buffer, f32)>,
+    /// Orthonormal Walsh-Hadamard transform of each block of so many columns before anything else: 16 to 256, a power of two that divides the
+    /// columns.
+    pub hadamard: Option<usize>,
+    /// Leaves the header's norm at 1, for consumers that do not ask for it: one dispatch less.
+    pub skip_norm: bool,
+}
+
+/// The twin of `Recipe` in `shaders/common/quantize_info.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
+struct Recipe {
+    p: PackedInfo,
+    rows: u32,
+    units: u32,
+    bits: u32,
+    group: u32,
+    rule: u32,
+    ties: u32,
+    zero_points: u32,
+    exact: u32,
+    exponent: u32,
+    mantissa: u32,
+    max_code: u32,
+    finite_only: u32,
+    top: u32,
+    threshold: u32,
+    unit_log2: u32,
+    span_odd: u32,
+    span_exponent: i32,
+    stochastic: u32,
+    seed_low: u32,
+    seed_high: u32,
+    op: u32,
+    step: u32,
+    step_at_state: u32,
+    masked: u32,
+    rotated: u32,
+    rotation_units: u32,
+    last_stage: u32,
+    given: u32,
+    pieces: u32,
+    piece_units: u32,
+    header_words: u32,
+    partials: u32,
+    max: f32,
+    gain: f32,
+    epsilon: f32,
+    least: f32,
+    low: f32,
+    high: f32,
+    add: f32,
+    centre: f32,
+    bound: f32,
+    rotation_factor: f32,
+    big: f32,
+    big_factor: f32,
+    least_normal: f32,
+    subnormals: f32,
+    fraction: f32,
+    reserved: u32,
+    header: [u32; HEADER],
+}
+
+const _: () = assert!(std::mem::size_of::<Recipe>() == 48 + 48 * 4 + HEADER * 4);
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct DoubleParams {
+    recipe: Recipe,
+    map: [[f32; 64]; 4],
+}
+
+/// What the shaders' `CLASS` is.
+fn class(format: &Format) -> u32 {
+    match format.grid() {
+        Levels::Int { .. } | Levels::Centred { .. } | Levels::ZeroPoint { .. } => 0,
+        Levels::Float(_) => 1,
+        Levels::Nf4 => 2,
+        Levels::Fp4 => 3,
+        Levels::Nf3 => 4,
+    }
+}
+
+/// Exponent and 23 bits of mantissa of a number that f32 holds exactly.
+fn parts(v: f64) -> (u32, u32) {
+    let bits = (v as f32).to_bits();
+    (bits >> 23, bits & 0x7F_FFFF)
+}
+
+/// All that does not depend on the options.
+fn recipe(packed: &Packed) -> Result<Recipe> {
+    let (format, layout) = (packed.format(), packed.layout());
+    let grid = format.grid();
+    let half = f64::from(1u32 << (format.bits() - 1));
+    let (low, high, add, centre) = match grid {
+        Levels::Int { full, .. } => (if full { -half } else { 1.0 - half }, half - 1.0, half, 0.0),
+        Levels::Centred { .. } => (-half, half - 1.0, half, 0.5),
+        _ => (0.0, grid.max(), 0.0, 0.0),
+    };
+    let (exponent, mantissa, max_code) = match grid {
+        Levels::Float(float) => (float.layout().0, float.layout().1, float.max_code()),
+        _ => (0, 0, 0),
+    };
+    let bias = (1i32 << exponent >> 1) - 1;
+    let unit = f64::from(format.unit());
+    let (top, fraction) = parts(grid.max() * unit);
+    let threshold = match format.store() {
+        Store::E8M0(Power::RoundUp) => fraction + 1,
+        Store::E8M0(Power::Ceil) => 1,
+        // The mantissa from which rounding to the grid's bits carries.
+        Store::E8M0(Power::Even) => 0x80_0000 - (0x40_0000 >> grid.mantissa_bits()),
+        _ => 0x80_0000,
+    };
+    let span = grid.span_max();
+    let odd = (0..8).find(|e| (span * f64::from(1u32 << e)).fract() == 0.0).unwrap_or(0);
+    let whole = (span * f64::from(1u32 << odd)) as u32;
+    let ternary = matches!(grid, Levels::Int { .. });
+    let (gain, epsilon) = match (format.rule(), grid) {
+        (Rule::AbsMean, Levels::Centred { .. }) => (2.0, 0.0),
+        (Rule::AbsMean, _) => (1.0, 0.0),
+        _ => format.gaussian(),
+    };
+    let (big, big_factor) = if format.rule() == Rule::AbsMean { (80, -40) } else { (47, -80) };
+    let group = match format.span() {
+        Span::Group(n) => n,
+        Span::Row | Span::Tensor => dim(layout.cols)?,
+    };
+    Ok(Recipe {
+        p: packed.info()?,
+        rows: dim(layout.rows)?,
+        units: dim(layout.units)?,
+        bits: format.bits(),
+        group,
+        rule: match (grid, format.rule()) {
+            (Levels::Nf3, _) | (_, Rule::MinMax) => 2,
+            (_, Rule::AbsMax) => 0,
+            (_, Rule::SignedMax) => 1,
+            (_, Rule::AbsMean) => 3,
+            (_, Rule::Gaussian) => 4,
+        },
+        ties: match format.ties() {
+            Ties::Even => 0,
+            Ties::Up => 1,
+            Ties::Down => 2,
+            Ties::Zero => 3,
+            Ties::Away => 4,
+        },
+        zero_points: u32::from(matches!(grid, Levels::ZeroPoint { .. })),
+        exact: u32::from(format.exact()),
+        exponent,
+        mantissa,
+        max_code,
+        top: top.wrapping_sub(127),
+        threshold,
+        unit_log2: if unit < 1.0 { 6 } else { 0 },
+        span_odd: whole >> whole.trailing_zeros(),
+        span_exponent: whole.trailing_zeros() as i32 - odd,
+        rotation_units: 1,
+        max: grid.max() as f32,
+        gain: gain as f32,
+        epsilon: epsilon as f32,
+        least: if format.rule() == Rule::AbsMean && ternary { 1e-5 } else { 0.0 },
+        low: low as f32,
+        high: high as f32,
+        add: add as f32,
+        centre,
+        big: 2f32.powi(big),
+        big_factor: 2f32.powi(big_factor),
+        least_normal: 2f32.powi(1 - bias),
+        subnormals: 2f32.powi(bias - 1 + mantissa as i32),
+        fraction: 2f32.powi(mantissa as i32 - 23),
+        header: format.header(),
+        ..Recipe::default()
+    })
+}
+
+/// Quantizes `x` into `out`, all of it: codes, scales, zero points and the header.
+///
+/// # Shapes
+/// `x` `[rows, cols]` of `out`'s sizes, f32 or f16; a mask u32 `[rows, ceil(cols / 32)]`. Any sizes; the last unit of a row is filled up with
+/// code 0.
+///
+/// # Errors
+/// [`Error::Shape`] for other buffers and for columns that a rotation's block does not divide; [`Error::Invalid`] for a block that is not one of
+/// 16, 32, 64, 128 and 256, and for a mask with double-quantized scales, which are not known when it is written; [`Error::Limit`].
+///
+/// # Numerics
+/// [`PackedMatrix::quantize`] in f32. E8M0 scales and codes by them are exact; other scales have a few roundings, and given the scale as it is
+/// stored, codes are nearest but within a few ulps of a midpoint. Subnormal numbers count as zero.
+///
+/// # Source
+/// See [`Format`] for those of the formats; stochastic rounding with Philox as in [`crate::format::Uniform`].
+pub fn quantize(context: &Context, x: &Buffer, out: &Packed, options: Options<'_>) -> Result<()> {
+    let (format, layout) = (out.format(), *out.layout());
+    expect(NAME, "x", x, layout.rows * layout.cols, FLOATS)?;
+    let mut recipe = recipe(out)?;
+    let mut state = x;
+    if let Rounding::Stochastic { seed, op, step } = options.rounding {
+        recipe.stochastic = 1;
+        (recipe.seed_low, recipe.seed_high, recipe.op) = (seed as u32, (seed >> 32) as u32, op);
+        match step {
+            Step::Number(step) => recipe.step = step,
+            Step::State(buffer) => {
+                check_state(NAME, buffer)?;
+                state = buffer;
+                recipe.step_at_state = 1;
+            }
+        }
+    }
+    if let Some((mask, bound)) = options.mask {
+        expect(NAME, "mask", mask, layout.rows * layout.units, &[DType::U32])?;
+        if format.store() == Store::Double {
+            return Err(Error::invalid(NAME, "a mask with scales that are not double-quantized", format.to_string()));
+        }
+        (recipe.masked, recipe.bound) = (1, bound);
+    }
+    if let Some(block) = options.hadamard {
+        rotate(&mut recipe, block, layout.cols)?;
+    }
+    if x.is_empty() {
+        return context
+            .upload(out.side(), bytemuck::cast_slice(PackedMatrix::zeros(format, layout.rows, layout.cols)?.side()));
+    }
+    let defines = |class: u32| -> Defines {
+        vec![("CLASS", class.into()), ("X", x.dtype().into()), ("WIDTH", width(layout.cols).into())]
+    };
+
+    recipe.given = u32::from(format.span() == Span::Tensor);
+    let tensor = recipe.given == 1 || format.store() == Store::E4M3;
+    recipe.header_words = if tensor { 0 } else { dim(HEADER)? };
+    let scratch = match format.store() {
+        Store::Double => layout.rows * layout.groups,
+        _ if tensor => 4 + 4 * PARTIALS,
+        _ => 1,
+    };
+    let scratch = context.alloc(scratch, DType::U32)?;
+    if tensor {
+        tensor_statistics(
+            context,
+            recipe,
+            x,
+            out,
+            &scratch,
+            &defines(if format.grid() == Levels::Nf3 { 4 } else { 0 }),
+        )?;
+    }
+
+    let dummy = if options.mask.is_none() { Some(context.alloc(1, DType::U32)?) } else { None };
+    let mask = options.mask.map(|m| m.0).or(dummy.as_ref()).unwrap_or(&scratch);
+    let bindings = [x.read(), state.read(), out.codes().write(), out.side().write(), mask.write(), scratch.write()];
+    let mut defines = defines(class(&format));
+    let (span, units) = match format.span() {
+        Span::Tensor => (0, 1),
+        Span::Group(16) => (1, 1),
+        Span::Group(n) if n as usize <= LONG && n as usize <= layout.cols.next_multiple_of(UNIT) => {
+            (0, n as usize / UNIT)
+        }
+        Span::Group(n) => (2, n as usize / UNIT),
+        Span::Row => (2, layout.units),
+    };
+    recipe.piece_units = dim(units.min(layout.units))?;
+    let pieces = layout.units.div_ceil(units.min(layout.units));
+    recipe.pieces = dim(pieces)?;
+    defines.push(("SPAN", span.into()));
+    let count = (layout.rows * pieces) as u64;
+    if span == 2 {
+        defines.extend(shape(context, units.min(layout.units)));
+        context.dispatch(&ROWS, &defines, &recipe, &bindings, Grid::Linear(count))?;
+    } else {
+        defines.push(("WG_SIZE", 64u32.into()));
+        context.dispatch(&KERNEL, &defines, &recipe, &bindings, Grid::Linear(count.div_ceil(64)))?;
+    }
+
+    if format.store() == Store::Double {
+        double(context, recipe, out, &scratch)?;
+    }
+    if options.skip_norm || recipe.given == 1 { Ok(()) } else { norm(context, recipe, out) }
+}
+
+/// Elements of a group that an invocation takes alone at most.
+const LONG: usize = 1024;
+/// Workgroups that reduce a tensor at most.
+const PARTIALS: usize = 256;
+
+fn rotate(recipe: &mut Recipe, block: usize, cols: usize) -> Result<()> {
+    if !(16..=256).contains(&block) || !block.is_power_of_two() {
+        return Err(Error::invalid(NAME, "a Hadamard block of 16, 32, 64, 128 or 256 columns", block.to_string()));
+    }
+    if !cols.is_multiple_of(block) {
+        return Err(Error::shape(
+            NAME,
+            format!("a multiple of {block} columns for a Hadamard block of {block}"),
+            cols.to_string(),
+        ));
+    }
+    recipe.rotated = 1;
+    recipe.rotation_units = dim(block.div_ceil(UNIT))?;
+    recipe.last_stage = u32::from(block > 16);
+    recipe.rotation_factor = (block as f64).sqrt().recip() as f32;
+    Ok(())
+}
+
+fn tensor_statistics(
+    context: &Context,
+    mut recipe: Recipe,
+    x: &Buffer,
+    out: &Packed,
+    scratch: &Buffer,
+    defines: &Defines,
+) -> Result<()> {
+    let layout = out.layout();
+    let shape = shape(context, usize::MAX);
+    // A workgroup of a GPU takes four units per invocation at least; on a software adapter a second dispatch is as long as 4096 units.
+    let per_workgroup = if context.capabilities().is_cpu() { 4096 } else { 1024 };
+    let partials = (layout.rows * layout.units).div_ceil(per_workgroup).min(PARTIALS);
+    recipe.partials = dim(partials)?;
+    // What is not finite leaves the rest of a tensor of groups alone.
+    recipe.finite_only = 1 - recipe.given;
+    let first = [defines.as_slice(), &[("PARTIALS", false.into())], &shape].concat();
+    let bindings = [out.side().write(), scratch.write(), x.read()];
+    context.dispatch(&TENSOR, &first, &recipe, &bindings, Grid::Xyz([recipe.partials, 1, 1]))?;
+    if partials == 1 {
+        return Ok(());
+    }
+    let second = [&defines[..1], &[("PARTIALS", true.into())], &shape].concat();
+    context.dispatch(&TENSOR, &second, &recipe, &bindings[..2], Grid::Xyz([1, 1, 1]))
+}
+
+fn double(context: &Context, recipe: Recipe, out: &Packed, scratch: &Buffer) -> Result<()> {
+    let layout = out.layout();
+    let mut map = [[0.0; 64]; 4];
+    map.as_flattened_mut().copy_from_slice(&tables::dynamic_map());
+    let params = DoubleParams { recipe, map };
+    let shape = shape(context, usize::MAX);
+    let Some((_, Define::U32(size))) = shape.first().copied() else { return Ok(()) };
+    let words = layout.rows * layout.scale_stride;
+    for (phase, count) in [(0u32, 1), (1, (layout.rows * layout.groups).div_ceil(256)), (2, words)] {
+        let defines = [&[("PHASE", phase.into())], shape.as_slice()].concat();
+        let grid = Grid::Linear((count as u64).div_ceil(size.into()));
+        context.dispatch(&DOUBLE, &defines, &params, &[out.side().write(), scratch.read()], grid)?;
+    }
+    Ok(())
+}
+
+fn norm(context: &Context, mut recipe: Recipe, out: &Packed) -> Result<()> {
+    let layout = out.layout();
+    let words = (layout.zeros_at - HEADER).div_ceil(4);
+    let per_workgroup = if context.capabilities().is_cpu() { 16384 } else { 4096 };
+    let partials = words.div_ceil(per_workgroup).min(PARTIALS);
+    recipe.partials = dim(partials)?;
+    let shape = shape(context, usize::MAX);
+    let scratch = context.alloc(PARTIALS, DType::U32)?;
+    for second in [false, true].into_iter().take(if partials == 1 { 1 } else { 2 }) {
+        let defines = [&[("CLASS", 0u32.into()), ("PARTIALS", second.into())], shape.as_slice()].concat();
+        let workgroups = if second { 1 } else { recipe.partials };
+        context.dispatch(
+            &NORM,
+            &defines,
+            &recipe,
+            &[out.side().write(), scratch.write()],
+            Grid::Xyz([workgroups, 1, 1]),
+        )?;
+    }
+    Ok(())
+}
