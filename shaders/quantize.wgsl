@@ -1,7 +1,7 @@
 // quantize.wgsl: codes, scales, zero points, the header and a mask of x. SPAN 0: an invocation owns the units of 32 columns that share a scale
 // (where the scale is given, one unit); 1: an invocation owns a unit of two groups of 16; 2: a workgroup owns a row or a long group, its
-// invocations take units in turn. Units are read again for their codes, last one first, but for the last, which is still there. No code word has
-// two writers; words of scales have, see quantize_side.wgsl. Bounds: units beyond a row are nobody's; the last one is filled up with
+// invocations take units in turn. Units are read again for their codes, last one first, but for the last, which is still there: one place
+// in the code that loads, since software adapters take a second to compile five. No code word has two writers; words of scales have, see quantize_side.wgsl. Bounds: units beyond a row are nobody's; the last one is filled up with
 // code 0. Tier: baseline; subgroup for the reduction of SPAN 2.
 @group(0) @binding(0) var<uniform> params: Recipe;
 @group(0) @binding(2) var<storage, read> state: array<u32>;
@@ -11,6 +11,7 @@
 // The tensor's scale before it was rounded, or scales for double quantization.
 @group(0) @binding(6) var<storage, read_write> scratch: array<u32>;
 #import quantize_load AT=1
+const STRIDE: u32 = 4u;
 #import quantize_scale
 #import quantize_code
 #import quantize_side
@@ -69,34 +70,33 @@ fn main(@builtin(local_invocation_index) index: u32, @builtin(workgroup_id) wg: 
 #else
     let first = piece * params.piece_units;
     let end = min(first + params.piece_units, params.units);
-    let start = first + lane;
-    var u: Unit;
+    let rounds = (params.piece_units + STEP - 1u) / STEP;
     var seen = unseen();
-    var unit = start;
-    for (; unit < select(end, 0u, params.given == 1u); unit += STEP) {
-        u = unit_of(row, unit);
-        let place = (unit - first) * 32u;
-        seen = see1(see0(seen, u, place), u, place);
-    }
-    var stored: Stored;
-    for (var k = 0u; k < params.given; k++) { stored = given(); }
-    for (var k = params.given; k < 1u; k++) {
+    var scale: Scale;
+    // There and back again: statistics on the way up, codes on the way down, and both at the turn.
+    for (var t = 0u; t + 1u < 2u * rounds; t++) {
+        let unit = first + lane + min(t, 2u * rounds - 2u - t) * STEP;
+        let there = unit < end;
+        let u = unit_of(row, select(params.units, unit, there));
+        for (var k = 0u; k < once(t < rounds); k++) {
+            let place = (unit - first) * 32u;
+            seen = see1(see0(seen, u, place), u, place);
+        }
+        for (var k = 0u; k < once(t + 1u == rounds); k++) {
 #if SPAN == 2
-        let total = workgroup_total(total_of(seen), inv);
+            let stored = stored_of(workgroup_total(total_of(seen), inv), elements(piece), factor);
+            for (var n = lane; n < 1u; n++) { put_scale(row, piece, stored); }
 #else
-        let total = total_of(seen);
+            var stored: Stored;
+            for (var n = 0u; n < params.given; n++) { stored = given(); }
+            for (var n = params.given; n < 1u; n++) {
+                stored = stored_of(total_of(seen), elements(piece), factor);
+                put_scale(row, piece, stored);
+            }
 #endif
-        stored = stored_of(total, elements(piece), factor);
-        for (var n = lane; n < 1u; n++) { put_scale(row, piece, stored); }
-    }
-    let scale = scale_of(stored, factor);
-    if params.given == 1u { unit = end; }
-    var again = params.given;
-    while unit > start {
-        unit -= STEP;
-        for (var k = 0u; k < again; k++) { u = unit_of(row, unit); }
-        again = 1u;
-        put_unit(row, unit, u, scale, scale);
+            scale = scale_of(stored, factor);
+        }
+        for (var k = 0u; k < once(there && t + 1u >= rounds); k++) { put_unit(row, unit, u, scale, scale); }
     }
 #endif
 }

@@ -11,6 +11,7 @@
 #import quantize_side
 #if !PARTIALS
 #import quantize_load AT=3
+const STRIDE: u32 = 4u;
 #endif
 
 fn finish(t: Total) {

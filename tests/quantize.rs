@@ -244,42 +244,46 @@ impl Case<'_> {
     }
 }
 
-/// Quantizes on the device into memory full of ones, and checks all of it.
+/// Quantizes on the device into memory full of ones, and checks all of it; with tiles and without where the device and the shape have both.
+#[track_caller]
 fn run(
     context: &Context,
     format: Format,
     x: &[f32],
-    rows: usize,
-    cols: usize,
+    [rows, cols]: [usize; 2],
     dtype: DType,
     random: Option<Uniform>,
     bound: f64,
 ) {
     let (tensor, values) = floats(context, x, &[rows, cols], dtype);
     let x: Vec<f32> = values.iter().map(|v| *v as f32).collect();
-    let mut garbage = PackedMatrix::zeros(format, rows, cols).unwrap();
-    let (codes, side) = (garbage.codes().len(), garbage.side().len());
-    garbage = PackedMatrix::from_words(format, rows, cols, vec![u32::MAX; codes], vec![u32::MAX; side]).unwrap();
-    let packed = Packed::from_host(context, &garbage).unwrap();
+    let sizes = PackedMatrix::zeros(format, rows, cols).unwrap();
+    let ones = |words: &[u32]| vec![u32::MAX; words.len()];
+    let garbage = PackedMatrix::from_words(format, rows, cols, ones(sizes.codes()), ones(sizes.side())).unwrap();
     let masked = format.store() != Store::Double;
-    let mask =
-        Tensor::from_u32(context, &vec![u32::MAX; rows * cols.div_ceil(32)], &[rows, cols.div_ceil(32)]).unwrap();
-    let options = Options {
-        rounding: random.map_or(kernel::Rounding::Nearest, |r| kernel::Rounding::Stochastic {
-            seed: r.seed,
-            op: r.op,
-            step: Step::Number(r.step),
-        }),
-        mask: masked.then_some((mask.buffer(), bound as f32)),
-        ..Options::default()
-    };
-    quantize(context, tensor.buffer(), &packed, options).unwrap();
-    let what =
-        format!("{format} of {rows} x {cols} {dtype} on {} {}", context.capabilities().adapter.name, context.tier());
-    let rounding = random.map_or(Rounding::Nearest, Rounding::Stochastic);
-    let bound = f64::from(bound as f32);
-    let mask = masked.then(|| mask.to_vec_u32().unwrap());
-    Case { what, format, x: &x, rows, cols, rounding, bound }.check(&packed.to_host(context).unwrap(), mask.as_deref());
+    let units = cols.div_ceil(32);
+    let both = kernel::tiles(context) && cols.is_multiple_of(4) && format.span() != Span::Tensor;
+    for tiles in [false, true].into_iter().take(if both { 2 } else { 1 }) {
+        let packed = Packed::from_host(context, &garbage).unwrap();
+        let mask = Tensor::from_u32(context, &vec![u32::MAX; rows * units], &[rows, units]).unwrap();
+        let options = Options {
+            rounding: random.map_or(kernel::Rounding::Nearest, |r| kernel::Rounding::Stochastic {
+                seed: r.seed,
+                op: r.op,
+                step: Step::Number(r.step),
+            }),
+            mask: masked.then_some((mask.buffer(), bound as f32)),
+            tiles: Some(tiles),
+            ..Options::default()
+        };
+        quantize(context, tensor.buffer(), &packed, options).unwrap();
+        let adapter = &context.capabilities().adapter.name;
+        let what = format!("{format} of {rows} x {cols} {dtype}, tiles: {tiles}, on {adapter}, {}", context.tier());
+        let rounding = random.map_or(Rounding::Nearest, Rounding::Stochastic);
+        let case = Case { what, format, x: &x, rows, cols, rounding, bound: f64::from(bound as f32) };
+        let mask = masked.then(|| mask.to_vec_u32().unwrap());
+        case.check(&packed.to_host(context).unwrap(), mask.as_deref());
+    }
 }
 
 /// Rows of every kind: normal, with outliers, zeros, huge, tiny, with a NaN, with an infinity, subnormal, near the smallest normal number.
@@ -311,15 +315,28 @@ fn kinds(rows: usize, cols: usize, seed: u64) -> Vec<f32> {
 fn every_format_matches_its_definition() {
     for context in every_tier() {
         for format in Format::all() {
+            let mut g = Gen::new(7);
             for dtype in dtypes(&context) {
-                let mut g = Gen::new(7);
-                let one = [-0.37f32];
-                run(&context, format, &one, 1, 1, dtype, None, 1.0);
-                run(&context, format, &g.normals(3 * 31), 3, 31, dtype, None, 0.7);
-                run(&context, format, &g.hard(5 * 33), 5, 33, dtype, None, 1.5);
-                run(&context, format, &g.hard(3 * 384), 3, 384, dtype, None, 2.0);
-                run(&context, format, &kinds(9, 289, 3), 9, 289, dtype, None, 3.0);
-                run(&context, format, &vec![0.0; 2 * 40], 2, 40, dtype, None, 1.0);
+                run(&context, format, &g.hard(3 * 384), [3, 384], dtype, None, 2.0);
+                run(&context, format, &kinds(9, 292, 3), [9, 292], dtype, None, 3.0);
+            }
+            run(&context, format, &[0.0; 2 * 40], [2, 40], DType::F32, None, 1.0);
+        }
+    }
+}
+
+#[test]
+fn rows_of_any_length_match() {
+    for context in every_tier() {
+        for format in Format::all() {
+            let mut g = Gen::new(8);
+            for [rows, cols] in [[1, 1], [3, 31], [5, 33], [2, 149]] {
+                run(&context, format, &g.hard(rows * cols), [rows, cols], DType::F32, None, 0.7);
+            }
+        }
+        for dtype in dtypes(&context) {
+            for text in ["int4:row:f32", "mxfp4", "nvfp4"] {
+                run(&context, text.parse().unwrap(), &Gen::new(8).hard(21), [3, 7], dtype, None, 0.7);
             }
         }
     }
@@ -332,7 +349,7 @@ fn every_scale_is_right_where_nothing_is_infinite() {
         for format in Format::all() {
             for factor in [1e30, 1e-30, 1e-36, 1e-40] {
                 let x: Vec<f32> = Gen::new(5).hard(4 * 80).iter().map(|v| v * factor).collect();
-                run(&context, format, &x, 4, 80, DType::F32, None, 1.0);
+                run(&context, format, &x, [4, 80], DType::F32, None, 1.0);
             }
         }
     }
@@ -349,14 +366,14 @@ fn long_groups_and_tensors_of_many_parts_match() {
             "nf4:g1048576",
             "int4:g512:centred:mse",
         ] {
-            run(&context, text.parse().unwrap(), &Gen::new(1).hard(3 * 5001), 3, 5001, DType::F32, None, 1.0);
+            run(&context, text.parse().unwrap(), &Gen::new(1).hard(3 * 5001), [3, 5001], DType::F32, None, 1.0);
         }
         for text in
             ["nvfp4", "int8:tensor:f32", "int4:tensor:full:signed:exact", "nf3:tensor", "ternary", "int4:tensor:asym"]
         {
-            run(&context, text.parse().unwrap(), &Gen::new(2).hard(4200 * 36), 4200, 36, DType::F32, None, 1.0);
+            run(&context, text.parse().unwrap(), &Gen::new(2).hard(4200 * 36), [4200, 36], DType::F32, None, 1.0);
         }
-        run(&context, "int8:row:f32".parse().unwrap(), &Gen::new(3).hard(70_000), 70_000, 1, DType::F32, None, 1.0);
+        run(&context, "int8:row:f32".parse().unwrap(), &Gen::new(3).hard(70_000), [70_000, 1], DType::F32, None, 1.0);
     }
 }
 
@@ -366,8 +383,8 @@ fn stochastic_rounding_is_the_hosts() {
         let random = Uniform { seed: 0x1234_5678_9ABC_DEF0, op: 5, step: 77 };
         for format in Format::all() {
             for dtype in dtypes(&context) {
-                run(&context, format, &Gen::new(9).hard(3 * 131), 3, 131, dtype, Some(random), 1.0);
-                run(&context, format, &Gen::new(9).normals(2 * 96), 2, 96, dtype, Some(random), 1.0);
+                run(&context, format, &Gen::new(9).hard(3 * 131), [3, 131], dtype, Some(random), 1.0);
+                run(&context, format, &Gen::new(9).normals(2 * 96), [2, 96], dtype, Some(random), 1.0);
             }
         }
     }
@@ -431,7 +448,7 @@ fn ties_go_where_the_format_says() {
                 for (col, v) in x.iter().enumerate() {
                     let scale = got.scale(0, col / got.layout().group, false);
                     // A device may be off by an ulp in 7 / 7, but none has been seen to.
-                    assert_eq!(scale, 1.0, "{format}: the scale");
+                    assert_eq!(scale, unit, "{format}: the scale");
                     let want = format.nearest(f64::from(*v) / scale, got.zero(0, col / got.layout().group));
                     assert_eq!(got.code(0, col), want, "{format}: {v} at {col}");
                     tested += 1;

@@ -1,4 +1,4 @@
-// From elements to codes and their words. Needs CLASS (0 integers, 1 small floats, 2 NF4, 3 FP4, 4 NF3), WIDTH, `params: Recipe`, `state` (its
+// From elements to codes and their words. Needs CLASS (0 integers, 1 small floats, 2 NF4, 3 FP4, 4 NF3), STOCHASTIC, WIDTH, `params: Recipe`, `state` (its
 // first word is the step), `codes` and `mask`.
 #import philox
 
@@ -61,7 +61,7 @@ fn random4(element: u32) -> vec4<f32> {
 fn code4(v: vec4<f32>, negative: vec4<bool>, zero: f32, element: u32) -> vec4<u32> {
     let w = v - params.centre;
     var level = round(w);
-    for (var i = 0u; i < once(params.ties != 0u && params.stochastic == 0u); i++) {
+    for (var i = 0u; i < once(params.ties != 0u); i++) {
         // A centred value is half-way where it is an integer; v - 1/2 would lose that.
         let whole = floor(v);
         let centred = params.centre > 0.0;
@@ -74,10 +74,10 @@ fn code4(v: vec4<f32>, negative: vec4<bool>, zero: f32, element: u32) -> vec4<u3
         up = (share > vec4<f32>(0.5)) | ((share == vec4<f32>(0.5)) & up);
         level = lower + select(vec4<f32>(), vec4<f32>(1.0), up);
     }
-    for (var i = 0u; i < params.stochastic; i++) {
-        let lower = floor(w);
-        level = lower + select(vec4<f32>(), vec4<f32>(1.0), random4(element) < w - lower);
-    }
+#if STOCHASTIC
+    let lower = floor(w);
+    level = lower + select(vec4<f32>(), vec4<f32>(1.0), random4(element) < w - lower);
+#endif
     return vec4<u32>(clamp(level + zero, vec4<f32>(params.low), vec4<f32>(params.high)) + params.add);
 }
 #endif
@@ -106,7 +106,9 @@ fn code4(v: vec4<f32>, negative: vec4<bool>, zero: f32, element: u32) -> vec4<u3
     var tie = (lower & vec4<u32>(1u)) == vec4<u32>(1u);
     tie = select(magnitude_tie(negative), tie, params.ties == 0u);
     var up = (share > vec4<f32>(0.5)) | ((share == vec4<f32>(0.5)) & tie);
-    for (var i = 0u; i < params.stochastic; i++) { up = magnitude_up(share, negative, element); }
+    #if STOCHASTIC
+    up = magnitude_up(share, negative, element);
+#endif
     let code = min(lower + select(vec4<u32>(), vec4<u32>(1u), up), vec4<u32>(params.max_code));
     // A value that ties take to zero has no sign.
     let signed = negative & ((code != vec4<u32>()) | vec4<bool>(params.ties != 3u));
@@ -139,15 +141,15 @@ fn code4(v: vec4<f32>, negative: vec4<bool>, zero: f32, element: u32) -> vec4<u3
     var code = rank15(w, array<f32, 15>(-0.8480964004993439, -0.6106329262256622, -0.4599952697753906, -0.33967943489551544,
         -0.23460740596055984, -0.13791173323988914, -0.045525018125772476, 0.03979014977812767, 0.1202552504837513,
         0.2035212516784668, 0.2920137718319893, 0.3893125355243683, 0.5016634166240692, 0.6427869200706482, 0.8614784178118011));
-    for (var i = 0u; i < params.stochastic; i++) {
-        let above = rank15(v, array<f32, 15>(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-            -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634,
-            0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023));
-        let below = max(above, vec4<u32>(1u)) - 1u;
-        let lower = nf4_level(below);
-        let share = (v - lower) / (nf4_level(max(above, vec4<u32>(1u))) - lower);
-        code = select(below, above, (random4(element) < share) & (above > vec4<u32>()));
-    }
+#if STOCHASTIC
+    let above = rank15(v, array<f32, 15>(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634,
+        0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023));
+    let below = max(above, vec4<u32>(1u)) - 1u;
+    let lower = nf4_level(below);
+    let share = (v - lower) / (nf4_level(max(above, vec4<u32>(1u))) - lower);
+    code = select(below, above, (random4(element) < share) & (above > vec4<u32>()));
+#endif
     return code;
 }
 #endif
@@ -161,13 +163,13 @@ fn code4(v: vec4<f32>, negative: vec4<bool>, zero: f32, element: u32) -> vec4<u3
     }
     var rank = rank7(w, array<f32, 7>(0.0026041667442768812, 0.0859375, 0.2083333432674408, 0.2916666865348816, 0.4166666865348816,
         0.5833333730697632, 0.8333333730697632));
-    for (var i = 0u; i < params.stochastic; i++) {
-        let above = rank7(a, array<f32, 7>(0.0, 0.005208333488553762, 0.1666666716337204, 0.25, 0.3333333432674408, 0.5, 0.6666666865348816));
-        let below = max(above, vec4<u32>(1u)) - 1u;
-        let lower = fp4_level(fp4_code(below));
-        let share = (a - lower) / (fp4_level(fp4_code(max(above, vec4<u32>(1u)))) - lower);
-        rank = select(below, above, magnitude_up(share, negative, element) & (above > vec4<u32>()));
-    }
+#if STOCHASTIC
+    let above = rank7(a, array<f32, 7>(0.0, 0.005208333488553762, 0.1666666716337204, 0.25, 0.3333333432674408, 0.5, 0.6666666865348816));
+    let below = max(above, vec4<u32>(1u)) - 1u;
+    let lower = fp4_level(fp4_code(below));
+    let share = (a - lower) / (fp4_level(fp4_code(max(above, vec4<u32>(1u)))) - lower);
+    rank = select(below, above, magnitude_up(share, negative, element) & (above > vec4<u32>()));
+#endif
     return fp4_code(rank) | select(vec4<u32>(), vec4<u32>(8u), negative);
 }
 // The code of the magnitude of a rank: they do not ascend.
@@ -185,14 +187,14 @@ fn code4(v: vec4<f32>, negative: vec4<bool>, zero: f32, element: u32) -> vec4<u3
     let up = rank7(w, array<f32, 7>(0.0916687622666359, 0.2826657369732857, 0.5024898052215576, 0.8114928305149078, far, far, far));
     let down = rank7(w, array<f32, 7>(0.1234657019376755, 0.39097706973552704, 0.7675113677978516, far, far, far, far));
     var code = select(vec4<u32>(3u) + up, vec4<u32>(3u) - down, negative);
-    for (var i = 0u; i < params.stochastic; i++) {
-        let above = rank7(v, array<f32, 7>(-1.0, -0.5350227355957031, -0.2469314038753510, 0.0, 0.1833375245332718, 0.3819939494132996,
-            0.6229856610298157));
-        let below = max(above, vec4<u32>(1u)) - 1u;
-        let lower = nf3_level(below);
-        let share = (v - lower) / (nf3_level(max(above, vec4<u32>(1u))) - lower);
-        code = select(below, above, (random4(element) < share) & (above > vec4<u32>()));
-    }
+#if STOCHASTIC
+    let above = rank7(v, array<f32, 7>(-1.0, -0.5350227355957031, -0.2469314038753510, 0.0, 0.1833375245332718, 0.3819939494132996,
+        0.6229856610298157));
+    let below = max(above, vec4<u32>(1u)) - 1u;
+    let lower = nf3_level(below);
+    let share = (v - lower) / (nf3_level(max(above, vec4<u32>(1u))) - lower);
+    code = select(below, above, (random4(element) < share) & (above > vec4<u32>()));
+#endif
     return code;
 }
 #endif

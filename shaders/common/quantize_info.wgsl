@@ -19,7 +19,6 @@ struct Recipe {
     unit_log2: u32,        // E8M0: 6 where elements have six fraction bits
     span_odd: u32,         // the largest magnitude of any code is span_odd * 2^span_exponent
     span_exponent: i32,
-    stochastic: u32,
     seed_low: u32,
     seed_high: u32,
     op: u32,
@@ -49,7 +48,8 @@ struct Recipe {
     least_normal: f32,     // small floats: the smallest normal number, 1 / the smallest number, 2^(mantissa - 23)
     subnormals: f32,
     fraction: f32,
-    reserved: u32,
+    scale_bits: u32,
+    flat: u32,             // tiles go through the matrix as one row
     header: array<vec4<u32>, 8>,
 }
 // The trip count of a loop that stands for a branch: software adapters run both sides of an `if`, but no loop that ends at once.

@@ -7,20 +7,16 @@
 @group(0) @binding({AT}) var<storage, read> x: array<X>;
 #endif
 
-struct Unit {
-#for h 0 2
-#for q 0 4
-    q{h}{q}: vec4<f32>,
-#endfor
-#endfor
-}
 fn load4(row: u32, col: u32) -> vec4<f32> {
-    let at = row * params.p.cols + col;
+    // Beyond the last column: any element that there is, and then zero.
 #if WIDTH == 4
-    return select(vec4<f32>(), vec4<f32>(x[at / 4u]), col < params.p.cols);
+    let there = col < params.p.cols;
+    return select(vec4<f32>(), vec4<f32>(x[select(0u, (row * params.p.cols + col) / 4u, there)]), there);
 #else
-    let v = vec4<f32>(vec4<X>(x[at], x[at + 1u], x[at + 2u], x[at + 3u]));
-    return select(vec4<f32>(), v, vec4<u32>(col) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.p.cols));
+    let columns = vec4<u32>(col) + vec4<u32>(0u, 1u, 2u, 3u);
+    let there = columns < vec4<u32>(params.p.cols);
+    let at = select(vec4<u32>(), vec4<u32>(row * params.p.cols) + columns, there);
+    return select(vec4<f32>(), vec4<f32>(vec4<X>(x[at.x], x[at.y], x[at.z], x[at.w])), there);
 #endif
 }
 fn load_unit(row: u32, unit: u32) -> Unit {
@@ -62,8 +58,8 @@ fn butterflies(v: Unit) -> Unit {
 // that the block's matrix has for the two.
 fn unit_of(row: u32, unit: u32) -> Unit {
     let first = unit & ~(params.rotation_units - 1u);
-    var u = load_unit(row, first);
-    for (var k = 1u; k < params.rotation_units; k++) {
+    var u: Unit;
+    for (var k = 0u; k < params.rotation_units; k++) {
         let other = load_unit(row, first + k);
         let sign = select(1.0, -1.0, (countOneBits(k & unit) & 1u) == 1u);
 #for h 0 2
@@ -88,52 +84,4 @@ fn unit_of(row: u32, unit: u32) -> Unit {
 #endfor
     return u;
 }
-
-#import quantize_span
-#for h 0 2
-// Takes in half {h} of a unit whose first element has number `place` of the span.
-fn see{h}(before: Seen, u: Unit, place: u32) -> Seen {
-    var s = before;
-#for q 0 4
-    var m{q} = bitcast<vec4<u32>>(u.q{h}{q}) & vec4<u32>(0x7fffffffu);
-#endfor
-    for (var i = 0u; i < params.finite_only; i++) {
-#for q 0 4
-        m{q} = select(m{q}, vec4<u32>(), m{q} >= vec4<u32>(0x7f800000u));
-#endfor
-    }
-    for (var i = 0u; i < once(params.rule == 1u); i++) {
-#for q 0 4
-        let key{q} = vec4<u32>(place + {h}u * 16u + {q}u * 4u) + vec4<u32>(0u, 1u, 2u, 3u);
-        s.key = select(s.key, key{q} * 2u + (bitcast<vec4<u32>>(u.q{h}{q}) >> vec4<u32>(31u)), m{q} > s.m);
-        s.m = max(s.m, m{q});
-#endfor
-    }
-    for (var i = 0u; i < once(params.rule == 2u); i++) {
-#for q 0 4
-        s.a = max(s.a, u.q{h}{q});
-        s.b = max(s.b, -u.q{h}{q});
-#endfor
-    }
-    for (var i = 0u; i < once(params.rule == 3u); i++) {
-#for q 0 4
-        let v{q} = abs(u.q{h}{q});
-        s.a += select(v{q}, vec4<f32>(), v{q} > vec4<f32>(params.big));
-        s.b += select(vec4<f32>(), v{q} * params.big_factor, v{q} > vec4<f32>(params.big));
-#endfor
-    }
-    for (var i = 0u; i < once(params.rule == 4u); i++) {
-#for q 0 4
-        let large{q} = abs(u.q{h}{q}) > vec4<f32>(params.big);
-        let small{q} = select(u.q{h}{q}, vec4<f32>(), large{q});
-        let scaled{q} = select(vec4<f32>(), u.q{h}{q} * params.big_factor, large{q});
-        s.a = fma(small{q}, small{q}, s.a);
-        s.b = fma(scaled{q}, scaled{q}, s.b);
-#endfor
-    }
-#for q 0 4
-    s.m = max(s.m, m{q});
-#endfor
-    return s;
-}
-#endfor
+#import quantize_see

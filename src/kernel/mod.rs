@@ -84,6 +84,8 @@ pub static ALL: &[&Kernel] = &[
     &packed_tiled::KERNEL,
     &quantize::KERNEL,
     &quantize::ROWS,
+    &quantize::TILE,
+    &quantize::ROWS_TILE,
     &quantize::TENSOR,
     &quantize::DOUBLE,
     &quantize::NORM,

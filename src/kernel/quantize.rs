@@ -2,7 +2,7 @@
 
 use super::packed::{Packed, PackedInfo};
 use super::{FLOATS, check_state, dim, each, expect, product, width};
-use crate::buffer::Buffer;
+use crate::buffer::{Binding, Buffer};
 use crate::context::Grid;
 use crate::format::{Format, Grid as Levels, HEADER, PackedMatrix, Power, Rule, Span, Store, Ties, UNIT, tables};
 use crate::shader::{Define, Defines, Kernel, Scalar};
@@ -17,13 +17,14 @@ pub static KERNEL: Kernel = Kernel {
     tiers: &[Tier::Baseline],
     variants: || {
         product(&[
+            each("STOCHASTIC", &[false, true]),
             classes(),
             loads(),
             vec![vec![("SPAN", 0u32.into())], vec![("SPAN", 1u32.into())]],
             each("WG_SIZE", &[64u32]),
         ])
     },
-    proven_bounds: false,
+    proven_bounds: true,
 };
 
 /// A workgroup per row or long group.
@@ -31,8 +32,43 @@ pub static ROWS: Kernel = Kernel {
     name: "quantize_rows",
     source: include_str!("../../shaders/quantize.wgsl"),
     tiers: &[Tier::Baseline, Tier::Subgroup],
-    variants: || product(&[classes(), loads(), vec![vec![("SPAN", 2u32.into())]], shapes(&[8, 32, 256])]),
-    proven_bounds: false,
+    variants: || {
+        product(&[
+            each("STOCHASTIC", &[false, true]),
+            classes(),
+            loads(),
+            vec![vec![("SPAN", 2u32.into())]],
+            shapes(&[8, 32, 256]),
+        ])
+    },
+    proven_bounds: true,
+};
+
+/// Teams of a subgroup on tiles, for short groups.
+pub static TILE: Kernel = Kernel {
+    name: "quantize_tile",
+    source: include_str!("../../shaders/quantize_tile.wgsl"),
+    tiers: &[Tier::Subgroup],
+    variants: || {
+        let stochastic = each("STOCHASTIC", &[false, true]);
+        let inputs = each("X", &[Scalar::F32, Scalar::F16]);
+        let groups = each("GROUP", &[16u32, 32, 64, 128]);
+        product(&[stochastic, each("CLASS", &[0u32, 1, 2, 3]), inputs, each("WIDTH", &[4u32]), groups])
+    },
+    proven_bounds: true,
+};
+
+/// The same for rows.
+pub static ROWS_TILE: Kernel = Kernel {
+    name: "quantize_rows_tile",
+    source: include_str!("../../shaders/quantize_rows_tile.wgsl"),
+    tiers: &[Tier::Subgroup],
+    variants: || {
+        let stochastic = each("STOCHASTIC", &[false, true]);
+        let inputs = each("X", &[Scalar::F32, Scalar::F16]);
+        product(&[stochastic, classes(), inputs, each("WIDTH", &[4u32]), each("LONG", &[false, true])])
+    },
+    proven_bounds: true,
 };
 
 /// The statistics of a tensor.
@@ -137,6 +173,15 @@ pub struct Options<'a> {
     pub hadamard: Option<usize>,
     /// Leaves the header's norm at 1, for consumers that do not ask for it: one dispatch less.
     pub skip_norm: bool,
+    /// Whether subgroups share tiles where the shape allows that, instead of what suits the adapter; only where [`tiles`] says that they can.
+    pub tiles: Option<bool>,
+}
+
+/// Whether a device's subgroups can share tiles of the work: their size is fixed, and eight divides it.
+#[must_use]
+pub fn tiles(context: &Context) -> bool {
+    let (least, most) = context.capabilities().subgroup_size;
+    context.tier() >= Tier::Subgroup && least == most && least > 0 && least.is_multiple_of(8)
 }
 
 /// The twin of `Recipe` in `shaders/common/quantize_info.wgsl`.
@@ -161,7 +206,6 @@ struct Recipe {
     unit_log2: u32,
     span_odd: u32,
     span_exponent: i32,
-    stochastic: u32,
     seed_low: u32,
     seed_high: u32,
     op: u32,
@@ -191,7 +235,8 @@ struct Recipe {
     least_normal: f32,
     subnormals: f32,
     fraction: f32,
-    reserved: u32,
+    scale_bits: u32,
+    flat: u32,
     header: [u32; HEADER],
 }
 
@@ -290,6 +335,7 @@ fn recipe(packed: &Packed) -> Result<Recipe> {
         span_odd: whole >> whole.trailing_zeros(),
         span_exponent: whole.trailing_zeros() as i32 - odd,
         rotation_units: 1,
+        scale_bits: dim(layout.scale_bits)?,
         max: grid.max() as f32,
         gain: gain as f32,
         epsilon: epsilon as f32,
@@ -328,9 +374,9 @@ pub fn quantize(context: &Context, x: &Buffer, out: &Packed, options: Options<'_
     let (format, layout) = (out.format(), *out.layout());
     expect(NAME, "x", x, layout.rows * layout.cols, FLOATS)?;
     let mut recipe = recipe(out)?;
-    let mut state = x;
+    let (mut state, mut stochastic) = (x, false);
     if let Rounding::Stochastic { seed, op, step } = options.rounding {
-        recipe.stochastic = 1;
+        stochastic = true;
         (recipe.seed_low, recipe.seed_high, recipe.op) = (seed as u32, (seed >> 32) as u32, op);
         match step {
             Step::Number(step) => recipe.step = step,
@@ -355,10 +401,6 @@ pub fn quantize(context: &Context, x: &Buffer, out: &Packed, options: Options<'_
         return context
             .upload(out.side(), bytemuck::cast_slice(PackedMatrix::zeros(format, layout.rows, layout.cols)?.side()));
     }
-    let defines = |class: u32| -> Defines {
-        vec![("CLASS", class.into()), ("X", x.dtype().into()), ("WIDTH", width(layout.cols).into())]
-    };
-
     recipe.given = u32::from(format.span() == Span::Tensor);
     let tensor = recipe.given == 1 || format.store() == Store::E4M3;
     recipe.header_words = if tensor { 0 } else { dim(HEADER)? };
@@ -369,20 +411,60 @@ pub fn quantize(context: &Context, x: &Buffer, out: &Packed, options: Options<'_
     };
     let scratch = context.alloc(scratch, DType::U32)?;
     if tensor {
-        tensor_statistics(
-            context,
-            recipe,
-            x,
-            out,
-            &scratch,
-            &defines(if format.grid() == Levels::Nf3 { 4 } else { 0 }),
-        )?;
+        tensor_statistics(context, recipe, x, out, &scratch)?;
     }
 
     let dummy = if options.mask.is_none() { Some(context.alloc(1, DType::U32)?) } else { None };
     let mask = options.mask.map(|m| m.0).or(dummy.as_ref()).unwrap_or(&scratch);
     let bindings = [x.read(), state.read(), out.codes().write(), out.side().write(), mask.write(), scratch.write()];
-    let mut defines = defines(class(&format));
+    encode(context, &mut recipe, x, out, &bindings, stochastic, options)?;
+    if format.store() == Store::Double {
+        double(context, recipe, out, &scratch)?;
+    }
+    if options.skip_norm || recipe.given == 1 { Ok(()) } else { norm(context, recipe, out) }
+}
+
+/// Scales, where they are not given, and codes.
+fn encode(
+    context: &Context,
+    recipe: &mut Recipe,
+    x: &Buffer,
+    out: &Packed,
+    bindings: &[Binding<'_>],
+    stochastic: bool,
+    options: Options<'_>,
+) -> Result<()> {
+    let (format, layout) = (out.format(), out.layout());
+    let mut defines: Defines =
+        vec![("STOCHASTIC", stochastic.into()), ("CLASS", class(&format).into()), ("X", x.dtype().into())];
+    let aligned = layout.cols.is_multiple_of(4);
+    let plain = [defines.as_slice(), &[("WIDTH", width(layout.cols).into())]].concat();
+    defines.push(("WIDTH", 4u32.into()));
+    if aligned && tiles(context) && options.tiles.unwrap_or(!context.capabilities().is_cpu()) {
+        let simple = recipe.rule == 0 && format.grid() != Levels::Nf3;
+        match format.span() {
+            Span::Row => {
+                // A team takes four tiles by itself at most.
+                let long = layout.units > 32;
+                defines.push(("LONG", long.into()));
+                let workgroups = if long { layout.rows } else { layout.rows.div_ceil(32) };
+                return context.dispatch(&ROWS_TILE, &defines, recipe, bindings, Grid::Linear(workgroups as u64));
+            }
+            Span::Group(group @ (16 | 32 | 64 | 128)) if simple => {
+                let whole = |n: usize| layout.cols.is_multiple_of(n);
+                let words = (layout.groups * layout.scale_bits).is_multiple_of(32);
+                recipe.flat = u32::from(whole(UNIT) && whole(group as usize) && words);
+                let pieces = layout.units.div_ceil(8);
+                recipe.pieces = dim(pieces)?;
+                let tiles =
+                    if recipe.flat == 1 { (layout.rows * layout.units).div_ceil(8) } else { layout.rows * pieces };
+                defines.push(("GROUP", group.into()));
+                return context.dispatch(&TILE, &defines, recipe, bindings, Grid::Linear(tiles.div_ceil(32) as u64));
+            }
+            _ => {}
+        }
+    }
+    let mut defines = plain;
     let (span, units) = match format.span() {
         Span::Tensor => (0, 1),
         Span::Group(16) => (1, 1),
@@ -392,23 +474,19 @@ pub fn quantize(context: &Context, x: &Buffer, out: &Packed, options: Options<'_
         Span::Group(n) => (2, n as usize / UNIT),
         Span::Row => (2, layout.units),
     };
-    recipe.piece_units = dim(units.min(layout.units))?;
-    let pieces = layout.units.div_ceil(units.min(layout.units));
+    let units = units.min(layout.units);
+    recipe.piece_units = dim(units)?;
+    let pieces = layout.units.div_ceil(units);
     recipe.pieces = dim(pieces)?;
     defines.push(("SPAN", span.into()));
     let count = (layout.rows * pieces) as u64;
     if span == 2 {
-        defines.extend(shape(context, units.min(layout.units)));
-        context.dispatch(&ROWS, &defines, &recipe, &bindings, Grid::Linear(count))?;
+        defines.extend(shape(context, units));
+        context.dispatch(&ROWS, &defines, recipe, bindings, Grid::Linear(count))
     } else {
         defines.push(("WG_SIZE", 64u32.into()));
-        context.dispatch(&KERNEL, &defines, &recipe, &bindings, Grid::Linear(count.div_ceil(64)))?;
+        context.dispatch(&KERNEL, &defines, recipe, bindings, Grid::Linear(count.div_ceil(64)))
     }
-
-    if format.store() == Store::Double {
-        double(context, recipe, out, &scratch)?;
-    }
-    if options.skip_norm || recipe.given == 1 { Ok(()) } else { norm(context, recipe, out) }
 }
 
 /// Elements of a group that an invocation takes alone at most.
@@ -434,15 +512,10 @@ fn rotate(recipe: &mut Recipe, block: usize, cols: usize) -> Result<()> {
     Ok(())
 }
 
-fn tensor_statistics(
-    context: &Context,
-    mut recipe: Recipe,
-    x: &Buffer,
-    out: &Packed,
-    scratch: &Buffer,
-    defines: &Defines,
-) -> Result<()> {
+fn tensor_statistics(context: &Context, mut recipe: Recipe, x: &Buffer, out: &Packed, scratch: &Buffer) -> Result<()> {
     let layout = out.layout();
+    let class = if out.format().grid() == Levels::Nf3 { 4u32 } else { 0 };
+    let defines: Defines = vec![("CLASS", class.into()), ("X", x.dtype().into()), ("WIDTH", width(layout.cols).into())];
     let shape = shape(context, usize::MAX);
     // A workgroup of a GPU takes four units per invocation at least; on a software adapter a second dispatch is as long as 4096 units.
     let per_workgroup = if context.capabilities().is_cpu() { 4096 } else { 1024 };

@@ -42,6 +42,8 @@ const SNIPPETS: &[(&str, &str)] = &[
     ("packed_info", include_str!("../../shaders/common/packed_info.wgsl")),
     ("quantize_info", include_str!("../../shaders/common/quantize_info.wgsl")),
     ("quantize_load", include_str!("../../shaders/common/quantize_load.wgsl")),
+    ("quantize_see", include_str!("../../shaders/common/quantize_see.wgsl")),
+    ("quantize_tile", include_str!("../../shaders/common/quantize_tile.wgsl")),
     ("quantize_span", include_str!("../../shaders/common/quantize_span.wgsl")),
     ("quantize_total.baseline", include_str!("../../shaders/common/quantize_total.baseline.wgsl")),
     ("quantize_total.subgroup", include_str!("../../shaders/common/quantize_total.subgroup.wgsl")),
