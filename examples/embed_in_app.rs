@@ -82,7 +82,8 @@ pub fn run(features: bool) -> Result<Outcome> {
     }
     let data = Dataset::built_in(64, 1)?;
     let vocab = data.vocab().len();
-    let config = GptConfig { layers: 1, heads: 2, embd: 32, block: 64, vocab, dropout: 0.0, bias: false };
+    let config =
+        GptConfig { layers: 1, heads: 2, embd: 32, block: 64, vocab, dropout: 0.0, bias: false, quantizer: None };
     let shape = BatchShape { batch: 4, block: 64, accumulate: 1 };
     let options = AdamWOptions { schedule: Schedule::constant(1e-2), ..AdamWOptions::default() };
     let mut model = GptRun::new(&context, config, shape, options, 1, DType::F32)?;

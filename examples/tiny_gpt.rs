@@ -33,7 +33,8 @@ pub struct Outcome {
 pub fn run(context: &Context, steps: u32) -> Result<Outcome> {
     let data = Dataset::built_in(BLOCK, 1)?;
     let vocab = data.vocab().len();
-    let config = GptConfig { layers: 2, heads: 2, embd: 64, block: BLOCK, vocab, dropout: 0.0, bias: false };
+    let config =
+        GptConfig { layers: 2, heads: 2, embd: 64, block: BLOCK, vocab, dropout: 0.0, bias: false, quantizer: None };
     let gpt = Gpt::new(context, config, 1, DType::F32)?;
     let schedule = Schedule { lr: 3e-3, min_lr: 3e-4, warmup: steps / 10, decay: steps };
     let options =

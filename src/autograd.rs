@@ -141,6 +141,34 @@ pub(crate) struct Target {
     pub accumulate: bool,
 }
 
+/// A tensor as a backward pass knows it that does not need its values: holding one keeps no activation alive.
+#[derive(Clone, Debug)]
+pub(crate) struct Input {
+    context: Context,
+    id: u64,
+    shape: Vec<usize>,
+    dtype: DType,
+    requires_grad: bool,
+    /// Whether no operation computed it.
+    leaf: bool,
+    /// The tensor itself where its gradient has a place in an arena; its memory is the arena's.
+    parameter: Option<Tensor>,
+}
+
+impl Tensor {
+    pub(crate) fn as_input(&self) -> Input {
+        Input {
+            context: self.context().clone(),
+            id: self.id(),
+            shape: self.shape().to_vec(),
+            dtype: self.dtype(),
+            requires_grad: self.requires_grad(),
+            leaf: self.0.node.is_none(),
+            parameter: self.0.slot.is_some().then(|| self.clone()),
+        }
+    }
+}
+
 /// Gradients by tensor id.
 #[derive(Debug, Default)]
 pub struct Gradients(HashMap<u64, Tensor>);
@@ -158,43 +186,52 @@ impl Gradients {
 
     /// Adds `gradient` to that of `tensor`.
     pub(crate) fn add(&mut self, tensor: &Tensor, gradient: Tensor) -> Result<()> {
-        if !tensor.requires_grad() {
+        self.add_to(&tensor.as_input(), gradient)
+    }
+
+    /// The same for an input whose values are gone.
+    pub(crate) fn add_to(&mut self, input: &Input, gradient: Tensor) -> Result<()> {
+        if !input.requires_grad {
             return Ok(());
         }
-        debug_assert_eq!(gradient.len(), tensor.len());
-        if tensor.0.slot.is_none() && !self.0.contains_key(&tensor.id()) {
+        if input.parameter.is_none() && !self.0.contains_key(&input.id) {
             // What the caller gets to see, the gradients of leaves, shares no memory with anything. Between operations sharing is fine.
-            if tensor.0.node.is_some() || gradient.is_exclusive() {
-                self.0.insert(tensor.id(), gradient);
+            if !input.leaf || gradient.is_exclusive() {
+                self.0.insert(input.id, gradient);
                 return Ok(());
             }
         }
-        let Some(target) = self.target(tensor)? else { return Ok(()) };
-        kernel::accumulate::accumulate(tensor.context(), gradient.buffer(), target.tensor.buffer(), target.accumulate)
+        let Some(target) = self.target_of(input)? else { return Ok(()) };
+        kernel::accumulate::accumulate(&input.context, gradient.buffer(), target.tensor.buffer(), target.accumulate)
     }
 
     /// The place where a kernel writes, or adds, the gradient of `tensor`; `None` if it needs none.
     pub(crate) fn target(&mut self, tensor: &Tensor) -> Result<Option<Target>> {
-        if !tensor.requires_grad() {
+        self.target_of(&tensor.as_input())
+    }
+
+    /// The same for an input whose values are gone.
+    pub(crate) fn target_of(&mut self, input: &Input) -> Result<Option<Target>> {
+        if !input.requires_grad {
             return Ok(None);
         }
-        if let Some(GradSlot { buffer, written }) = &tensor.0.slot {
-            let tensor = Tensor::new(tensor.context(), buffer.clone(), tensor.shape());
+        let Input { context, id, shape, dtype, .. } = input;
+        if let Some(GradSlot { buffer, written }) = input.parameter.as_ref().and_then(|t| t.0.slot.as_ref()) {
+            let tensor = Tensor::new(context, buffer.clone(), shape);
             return Ok(Some(Target { tensor, accumulate: written.swap(true, Ordering::Relaxed) }));
         }
-        let context = tensor.context();
-        let (gradient, accumulate) = match self.0.remove(&tensor.id()) {
-            None => (Tensor::empty(context, tensor.shape(), tensor.dtype())?, false),
-            Some(own) if own.dtype() == tensor.dtype() && own.is_exclusive() => (own, true),
+        let (gradient, accumulate) = match self.0.remove(id) {
+            None => (Tensor::empty(context, shape, *dtype)?, false),
+            Some(own) if own.dtype() == *dtype && own.is_exclusive() => (own, true),
             Some(other) => {
                 // The gradient of a sum is the same tensor for both terms: it must not change under the other's feet. And kernels write the
                 // tensor's own type.
-                let copy = Tensor::empty(context, tensor.shape(), tensor.dtype())?;
+                let copy = Tensor::empty(context, shape, *dtype)?;
                 kernel::accumulate::accumulate(context, other.buffer(), copy.buffer(), false)?;
                 (copy, true)
             }
         };
-        self.0.insert(tensor.id(), gradient.clone());
+        self.0.insert(*id, gradient.clone());
         Ok(Some(Target { tensor: gradient, accumulate }))
     }
 }

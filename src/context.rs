@@ -141,6 +141,8 @@ pub(crate) struct Shared {
     self_test: Mutex<Option<SelfTest>>,
     /// Constants that backward passes start from, by element type.
     pub one: Mutex<Vec<(DType, Buffer)>>,
+    /// See [`Context::kept_bytes`].
+    kept: Arc<AtomicU64>,
 }
 
 #[derive(Clone, Debug)]
@@ -163,6 +165,19 @@ impl Shared {
             Some(error) => Err(Error::Device(error.to_string())),
             None => Ok(object),
         }
+    }
+}
+
+/// A share of [`Context::kept_bytes`].
+#[derive(Debug)]
+pub(crate) struct Kept {
+    counter: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.counter.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -298,6 +313,7 @@ impl Context {
             tier,
             self_test: Mutex::default(),
             one: Mutex::default(),
+            kept: Arc::default(),
         }))
     }
 
@@ -366,6 +382,18 @@ impl Context {
     #[must_use]
     pub fn held_bytes(&self) -> u64 {
         self.0.pool.held_bytes()
+    }
+
+    /// Bytes of linear layers' inputs that forward passes have kept for backward passes still to come.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        self.0.kept.load(Ordering::Relaxed)
+    }
+
+    /// Counts `bytes` in [`Context::kept_bytes`] until what is returned is dropped.
+    pub(crate) fn keep(&self, bytes: u64) -> Kept {
+        self.0.kept.fetch_add(bytes, Ordering::Relaxed);
+        Kept { counter: self.0.kept.clone(), bytes }
     }
 
     /// Releases memory that is held for reuse and the bind groups that refer to it.

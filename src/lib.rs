@@ -117,6 +117,7 @@ pub mod kernel;
 pub mod nn;
 pub mod op;
 pub mod optim;
+pub mod qat;
 pub mod random;
 #[doc(hidden)]
 pub mod reference;

@@ -37,7 +37,8 @@ fn hosts() -> Vec<(wgpu::Adapter, wgpu::Device, wgpu::Queue)> {
 const SHAPE: BatchShape = BatchShape { batch: 2, block: 16, accumulate: 1 };
 
 fn model(context: &Context) -> GptRun {
-    let config = GptConfig { layers: 1, heads: 2, embd: 32, block: 16, vocab: 11, dropout: 0.1, bias: false };
+    let config =
+        GptConfig { layers: 1, heads: 2, embd: 32, block: 16, vocab: 11, dropout: 0.1, bias: false, quantizer: None };
     let options = AdamWOptions { schedule: Schedule::constant(1e-2), clip: 1.0, ..AdamWOptions::default() };
     GptRun::new(context, config, SHAPE, options, 3, DType::F32).unwrap()
 }

@@ -151,7 +151,16 @@ fn a_lost_device_is_an_error_and_not_a_panic() {
 #[test]
 fn training_survives_the_loss_of_its_device_with_an_error() {
     for context in every_tier() {
-        let config = GptConfig { layers: 1, heads: 2, embd: 32, block: 16, vocab: 11, dropout: 0.1, bias: false };
+        let config = GptConfig {
+            layers: 1,
+            heads: 2,
+            embd: 32,
+            block: 16,
+            vocab: 11,
+            dropout: 0.1,
+            bias: false,
+            quantizer: None,
+        };
         let shape = BatchShape { batch: 2, block: 16, accumulate: 1 };
         let mut run = GptRun::new(&context, config.clone(), shape, AdamWOptions::default(), 3, DType::F32).unwrap();
         let tokens: Vec<u32> = (0..32).map(|i| i % 11).collect();

@@ -331,6 +331,7 @@ fn linear_layers() {
                             dropout: parts.dropout.then_some(&mask),
                             residual: parts.residual.then(|| &x[residual_at]),
                             out_f32: parts.out_f32,
+                            ..LinearOptions::default()
                         };
                         linear(&x[0], &x[1], options)
                     },

@@ -12,7 +12,7 @@ use walsh::train::{BatchShape, GptRun, Model};
 use walsh::{Context, DType, Error, Tensor};
 
 fn config(dropout: f64) -> GptConfig {
-    GptConfig { layers: 2, heads: 2, embd: 32, block: 16, vocab: 21, dropout, bias: false }
+    GptConfig { layers: 2, heads: 2, embd: 32, block: 16, vocab: 21, dropout, bias: false, quantizer: None }
 }
 
 const SHAPE: BatchShape = BatchShape { batch: 3, block: 16, accumulate: 1 };
@@ -61,7 +61,8 @@ fn twin(gpt: &Gpt) -> reference::Gpt {
 
 #[test]
 fn gradients_of_the_reference_agree_with_central_differences() {
-    let config = GptConfig { layers: 1, heads: 2, embd: 32, block: 4, vocab: 5, dropout: 0.25, bias: false };
+    let config =
+        GptConfig { layers: 1, heads: 2, embd: 32, block: 4, vocab: 5, dropout: 0.25, bias: false, quantizer: None };
     let context = &every_tier()[0];
     let gpt = Gpt::new(context, config, 3, DType::F32).unwrap();
     let mut model = twin(&gpt);
@@ -395,7 +396,8 @@ fn an_optimizer_refuses_options_out_of_range_and_parameters_that_are_not_its_own
 #[test]
 fn the_memory_estimate_is_near_what_is_held() {
     let context = &every_tier()[0];
-    let config = GptConfig { layers: 3, heads: 4, embd: 128, block: 64, vocab: 65, dropout: 0.0, bias: false };
+    let config =
+        GptConfig { layers: 3, heads: 4, embd: 128, block: 64, vocab: 65, dropout: 0.0, bias: false, quantizer: None };
     let shape = BatchShape { batch: 8, block: 64, accumulate: 1 };
     let mut run = GptRun::new(context, config, shape, options(), 1, DType::F32).unwrap();
     let (inputs, targets) = batch(1, 512);

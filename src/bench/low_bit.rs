@@ -1,24 +1,136 @@
-//! Quantized weights, in every format by its name.
+//! Quantized matrices, in every format by its name: encoding, decoding, and products with packed weights or with both operands packed.
 
-use super::{Case, Prepared, Size, Work, numbers, packed_bytes, prepared, zeros};
-use crate::format::{Format, PackedMatrix, Rounding};
+use super::{Case, Prepared, Size, Work, packed_bytes, prepared, random_as, zeros, zeros_as};
+use crate::format::Format;
 use crate::kernel::dequantize::dequantize;
+use crate::kernel::matmul::{Epilogue, Form};
 use crate::kernel::packed::Packed;
-use crate::{Context, Result};
+use crate::kernel::packed_matmul::{Operand, PackedMatmul, packed_matmul};
+use crate::kernel::quantize::{Options, quantize};
+use crate::{Context, DType, Result};
+
+/// Kernels that a product of quantized matrices may take.
+const PRODUCTS: &[&str] = &["packed_*", "matmul_*", "dequantize", "mask"];
 
 pub fn cases(size: Size) -> Vec<Case> {
-    let shape = [4 * size.width, size.width];
-    Format::named().map(|(_, format)| decode(format, shape)).collect()
+    let (rows, width) = (size.rows(), size.width);
+    let mut all = Vec::new();
+    for (_, format) in Format::named() {
+        all.push(encode(format, [rows, width]));
+        all.push(decode(format, [4 * width, width]));
+        let mut shapes = vec![[1, 4 * width, width], [16, 4 * width, width], [rows, 4 * width, width]];
+        if size.is_large() {
+            shapes.extend([[1, 4096, 4096], [16, 4096, 4096], [256, 4096, 4096], [4096; 3], [1, 65536, 4096]]);
+        }
+        for shape in shapes {
+            all.extend(activations(size).into_iter().map(|a| product(Form::Nt, format, a, shape)));
+        }
+        for a in activations(size) {
+            all.push(product(Form::Nn, format, a, [rows, width, 4 * width]));
+            all.push(product(Form::Tn, format, a, [4 * width, width, rows]));
+        }
+    }
+    all.extend(pairs().map(|format| both(format, [rows, 4 * width, width])));
+    if size.is_large() {
+        all.extend(pairs().map(|format| both(format, [4096; 3])));
+    }
+    all
+}
+
+/// Products at a shape of the caller's.
+pub fn products(mnk: [usize; 3]) -> Vec<Case> {
+    let weights = Format::named().flat_map(|(_, format)| {
+        [DType::F32, DType::F16].map(|activations| product(Form::Nt, format, activations, mnk))
+    });
+    weights.chain(pairs().map(|format| both(format, mnk))).collect()
+}
+
+/// What activations and weights are both quantized to.
+fn pairs() -> impl Iterator<Item = Format> {
+    ["int8:row:f32", "int4:row:f32:centred:mse", "mxfp4", "nvfp4", "binary"].iter().filter_map(|f| f.parse().ok())
+}
+
+/// f32, and where models are large f16 too.
+fn activations(size: Size) -> Vec<DType> {
+    if size.is_large() { vec![DType::F32, DType::F16] } else { vec![DType::F32] }
+}
+
+fn encode(format: Format, [rows, cols]: [usize; 2]) -> Case {
+    let work = Work::bytes(packed_bytes(format, [rows, cols]) + 4 * rows * cols);
+    let prepare = move |context: &Context| -> Result<Prepared> {
+        let (x, out) = (random_as(context, rows * cols, DType::F32)?, zeros(context, rows * cols)?);
+        let (codes, c) = (Packed::empty(context, format, rows, cols)?, context.clone());
+        // What the case computes shows in the values.
+        quantize(context, x.buffer(), &codes, Options::default())?;
+        dequantize(context, &codes, out.buffer())?;
+        prepared(&[&out], move || quantize(&c, x.buffer(), &codes, Options::default()))
+    };
+    Case::new("quantize", [rows, cols, 0], work, prepare).format(format.to_string()).kernels(&["quantize*"])
 }
 
 fn decode(format: Format, [rows, cols]: [usize; 2]) -> Case {
     let work = Work::bytes(packed_bytes(format, [rows, cols]) + 4 * rows * cols);
-    let prepare = move |context: &Context| prepare_decode(context, format, [rows, cols]);
+    let prepare = move |context: &Context| -> Result<Prepared> {
+        let (codes, out) = (packed(context, format, [rows, cols])?, zeros(context, rows * cols)?);
+        let c = context.clone();
+        prepared(&[&out.clone()], move || dequantize(&c, &codes, out.buffer()))
+    };
     Case::new("dequantize", [rows, cols, 0], work, prepare).format(format.to_string())
 }
 
-fn prepare_decode(context: &Context, format: Format, [rows, cols]: [usize; 2]) -> Result<Prepared> {
-    let weights = PackedMatrix::quantize(format, &numbers(rows * cols), rows, cols, Rounding::Nearest)?;
-    let (weights, out, c) = (Packed::from_host(context, &weights)?, zeros(context, rows * cols)?, context.clone());
-    prepared(&[&out.clone()], move || dequantize(&c, &weights, out.buffer()))
+/// A random matrix in a format.
+fn packed(context: &Context, format: Format, [rows, cols]: [usize; 2]) -> Result<Packed> {
+    let x = random_as(context, rows * cols, DType::F32)?;
+    let codes = Packed::empty(context, format, rows, cols)?;
+    quantize(context, x.buffer(), &codes, Options::default())?;
+    Ok(codes)
+}
+
+fn name(form: Form) -> &'static str {
+    match form {
+        Form::Nt => "packed_nt",
+        Form::Nn => "packed_nn",
+        Form::Tn => "packed_tn",
+    }
+}
+
+/// Dense activations times packed weights; the weight gradient has packed activations on its right.
+fn product(form: Form, format: Format, activations: DType, mnk: [usize; 3]) -> Case {
+    let [m, n, k] = mnk;
+    let codes = if form == Form::Nt { [n, k] } else { [k, n] };
+    let work = Work::bytes(packed_bytes(format, codes) + m * k * activations.size() + 4 * m * n).flops(2 * m * n * k);
+    let prepare = move |context: &Context| -> Result<Prepared> {
+        let (a, b) = (random_as(context, m * k, activations)?, packed(context, format, codes)?);
+        let (out, c) = (zeros(context, m * n)?, context.clone());
+        prepared(&[&out.clone()], move || multiply(&c, form, mnk, Operand::Dense(a.buffer()), &b, out.buffer()))
+    };
+    Case::new(name(form), mnk, work, prepare).format(format.to_string()).activations(activations).kernels(PRODUCTS)
+}
+
+fn both(format: Format, mnk: [usize; 3]) -> Case {
+    let [m, n, k] = mnk;
+    let bytes = packed_bytes(format, [n, k]) + packed_bytes(format, [m, k]) + 4 * m * n;
+    let prepare = move |context: &Context| -> Result<Prepared> {
+        let (a, b) = (packed(context, format, [m, k])?, packed(context, format, [n, k])?);
+        let (out, c) = (zeros_as(context, m * n, DType::F32)?, context.clone());
+        prepared(&[&out.clone()], move || multiply(&c, Form::Nt, mnk, Operand::Packed(&a), &b, out.buffer()))
+    };
+    let work = Work::bytes(bytes).flops(2 * m * n * k);
+    Case::new(name(Form::Nt), mnk, work, prepare)
+        .format(format.to_string())
+        .packed_activations(format)
+        .kernels(PRODUCTS)
+}
+
+fn multiply(
+    context: &Context,
+    form: Form,
+    [m, n, k]: [usize; 3],
+    a: Operand<'_>,
+    b: &Packed,
+    out: &crate::Buffer,
+) -> Result<()> {
+    let (epilogue, accumulate) = (Epilogue::None, false);
+    let spec = PackedMatmul { form, m, n, k, a, b, out, alpha: 1.0, bias: None, epilogue, mask: None, accumulate };
+    packed_matmul(context, &spec)
 }

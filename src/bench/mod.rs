@@ -28,7 +28,7 @@ type Family<S> = fn(S) -> Vec<Case>;
 const FAMILIES: &[Family<Size>] = &[matmul::cases, low_bit::cases, attention::cases, rows::cases, elementwise::cases];
 
 /// What computes `out[m, n]` as sums of `k` products.
-const PRODUCTS: &[Family<[usize; 3]>] = &[matmul::products];
+const PRODUCTS: &[Family<[usize; 3]>] = &[matmul::products, low_bit::products];
 
 /// Sizes of a model that kernels are timed at.
 #[derive(Clone, Copy, Debug)]
@@ -170,6 +170,13 @@ impl Case {
     pub fn activations(mut self, dtype: DType) -> Self {
         self.activations = dtype.to_string();
         self.f16 |= dtype == DType::F16;
+        self
+    }
+
+    /// The format of a quantized left operand.
+    #[must_use]
+    pub fn packed_activations(mut self, format: Format) -> Self {
+        self.activations = format.to_string();
         self
     }
 

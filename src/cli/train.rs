@@ -80,6 +80,9 @@ pub fn run(args: &Args, started: Instant) -> Result<()> {
         data.vocab().len()
     ));
     say(&format!("device: {} ({}, tier {}, {})", device.adapter, device.backend, device.tier, device.precision.name()));
+    if let Some(quantizer) = gpt.quantizer {
+        say(&format!("linear layers: {quantizer}"));
+    }
     let mut model = model::build_model(&context, &config, &gpt, precision)?;
     say(&format!("memory: about {} on the device", mebibytes(model.estimated_bytes())));
 

@@ -4,10 +4,13 @@ use super::Dropout;
 use crate::kernel::attention::HEAD_DIMS;
 use crate::kernel::attention_cached::{self, CacheDims, attention_cached, kv_append};
 use crate::kernel::matmul::Activation;
+use crate::kernel::packed::Packed;
 use crate::op::{LinearOptions, linear};
 use crate::optim::{Init, ParameterBuilder, Parameters, padded_len};
+use crate::qat::Quantizer;
 use crate::{Buffer, Context, DType, Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 
 /// The shape of a GPT.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,6 +30,9 @@ pub struct GptConfig {
     pub dropout: f64,
     /// Whether linear layers and norms have a bias.
     pub bias: bool,
+    /// How the linear layers of the blocks quantize their operands. Embeddings, norms, attention and the head are not quantized.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantizer: Option<Quantizer>,
 }
 
 impl GptConfig {
@@ -233,8 +239,9 @@ impl Gpt {
         };
         let norm = |x: &Tensor, n: &Norm| x.layer_norm(&p[n.weight], n.bias.map(|b| &p[b]), EPS, dtype);
         // One linear layer; what it does besides multiplying is the caller's.
+        let quantizer = self.config.quantizer;
         let project = |x: &Tensor, l: &Projection, options: LinearOptions<'_>| {
-            linear(x, &p[l.weight], LinearOptions { bias: l.bias.map(|b| &p[b]), ..options })
+            linear(x, &p[l.weight], LinearOptions { bias: l.bias.map(|b| &p[b]), quantizer, ..options })
         };
         let mut x = tokens.embedding(&p[self.tokens], Some(&p[self.positions]), dropout().as_ref())?; // [b, t, c]
         for block in &self.blocks {
@@ -256,6 +263,13 @@ impl Gpt {
             )?;
         }
         linear(&norm(&x, &self.norm)?, &p[self.tokens], LinearOptions { out_f32: true, ..Default::default() })
+    }
+
+    /// The weights that are quantized, as the quantizer makes them from the parameters now; by parameter.
+    fn packed_weights(&self) -> Result<HashMap<usize, Packed>> {
+        let Some(quantizer) = self.config.quantizer else { return Ok(HashMap::new()) };
+        let projections = self.blocks.iter().flat_map(|b| [&b.qkv, &b.out, &b.up, &b.down]);
+        projections.map(|l| Ok((l.weight, quantizer.weight(&self.parameters[l.weight])?))).collect()
     }
 
     /// Adds `token` to `cache` and returns the logits of the next one.
@@ -291,8 +305,14 @@ impl Gpt {
             let p = &self.parameters;
             let c = self.config.embd;
             let norm = |x: &Tensor, n: &Norm| x.layer_norm(&p[n.weight], n.bias.map(|b| &p[b]), EPS, self.dtype);
+            let (quantizer, weights) = (self.config.quantizer, &cache.weights);
             let project = |x: &Tensor, l: &Projection, options: LinearOptions<'_>| {
-                linear(x, &p[l.weight], LinearOptions { bias: l.bias.map(|b| &p[b]), ..options })
+                let packed_weight = weights.get(&l.weight);
+                linear(
+                    x,
+                    &p[l.weight],
+                    LinearOptions { bias: l.bias.map(|b| &p[b]), quantizer, packed_weight, ..options },
+                )
             };
             let dims = CacheDims {
                 batch: 1,
@@ -338,10 +358,13 @@ impl CacheShape {
     }
 }
 
-/// Keys and values of the tokens that a [`Gpt`] has seen, one sequence.
+/// Keys and values of the tokens that a [`Gpt`] has seen, one sequence; and its weights as they were quantized when the cache was made or
+/// cleared.
 #[derive(Debug)]
 pub struct KvCache {
     shape: CacheShape,
+    /// Quantized weights by parameter.
+    weights: HashMap<usize, Packed>,
     layers: Vec<[Buffer; 2]>,
     tokens: Tensor,
     length: Tensor,
@@ -360,6 +383,7 @@ impl KvCache {
             || -> Result<[Buffer; 2]> { Ok([context.alloc(room, gpt.dtype)?, context.alloc(room, gpt.dtype)?]) };
         Ok(Self {
             shape: CacheShape::of(gpt),
+            weights: gpt.packed_weights()?,
             layers: (0..gpt.config.layers).map(|_| layer()).collect::<Result<_>>()?,
             tokens: Tensor::zeros(context, &[1, 1], DType::U32)?,
             length: Tensor::zeros(context, &[1], DType::U32)?,

@@ -1,8 +1,12 @@
 //! `y = x W^T + b` and what follows it in a transformer, fused: an activation, or dropout and a residual.
 
 use crate::kernel::matmul::{Activation, Dims, Epilogue, Form, Matmul, matmul};
+use crate::kernel::packed::Packed;
+use crate::kernel::packed_matmul::{self, PackedMatmul, packed_matmul};
+use crate::kernel::quantize::{Options as QuantizeOptions, quantize};
 use crate::kernel::{self, FLOATS};
 use crate::nn::Dropout;
+use crate::qat::Quantizer;
 use crate::tensor::Inner;
 use crate::{Buffer, Context, DType, Error, Result, Tensor};
 
@@ -19,6 +23,63 @@ pub struct LinearOptions<'a> {
     pub residual: Option<&'a Tensor>,
     /// Give an f32 result even for f16 inputs (logits).
     pub out_f32: bool,
+    /// Quantize the operands.
+    pub quantizer: Option<Quantizer>,
+    /// The weight as `quantizer` makes it, where it was quantized before; otherwise it is quantized now.
+    pub packed_weight: Option<&'a Packed>,
+}
+
+/// An operand of a product.
+#[derive(Clone, Debug)]
+enum Operand {
+    Dense(Buffer),
+    Packed(Packed),
+}
+
+impl Operand {
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Dense(buffer) => buffer.bytes(),
+            Self::Packed(packed) => packed.bytes(),
+        }
+    }
+}
+
+/// What a product writes to, and how.
+struct Output<'a> {
+    out: &'a Buffer,
+    bias: Option<&'a Buffer>,
+    epilogue: Epilogue<'a>,
+    accumulate: bool,
+}
+
+/// A product of whichever operands there are.
+fn multiply(
+    context: &Context,
+    form: Form,
+    [m, n, k]: [usize; 3],
+    a: &Operand,
+    b: &Operand,
+    output: Output<'_>,
+) -> Result<()> {
+    let Output { out, bias, epilogue, accumulate } = output;
+    let a = match a {
+        Operand::Dense(buffer) => packed_matmul::Operand::Dense(buffer),
+        Operand::Packed(packed) => packed_matmul::Operand::Packed(packed),
+    };
+    match (a, b) {
+        (packed_matmul::Operand::Dense(a), Operand::Dense(b)) => matmul(
+            context,
+            &Matmul { form, dims: Dims::new(m, n, k), a, b, out, alpha: 1.0, bias, epilogue, accumulate },
+        ),
+        (a, Operand::Packed(b)) => packed_matmul(
+            context,
+            &PackedMatmul { form, m, n, k, a, b, out, alpha: 1.0, bias, epilogue, accumulate, mask: None },
+        ),
+        (packed_matmul::Operand::Packed(_), Operand::Dense(_)) => {
+            Err(Error::invalid("linear", "quantized weights beside quantized activations", "a dense weight"))
+        }
+    }
 }
 
 impl Tensor {
@@ -48,6 +109,9 @@ fn operand(context: &Context, x: &Tensor, dtype: DType) -> Result<Buffer> {
 }
 
 /// `y = residual + dropout(act(x W^T + bias))`, with the parts that `options` name.
+///
+/// With a quantizer, `x` and `W` stand for their quantized values. The gradients of those are handed on as the gradients of `x` and `W` (the
+/// straight-through estimator of Bengio, Leonard and Courville, arXiv 1308.3432), and are computed from the codes.
 ///
 /// # Shapes
 /// `x` `[.., k]` (f32 or f16), `weight` `[n, k]` f32, `bias` `[n]` f32, `residual` like the result, which is `[.., n]`.
@@ -102,9 +166,35 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
         ));
     }
     let out_dtype = if options.residual.is_some() || options.out_f32 { DType::F32 } else { dtype };
-    let (w, bias) = (operand(context, weight, dtype)?, options.bias.map(Tensor::buffer));
+    let bias = options.bias.map(Tensor::buffer);
     let needs_grad = context.grad_enabled()
         && [Some(x), Some(weight), options.bias].into_iter().flatten().any(Tensor::requires_grad);
+    let w = match (options.quantizer, options.packed_weight) {
+        (None, None) => Operand::Dense(operand(context, weight, dtype)?),
+        (None, Some(_)) => {
+            return Err(Error::shape(OP, "a quantized weight together with a quantizer", "no quantizer"));
+        }
+        (Some(quantizer), Some(packed)) => {
+            let layout = packed.layout();
+            if packed.format() != quantizer.weights || [layout.rows, layout.cols] != [n, k] {
+                return Err(Error::shape(
+                    OP,
+                    format!("a weight of [{n}, {k}] in {}", quantizer.weights),
+                    format!("[{}, {}] in {}", layout.rows, layout.cols, packed.format()),
+                ));
+            }
+            Operand::Packed(packed.clone())
+        }
+        (Some(quantizer), None) => Operand::Packed(quantizer.weight(weight)?),
+    };
+    let input = match options.quantizer {
+        Some(Quantizer { activations: Some(format), .. }) => {
+            let packed = Packed::empty(context, format, m, k)?;
+            quantize(context, x.buffer(), &packed, QuantizeOptions::default())?;
+            Operand::Packed(packed)
+        }
+        _ => Operand::Dense(x.buffer().clone()),
+    };
     let pre = match options.activation {
         Some(_) => Some(Tensor::empty(context, &shape, out_dtype)?),
         None => None,
@@ -115,87 +205,63 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
         (_, _, Some(residual)) => Epilogue::Residual(residual.buffer(), options.dropout.map(Dropout::kernel)),
         _ => Epilogue::None,
     };
-    let dims = Dims::new(m, n, k);
-    matmul(
-        context,
-        &Matmul {
-            form: Form::Nt,
-            dims,
-            a: x.buffer(),
-            b: &w,
-            out: out.buffer(),
-            alpha: 1.0,
-            bias,
-            epilogue,
-            accumulate: false,
-        },
-    )?;
+    let forward = Output { out: out.buffer(), bias, epilogue, accumulate: false };
+    multiply(context, Form::Nt, [m, n, k], &input, &w, forward)?;
     if !needs_grad && !options.residual.is_some_and(Tensor::requires_grad) {
         return Ok(out);
     }
 
     let backward = {
-        let (x, weight, w) = (x.clone(), weight.clone(), w.clone());
-        let (bias, residual) = (options.bias.cloned(), options.residual.cloned());
+        // Not the input itself: what is kept of it is `input`, which may be its codes alone.
+        let activation = x.0.activation.clone();
+        let (x, weight) = (x.as_input(), weight.clone());
+        let (bias, residual) = (options.bias.cloned(), options.residual.map(Tensor::as_input));
         let dropout = options.dropout.cloned();
+        let kept = context.keep(input.bytes());
+        let context = context.clone();
         move |gradient: Tensor, gradients: &mut crate::Gradients| {
-            let context = x.context();
             if let Some(residual) = &residual {
-                gradients.add(residual, gradient.clone())?;
+                gradients.add_to(residual, gradient.clone())?;
             }
             // The gradient that the products see: masked as the forward pass was, in the type of the operands.
             let masked = match &dropout {
                 Some(dropout) => {
                     let masked = context.alloc(gradient.len(), dtype)?;
-                    kernel::dropout::dropout(context, gradient.buffer(), None, &masked, dropout.kernel())?;
+                    kernel::dropout::dropout(&context, gradient.buffer(), None, &masked, dropout.kernel())?;
                     masked
                 }
-                None => operand(context, &gradient, dtype)?,
+                None => operand(&context, &gradient, dtype)?,
             };
             drop(gradient);
+            let masked = Operand::Dense(masked);
             // An input that is an activation passes its gradient on to what the activation was computed from.
-            let (input, epilogue) = match &x.0.activation {
-                Some((activation, pre)) => (pre, Epilogue::ActivationGrad(*activation, pre.buffer())),
-                None => (&x, Epilogue::None),
+            let (target, epilogue) = match &activation {
+                Some((activation, pre)) => {
+                    (gradients.target(pre)?, Epilogue::ActivationGrad(*activation, pre.buffer()))
+                }
+                None => (gradients.target_of(&x)?, Epilogue::None),
             };
-            if let Some(target) = gradients.target(input)? {
-                matmul(
-                    context,
-                    &Matmul {
-                        form: Form::Nn,
-                        dims: Dims::new(m, k, n),
-                        a: &masked,
-                        b: &w,
-                        out: target.tensor.buffer(),
-                        alpha: 1.0,
-                        bias: None,
-                        epilogue,
-                        accumulate: target.accumulate,
-                    },
-                )?;
+            if let Some(target) = target {
+                let output =
+                    Output { out: target.tensor.buffer(), bias: None, epilogue, accumulate: target.accumulate };
+                multiply(&context, Form::Nn, [m, k, n], &masked, &w, output)?;
             }
             if let Some(target) = gradients.target(&weight)? {
-                matmul(
-                    context,
-                    &Matmul {
-                        form: Form::Tn,
-                        dims: Dims::new(n, k, m),
-                        a: &masked,
-                        b: x.buffer(),
-                        out: target.tensor.buffer(),
-                        alpha: 1.0,
-                        bias: None,
-                        epilogue: Epilogue::None,
-                        accumulate: target.accumulate,
-                    },
-                )?;
+                let output = Output {
+                    out: target.tensor.buffer(),
+                    bias: None,
+                    epilogue: Epilogue::None,
+                    accumulate: target.accumulate,
+                };
+                multiply(&context, Form::Tn, [n, k, m], &masked, &input, output)?;
             }
-            if let Some(bias) = &bias
+            drop((input, kept));
+            if let (Some(bias), Operand::Dense(masked)) = (&bias, &masked)
                 && let Some(target) = gradients.target(bias)?
             {
                 kernel::column_sum::column_sum(
-                    context,
-                    &masked,
+                    &context,
+                    masked,
                     target.tensor.buffer(),
                     [m, n],
                     1.0,

@@ -1,6 +1,8 @@
 //! What a run is made of: model and training settings, presets, the learning-rate schedule, and what may change when a run is resumed.
 
+use crate::format::Format;
 use crate::nn::GptConfig;
+use crate::qat::Quantizer;
 use crate::{Context, Error, Result, Tier};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -77,6 +79,8 @@ impl Preset {
             log_every: 10,
             seed: 1337,
             precision: Precision::Auto,
+            weights: None,
+            activations: None,
             adapter: None,
             max_tier: None,
         };
@@ -242,6 +246,12 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Type of matrix operands and stored activations.
     pub precision: Precision,
+    /// Format of the weights of linear layers; dense if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<Format>,
+    /// Format of the inputs of linear layers; dense if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activations: Option<Format>,
     /// Part of the adapter's name.
     pub adapter: Option<String>,
     /// Use no tier above this one.
@@ -260,6 +270,7 @@ impl TrainConfig {
             vocab,
             dropout: self.dropout,
             bias: self.bias,
+            quantizer: self.weights.map(|weights| Quantizer { weights, activations: self.activations }),
         }
     }
 
@@ -275,6 +286,7 @@ impl TrainConfig {
     /// [`Error::Invalid`], naming the flag.
     pub fn validate(&self) -> Result<()> {
         self.gpt(1).validate()?;
+        Quantizer::new(self.weights, self.activations)?;
         at_least_one("--batch", self.batch as u64)?;
         at_least_one("--accumulate", self.accumulate as u64)?;
         // Each micro-batch keeps tokens of its own on the device.
@@ -445,6 +457,10 @@ overrides! {
     seed: u64, "--seed", Fixed;
     /// Type of matrix operands and activations: auto, f32 or f16
     precision: Precision, "--precision", Examined;
+    /// Format of the weights of linear layers, as in int4:g128 [default: dense]
+    weights: Format, "--weights", Fixed;
+    /// Format of the inputs of linear layers; needs --weights [default: dense]
+    activations: Format, "--activations", Fixed;
     /// Part of the adapter's name, or #N
     adapter: String, "--adapter", Examined;
     /// Use no kernels above this tier: baseline, subgroup or coop

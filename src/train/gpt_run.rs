@@ -89,7 +89,12 @@ impl GptRun {
         let weights = config.parameters() * (16 + half_copy + 4 + 12);
         let tokens = (shape.batch as u64).saturating_mul(shape.block as u64);
         // Two norms, q k v, attention, the MLP before and after its activation; two points of the residual stream.
-        let layer = 14 * c * elem + 2 * c * 4;
+        // Of inputs of linear layers that are quantized, codes stay; attention keeps its result besides.
+        let inputs = match config.quantizer.and_then(|q| q.activations) {
+            Some(format) => 7 * c * u64::from(format.bits() + 1).div_ceil(8),
+            None => 6 * c * elem,
+        };
+        let layer = 8 * c * elem + inputs + 2 * c * 4;
         let head = 2 * c * elem + config.vocab as u64 * (4 + elem);
         let backward = 9 * c * elem + 2 * c * 4;
         let activations = tokens.saturating_mul(config.layers as u64 * layer + c * 4 + head + backward);

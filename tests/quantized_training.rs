@@ -1,0 +1,133 @@
+//! A GPT whose linear layers are quantized learns, in every format, weights alone and with activations, in f32 and f16.
+
+mod common;
+
+use common::every_tier;
+use walsh::format::Format;
+use walsh::nn::{Gpt, GptConfig, TrainPass};
+use walsh::op::LossOptions;
+use walsh::optim::{AdamW, AdamWOptions, Schedule};
+use walsh::qat::Quantizer;
+use walsh::{Context, DType, Tensor};
+
+const BATCH: usize = 8;
+const BLOCK: usize = 16;
+const VOCAB: usize = 16;
+const STEPS: usize = 200;
+
+fn config(quantizer: Option<Quantizer>) -> GptConfig {
+    GptConfig { layers: 1, heads: 2, embd: 64, block: BLOCK, vocab: VOCAB, dropout: 0.0, bias: false, quantizer }
+}
+
+/// Sequences whose next token is 5 times the last one plus that before it: what a block with attention can learn.
+fn tokens(step: usize) -> (Vec<u32>, Vec<u32>) {
+    let mut inputs = Vec::new();
+    let mut targets = Vec::new();
+    for row in 0..BATCH {
+        let seed = (step * BATCH + row) as u32;
+        let mut sequence = vec![seed % 16, seed / 16 % 16];
+        while sequence.len() <= BLOCK {
+            let [a, b] = [sequence[sequence.len() - 2], sequence[sequence.len() - 1]];
+            sequence.push((a + 5 * b) % 16);
+        }
+        inputs.extend(&sequence[..BLOCK]);
+        targets.extend(&sequence[1..]);
+    }
+    (inputs, targets)
+}
+
+/// Mean losses of the first and last 10 of 200 steps.
+fn train(context: &Context, quantizer: Option<Quantizer>, dtype: DType) -> (f32, f32) {
+    let gpt = Gpt::new(context, config(quantizer), 3, dtype).unwrap();
+    let loss_scale = if dtype == DType::F16 { 1024.0 } else { 1.0 };
+    let options = AdamWOptions { schedule: Schedule::constant(3e-3), loss_scale, ..Default::default() };
+    let mut optimizer = AdamW::new(gpt.parameters(), options).unwrap();
+    let mut losses = Vec::new();
+    for step in 0..STEPS {
+        let (inputs, targets) = tokens(step);
+        let inputs = Tensor::from_u32(context, &inputs, &[BATCH, BLOCK]).unwrap();
+        let targets = Tensor::from_u32(context, &targets, &[BATCH, BLOCK]).unwrap();
+        let pass = TrainPass { state: optimizer.state(), seed: 1, micro: 0 };
+        let logits = gpt.logits(&inputs, Some(pass)).unwrap();
+        let options = LossOptions { classes: Some(VOCAB), weight: 1.0, state: Some(optimizer.state()), grad: dtype };
+        let loss = logits.cross_entropy(&targets, options).unwrap();
+        drop(logits);
+        loss.backward().unwrap();
+        if !(10..STEPS - 10).contains(&step) {
+            losses.push(loss.read().unwrap());
+        }
+        optimizer.step(gpt.parameters()).unwrap();
+        context.submit().unwrap();
+    }
+    let losses: Vec<f32> = losses.into_iter().map(|l| bytemuck::pod_read_unaligned(&l.wait().unwrap())).collect();
+    assert!(losses.iter().all(|l| l.is_finite()), "{quantizer:?}: a loss that is not finite");
+    let mean = |part: &[f32]| part.iter().sum::<f32>() / part.len() as f32;
+    (mean(&losses[..10]), mean(&losses[10..]))
+}
+
+/// The best tier of each adapter: the kernels' own tests cover the others.
+fn best_tiers() -> Vec<Context> {
+    let mut best: Vec<Context> = Vec::new();
+    for context in every_tier() {
+        let same = |c: &Context| c.capabilities().adapter == context.capabilities().adapter;
+        match best.iter_mut().find(|c| same(c)) {
+            Some(other) => *other = context,
+            None => best.push(context),
+        }
+    }
+    best
+}
+
+/// Every name, and the grids that only options give.
+fn formats() -> Vec<Format> {
+    let options = ["int4:centred:row:f32:mse", "int2:centred:row:f32:mse", "int4:asym", "int3:asym", "nf4:dq"];
+    Format::named().map(|(_, f)| f).chain(options.map(|o| o.parse().unwrap())).collect()
+}
+
+#[test]
+fn the_loss_falls_in_every_format() {
+    for context in best_tiers() {
+        let full = train(&context, None, DType::F32);
+        for (number, format) in formats().into_iter().enumerate() {
+            for activations in [None, Some(format)] {
+                let quantizer = Quantizer::new(Some(format), activations).unwrap();
+                for dtype in common::dtypes(&context) {
+                    let (first, last) = train(&context, quantizer, dtype);
+                    // A run starts at about ln 16. What a full-precision run gains, formats of four bits or more gain to a good part; those of
+                    // fewer learn at least something: with both operands of one bit little is left of a width of 64.
+                    let bits = format.bits();
+                    let part = if bits >= 4 { 0.5 } else { 0.1 };
+                    assert!(
+                        first - last > part * (full.0 - full.1),
+                        "{format} (number {number}), activations {}, {dtype}: from {first} to {last}; dense: {full:?}",
+                        activations.is_some()
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_four_bit_run_keeps_of_inputs_is_a_sixth_at_most() {
+    for context in best_tiers() {
+        let kept = |quantizer: Option<Quantizer>| {
+            let gpt = Gpt::new(&context, config(quantizer), 3, DType::F32).unwrap();
+            let (inputs, _) = tokens(0);
+            let inputs = Tensor::from_u32(&context, &inputs, &[BATCH, BLOCK]).unwrap();
+            let before = context.kept_bytes();
+            let logits = gpt.logits(&inputs, None).unwrap();
+            let kept = context.kept_bytes() - before;
+            drop(logits);
+            // The head is not quantized: its input is the same in all runs.
+            kept - (BATCH * BLOCK * 64 * 4) as u64
+        };
+        let dense = kept(None);
+        assert_eq!(dense, (BATCH * BLOCK * 7 * 64 * 4) as u64, "four inputs, one of them four times as wide");
+        for format in ["int4:centred:row:f32:mse", "int4", "nf4", "mxfp4", "nvfp4"] {
+            let format = format.parse().unwrap();
+            let packed = kept(Quantizer::new(Some(format), Some(format)).unwrap());
+            assert!(packed * 6 <= dense, "{format}: {packed} bytes of {dense}");
+        }
+    }
+}
