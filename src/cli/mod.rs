@@ -1,8 +1,11 @@
 //! The command line: flags in, messages on standard error, results on standard output, exit codes 0, 1 and 2.
 
 mod bench;
+mod compare;
 mod info;
+mod job;
 mod model;
+mod progress;
 mod sample;
 mod train;
 
@@ -26,6 +29,8 @@ enum Command {
     Info(info::Args),
     /// Train a GPT on a text or on the built-in corpus
     Train(Box<train::Args>),
+    /// Train by several methods and formats with one budget, and compare what they come to
+    Compare(Box<compare::Args>),
     /// Generate text with a trained model
     Sample(sample::Args),
     /// Time each kernel against what this adapter copies and multiplies at most
@@ -45,6 +50,7 @@ pub fn main(started: Instant) -> ExitCode {
     let result = match cli.command {
         Command::Info(args) => info::run(&args),
         Command::Train(args) => train::run(&args, started),
+        Command::Compare(args) => compare::run(&args),
         Command::Sample(args) => sample::run(&args),
         Command::Bench(args) => bench::run(&args),
     };

@@ -77,6 +77,25 @@ impl GptConfig {
         Ok(())
     }
 
+    /// Shapes `[n, k]` of the weights of a block's linear layers: queries, keys and values in one; their projection; the two halves of a four
+    /// times wider MLP.
+    #[must_use]
+    pub fn projections(&self) -> [[usize; 2]; 4] {
+        let c = self.embd;
+        [[3 * c, c], [c, c], [4 * c, c], [c, 4 * c]]
+    }
+
+    /// Bits that a weight of the blocks' linear layers takes in its format, scales included, on average; `None` where they are dense.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+    pub fn bits_per_weight(&self) -> Option<f64> {
+        let format = self.quantizer?.weights;
+        let shapes = self.projections();
+        let weights: usize = shapes.iter().map(|[n, k]| n * k).sum();
+        let bits: f64 = shapes.iter().map(|&[n, k]| format.bits_per_element(n, k) * (n * k) as f64).sum();
+        Some(bits / weights as f64)
+    }
+
     /// Number of parameters. The head shares the embedding's.
     #[must_use]
     pub fn parameters(&self) -> u64 {
@@ -164,20 +183,21 @@ impl Gpt {
             weight: builder.add(format!("{name}.weight"), &[c], Init::Ones),
             bias: config.bias.then(|| builder.add(format!("{name}.bias"), &[c], Init::Zeros)),
         };
-        let projection = |builder: &mut ParameterBuilder, name: &str, n: usize, k: usize, std: f64| Projection {
+        let projection = |builder: &mut ParameterBuilder, name: &str, [n, k]: [usize; 2], std: f64| Projection {
             weight: builder.add(format!("{name}.weight"), &[n, k], Init::Normal(std)),
             bias: config.bias.then(|| builder.add(format!("{name}.bias"), &[n], Init::Zeros)),
         };
+        let [qkv, out, up, down] = config.projections();
         let mut blocks = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
             let name = |part: &str| format!("transformer.h.{layer}.{part}");
             blocks.push(Block {
                 norm1: norm(&mut builder, &name("ln_1")),
-                qkv: projection(&mut builder, &name("attn.c_attn"), 3 * c, c, std),
-                out: projection(&mut builder, &name("attn.c_proj"), c, c, residual_std),
+                qkv: projection(&mut builder, &name("attn.c_attn"), qkv, std),
+                out: projection(&mut builder, &name("attn.c_proj"), out, residual_std),
                 norm2: norm(&mut builder, &name("ln_2")),
-                up: projection(&mut builder, &name("mlp.c_fc"), 4 * c, c, std),
-                down: projection(&mut builder, &name("mlp.c_proj"), c, 4 * c, residual_std),
+                up: projection(&mut builder, &name("mlp.c_fc"), up, std),
+                down: projection(&mut builder, &name("mlp.c_proj"), down, residual_std),
             });
         }
         let norm = norm(&mut builder, "transformer.ln_f");

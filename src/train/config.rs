@@ -1,8 +1,9 @@
 //! What a run is made of: model and training settings, presets, the learning-rate schedule, and what may change when a run is resumed.
 
+use super::sweep::{Combination, Operand, one_or_many};
 use crate::format::Format;
 use crate::nn::GptConfig;
-use crate::qat::Quantizer;
+use crate::qat::{Method, Quantizer};
 use crate::{Context, Error, Result, Tier};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -79,6 +80,7 @@ impl Preset {
             log_every: 10,
             seed: 1337,
             precision: Precision::Auto,
+            method: Method::None,
             weights: None,
             activations: None,
             adapter: None,
@@ -246,6 +248,9 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Type of matrix operands and stored activations.
     pub precision: Precision,
+    /// How quantizers pass gradients on.
+    #[serde(default)]
+    pub method: Method,
     /// Format of the weights of linear layers; dense if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<Format>,
@@ -274,6 +279,13 @@ impl TrainConfig {
         }
     }
 
+    /// The model's shape for people.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let Self { preset, layers, heads, embd, block, .. } = self;
+        format!("{preset}: {layers} layers, {heads} heads, width {embd}, context {block}")
+    }
+
     /// Tokens that one step learns from.
     #[must_use]
     pub fn tokens_per_step(&self) -> usize {
@@ -286,7 +298,7 @@ impl TrainConfig {
     /// [`Error::Invalid`], naming the flag.
     pub fn validate(&self) -> Result<()> {
         self.gpt(1).validate()?;
-        Quantizer::new(self.weights, self.activations)?;
+        self.method.quantizer(self.weights, self.activations)?;
         at_least_one("--batch", self.batch as u64)?;
         at_least_one("--accumulate", self.accumulate as u64)?;
         // Each micro-batch keeps tokens of its own on the device.
@@ -345,6 +357,14 @@ impl TrainConfig {
         Ok(())
     }
 
+    /// Refuses settings with which a run would not come to the losses of `run`, which is this run as an earlier sitting had it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the flag.
+    pub fn check_same(&self, run: &Self) -> Result<()> {
+        self.check(run, |rule| matches!(rule, Rule::Fixed | Rule::Measured))
+    }
+
     /// The learning rate of step `step`, counted from 1: linear warm-up, then half a cosine down to `min_lr`.
     ///
     /// Source: nanoGPT's `get_lr`, whose iterations count from 0 and whose decay here ends with the run.
@@ -372,7 +392,9 @@ fn at_least_one(flag: &str, value: u64) -> Result<()> {
 enum Rule {
     /// It shapes the weights or the reported losses.
     Fixed,
-    /// It does not.
+    /// It shapes at which steps losses are reported.
+    Measured,
+    /// It does neither.
     Free,
     /// Whoever resumes looks at it more closely: the file's content, the adapter found, the precision chosen.
     Examined,
@@ -394,17 +416,13 @@ macro_rules! overrides {
                     config.$field = value.clone().into();
                 })*
             }
+        }
 
-            /// Refuses flags that differ from the run's own where that would change its mathematics.
-            fn check(&self, run: &TrainConfig) -> Result<()> {
-                $(if let (Some(value), Rule::Fixed) = (&self.$field, Rule::$rule) {
-                    let mut changed = run.clone();
-                    changed.$field = value.clone().into();
-                    if changed != *run {
-                        let own = serde_json::to_string(&run.$field).unwrap_or_default();
-                        let got = serde_json::to_string(value).unwrap_or_default();
-                        return Err(resumed($flag, &own, &got));
-                    }
+        impl TrainConfig {
+            /// Refuses settings of the wanted kinds that are not those of `run`, which is this run as it was.
+            fn check(&self, run: &Self, wanted: impl Fn(Rule) -> bool) -> Result<()> {
+                $(if wanted(Rule::$rule) && self.$field != run.$field {
+                    return Err(resumed($flag, &text(&run.$field), &text(&self.$field)));
                 })*
                 Ok(())
             }
@@ -412,7 +430,93 @@ macro_rules! overrides {
     };
 }
 
-overrides! {
+/// A setting for messages.
+fn text(value: &impl Serialize) -> String {
+    match serde_json::to_string(value).unwrap_or_default() {
+        null if null == "null" => "none".to_owned(),
+        text => text,
+    }
+}
+
+/// Declares [`Sweep`] and what goes through the fields that all its runs share.
+macro_rules! sweep {
+    ($($(#[$doc:meta])* $field:ident: $type:ty, $flag:literal, $rule:ident;)*) => {
+        /// What a comparison is asked for: lists of what its runs differ in, and settings that all of them share.
+        #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        #[cfg_attr(feature = "cli", derive(clap::Args))]
+        pub struct Sweep {
+            /// How quantizers pass gradients on: none, ste [list; default: ste]
+            #[serde(alias = "method", deserialize_with = "one_or_many")]
+            #[cfg_attr(feature = "cli", arg(long, visible_alias = "method", value_delimiter = ','))]
+            pub methods: Vec<Method>,
+            /// Formats of the weights of linear layers, as in int4:g128 [list]
+            #[serde(deserialize_with = "one_or_many")]
+            #[cfg_attr(feature = "cli", arg(long, value_delimiter = ','))]
+            pub weights: Vec<Format>,
+            /// Formats of the inputs of linear layers, or dense [list; default: dense]
+            #[serde(deserialize_with = "one_or_many")]
+            #[cfg_attr(feature = "cli", arg(long, value_delimiter = ','))]
+            pub activations: Vec<Operand>,
+            /// Highest learning rates; a row has the one that ends lowest [list; default: the preset's]
+            #[serde(deserialize_with = "one_or_many")]
+            #[cfg_attr(feature = "cli", arg(long, value_delimiter = ','))]
+            pub lr: Vec<f64>,
+            /// Optimizer steps; more than one number gives rows of their own [list; default: the preset's]
+            #[serde(deserialize_with = "one_or_many")]
+            #[cfg_attr(feature = "cli", arg(long, value_delimiter = ','))]
+            pub steps: Vec<u64>,
+            /// Seeds of weights, dropout and the order of the data; rows are means over them [list; default: the preset's]
+            #[serde(alias = "seed", deserialize_with = "one_or_many")]
+            #[cfg_attr(feature = "cli", arg(long, visible_alias = "seed", value_delimiter = ','))]
+            pub seeds: Vec<u64>,
+            /// Leave out the runs in full precision to which the others are compared
+            #[cfg_attr(feature = "cli", arg(long))]
+            pub no_full: bool,
+            /// Rows by name, instead of lists of methods and formats.
+            #[cfg_attr(feature = "cli", arg(skip))]
+            pub run: Vec<Combination>,
+            $($(#[$doc])* #[cfg_attr(feature = "cli", arg(long))] pub $field: Option<$type>,)*
+        }
+
+        impl Sweep {
+            /// These settings, and those of `other` where there are none here.
+            #[must_use]
+            pub fn over(self, other: Self) -> Self {
+                fn list<T>(own: Vec<T>, other: Vec<T>) -> Vec<T> {
+                    if own.is_empty() { other } else { own }
+                }
+                Self {
+                    methods: list(self.methods, other.methods),
+                    weights: list(self.weights, other.weights),
+                    activations: list(self.activations, other.activations),
+                    lr: list(self.lr, other.lr),
+                    steps: list(self.steps, other.steps),
+                    seeds: list(self.seeds, other.seeds),
+                    no_full: self.no_full || other.no_full,
+                    run: list(self.run, other.run),
+                    $($field: self.$field.or(other.$field),)*
+                }
+            }
+
+            /// What all runs share.
+            pub(super) fn shared(&self) -> Overrides {
+                Overrides { $($field: self.$field.clone(),)* ..Overrides::default() }
+            }
+        }
+    };
+}
+
+/// Hands the fields to [`overrides!`], and those in which the runs of a comparison are alike to [`sweep!`].
+macro_rules! settings {
+    (shared { $($before:tt)* } lists { $($lists:tt)* } shared { $($after:tt)* }) => {
+        overrides! { $($before)* $($lists)* $($after)* }
+        sweep! { $($before)* $($after)* }
+    };
+}
+
+settings! {
+shared {
     /// UTF-8 text to learn from, its last tenth for validation [default: the built-in corpus]
     text: PathBuf, "--text", Examined;
     /// Where defaults come from: nano, cpu, baby or gpt2 [default: one that suits the adapter]
@@ -431,8 +535,22 @@ overrides! {
     accumulate: usize, "--accumulate", Fixed;
     /// Probability that dropout zeroes an element
     dropout: f64, "--dropout", Fixed;
+}
+lists {
+    /// Optimizer steps
+    steps: u64, "--steps", Fixed;
+    /// Seed of weights, dropout and the order of the data
+    seed: u64, "--seed", Fixed;
+    /// How quantizers pass gradients on: none or ste [default: ste where there are --weights]
+    method: Method, "--method", Fixed;
+    /// Format of the weights of linear layers, as in int4:g128 [default: dense]
+    weights: Format, "--weights", Fixed;
+    /// Format of the inputs of linear layers; needs --weights [default: dense]
+    activations: Format, "--activations", Fixed;
     /// Highest learning rate
     lr: f64, "--lr", Fixed;
+}
+shared {
     /// Learning rate at the end [default: a tenth of the highest]
     min_lr: f64, "--min-lr", Fixed;
     /// Steps of linear warm-up
@@ -441,10 +559,8 @@ overrides! {
     weight_decay: f64, "--weight-decay", Fixed;
     /// Largest global norm of the gradient; 0 does not clip
     clip: f64, "--clip", Fixed;
-    /// Optimizer steps
-    steps: u64, "--steps", Fixed;
     /// Steps between evaluations
-    eval_every: u64, "--eval-every", Free;
+    eval_every: u64, "--eval-every", Measured;
     /// Evaluate so many batches of the validation split [default: all of it]
     eval_batches: usize, "--eval-batches", Fixed;
     /// Steps between checkpoints
@@ -453,18 +569,13 @@ overrides! {
     keep: usize, "--keep", Free;
     /// Steps between lines of metrics.jsonl
     log_every: u64, "--log-every", Free;
-    /// Seed of weights, dropout and the order of the data
-    seed: u64, "--seed", Fixed;
     /// Type of matrix operands and activations: auto, f32 or f16
     precision: Precision, "--precision", Examined;
-    /// Format of the weights of linear layers, as in int4:g128 [default: dense]
-    weights: Format, "--weights", Fixed;
-    /// Format of the inputs of linear layers; needs --weights [default: dense]
-    activations: Format, "--activations", Fixed;
     /// Part of the adapter's name, or #N
     adapter: String, "--adapter", Examined;
     /// Use no kernels above this tier: baseline, subgroup or coop
     max_tier: String, "--max-tier", Fixed;
+}
 }
 
 /// The error for a flag that a resumed run does not take.
@@ -487,6 +598,9 @@ impl Overrides {
         let mut config = defaults.clone();
         self.set(&mut config, |_| true);
         config.preset = preset;
+        if self.method.is_none() && (self.weights.is_some() || self.activations.is_some()) {
+            config.method = Method::Ste;
+        }
         if self.min_lr.is_none() && self.lr.is_some() {
             config.min_lr = config.lr * (defaults.min_lr / defaults.lr);
         }
@@ -506,9 +620,11 @@ impl Overrides {
     /// # Errors
     /// [`Error::Invalid`], naming the first flag that would change the run's mathematics.
     pub fn resumed(&self, run: &TrainConfig) -> Result<TrainConfig> {
-        self.check(run)?;
+        let mut asked = run.clone();
+        self.set(&mut asked, |rule| rule == Rule::Fixed);
+        asked.check(run, |rule| rule == Rule::Fixed)?;
         let mut config = run.clone();
-        self.set(&mut config, |rule| rule == Rule::Free);
+        self.set(&mut config, |rule| matches!(rule, Rule::Measured | Rule::Free));
         config.validate()?;
         Ok(config)
     }

@@ -4,9 +4,11 @@
 //! - [`TrainConfig`] and its [`Preset`]s: everything that shapes a run, as plain data.
 //! - [`train()`]: the loop. It knows the model only by the trait [`Model`], which [`GptRun`] implements.
 //! - [`Run`], [`Checkpoint`]: the output directory, from which a run goes on to the bit. [`metrics`]: its `metrics.jsonl`.
+//! - [`Sweep`]: a comparison, and the runs that it takes. [`compare`]: what these come to.
 //! - [`generate`]: sampling with a [`Decoder`], which [`GptDecoder`] implements.
 
 pub mod checkpoint;
+pub mod compare;
 mod config;
 pub mod corpus;
 mod data;
@@ -17,12 +19,14 @@ pub mod metrics;
 pub mod plot;
 mod run;
 mod sample;
+mod sweep;
 mod trainer;
 
 pub use checkpoint::{Checkpoint, TensorData};
-pub use config::{Overrides, Precision, Preset, TrainConfig};
+pub use config::{Overrides, Precision, Preset, Sweep, TrainConfig};
 pub use data::{CharVocab, Dataset, IGNORE, Windows};
 pub use gpt_run::{BatchShape, GptDecoder, GptRun};
 pub use run::{DeviceInfo, Evaluation, Found, Run, RunInfo, RunState};
 pub use sample::{Decoder, Sampling, generate};
+pub use sweep::{Combination, Operand, Planned};
 pub use trainer::{Model, Options, PendingStats, Progress, Silent, Status, StepStats, Summary, train};

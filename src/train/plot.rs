@@ -1,17 +1,40 @@
-//! The loss curve as SVG.
+//! Loss curves as SVG: of a run, and of the rows of a comparison.
 
+use super::compare::Row;
 use super::files;
 use super::metrics::Record;
 use crate::{Error, Result};
+use plotters::coord::Shift;
 use plotters::prelude::*;
 use std::path::Path;
 
-/// The file's name.
+/// The name of a run's file.
 pub const FILE: &str = "loss.svg";
+/// The name of a comparison's file.
+pub const COMPARISON_FILE: &str = "compare.svg";
 
 const TRAIN: RGBColor = RGBColor(0x5B, 0x8D, 0xC9);
 const VALIDATION: RGBColor = RGBColor(0xC0, 0x39, 0x2B);
 const FLOOR: RGBColor = RGBColor(0x4A, 0x4A, 0x4A);
+const GRID: RGBColor = RGBColor(0xDD, 0xDD, 0xDD);
+const FRAME: RGBColor = RGBColor(0xBB, 0xBB, 0xBB);
+/// Of the rows of a comparison, in turn.
+const ROWS: [RGBColor; 8] = [
+    RGBColor(0x22, 0x22, 0x22),
+    RGBColor(0xC0, 0x39, 0x2B),
+    RGBColor(0x2E, 0x6F, 0xB7),
+    RGBColor(0x2E, 0x8B, 0x57),
+    RGBColor(0xD3, 0x84, 0x1E),
+    RGBColor(0x7D, 0x4F, 0xA3),
+    RGBColor(0x1A, 0x94, 0x94),
+    RGBColor(0xB0, 0x5A, 0x8C),
+];
+
+/// Width of a drawing and height of its curves, in pixels.
+const SIZE: (u32, u32) = (900, 500);
+/// Height of a row below the curves of a comparison, and of what is around those rows.
+const ROW: u32 = 24;
+const AROUND_ROWS: u32 = 80;
 
 /// Draws the losses of `records` over the steps, and the entropy floor if it is known, into the SVG file `path`.
 ///
@@ -22,65 +45,109 @@ pub fn loss_curve(path: &Path, title: &str, records: &[Record], floor: Option<f6
         #[expect(clippy::cast_precision_loss, reason = "step numbers are below 2^32")]
         records.iter().filter_map(|r| value(r).filter(|v| v.is_finite()).map(|v| (r.step as f64, v))).collect()
     };
-    let (train, validation) = (series(|r| r.train_loss), series(|r| r.val_loss));
-    let values = || train.iter().chain(&validation).map(|p| p.1).chain(floor);
-    let last = train.iter().chain(&validation).map(|p| p.0).fold(1.0, f64::max);
-    let (low, high) = values().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
-    let (low, high) = if low < high { (low, high) } else { (0.0, 1.0) };
-    let margin = (high - low) * 0.06;
+    let lines = [
+        Line { label: "training".to_owned(), color: TRAIN, width: 1, marks: 0, points: series(|r| r.train_loss) },
+        Line { label: "validation".to_owned(), color: VALIDATION, width: 2, marks: 3, points: series(|r| r.val_loss) },
+    ];
+    drawing(path, SIZE.1, |area| curves(area, title, "loss (nats per token)", &lines, floor))
+}
 
+/// Draws a comparison into the SVG file `path`: the mean validation loss of each row over the steps; below, the mean of its best losses
+/// with the standard deviation over its seeds; and the entropy floor if it is known.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be written.
+pub fn comparison(path: &Path, title: &str, rows: &[Row], floor: Option<f64>) -> Result<()> {
+    let several_budgets = rows.iter().any(|row| row.steps != rows[0].steps);
+    let label = |row: &Row| {
+        if several_budgets { format!("{}, {} steps", row.label(), row.steps) } else { row.label() }
+    };
+    #[expect(clippy::cast_precision_loss, reason = "step numbers are below 2^32")]
+    let points = |row: &Row| row.curve.iter().map(|e| (e.step as f64, e.loss)).collect();
+    let lines: Vec<Line> = rows
+        .iter()
+        .zip(ROWS.into_iter().cycle())
+        .map(|(row, color)| Line { label: label(row), color, width: 2, marks: 3, points: points(row) })
+        .collect();
+    let best: Vec<_> =
+        rows.iter().map(|row| Some((row.best_val_loss_mean?, row.best_val_loss_spread.unwrap_or_default()))).collect();
+    let height = u32::try_from(rows.len()).unwrap_or(u32::MAX).saturating_mul(ROW).saturating_add(AROUND_ROWS);
+    drawing(path, SIZE.1.saturating_add(height), |area| {
+        let (above, below) = area.split_vertically(SIZE.1);
+        curves(&above, title, "validation loss (nats per token)", &lines, floor)?;
+        dots(&below, &lines, &best)
+    })
+}
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+/// Draws on a white area of that height, and writes the file.
+fn drawing(path: &Path, height: u32, draw: impl FnOnce(&Area<'_>) -> Result<(), String>) -> Result<()> {
     let mut svg = String::new();
-    draw(&mut svg, title, (0.0, last), ((low - margin).max(0.0), high + margin), &train, &validation, floor)
+    let area = SVGBackend::with_string(&mut svg, (SIZE.0, height)).into_drawing_area();
+    area.fill(&WHITE)
+        .map_err(|e| e.to_string())
+        .and_then(|()| draw(&area))
+        .and_then(|()| area.present().map_err(|e| e.to_string()))
         .map_err(|e| Error::file(path, "a drawing", e))?;
+    drop(area);
     files::replace_with(path, svg.as_bytes())
 }
 
-fn draw(
-    svg: &mut String,
-    title: &str,
-    steps: (f64, f64),
-    losses: (f64, f64),
-    train: &[(f64, f64)],
-    validation: &[(f64, f64)],
-    floor: Option<f64>,
-) -> Result<(), String> {
+/// A loss over the steps.
+struct Line {
+    label: String,
+    color: RGBColor,
+    width: u32,
+    /// Radius of the dots at its points.
+    marks: u32,
+    points: Vec<(f64, f64)>,
+}
+
+/// The axis on which losses have room.
+fn range(losses: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
+    let (low, high) = losses.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
+    let (low, high) = if low < high { (low, high) } else { (0.0, 1.0) };
+    let margin = (high - low) * 0.06;
+    (low - margin).max(0.0)..high + margin
+}
+
+fn curves(area: &Area<'_>, title: &str, what: &str, lines: &[Line], floor: Option<f64>) -> Result<(), String> {
     let text = |e: &dyn std::fmt::Display| e.to_string();
-    let area = SVGBackend::with_string(svg, (900, 500)).into_drawing_area();
-    area.fill(&WHITE).map_err(|e| text(&e))?;
-    let mut chart = ChartBuilder::on(&area)
+    let points = || lines.iter().flat_map(|line| &line.points);
+    let last = points().map(|p| p.0).fold(1.0, f64::max);
+    let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 20))
         .margin(16)
         .x_label_area_size(44)
         .y_label_area_size(64)
-        .build_cartesian_2d(steps.0..steps.1, losses.0..losses.1)
+        .build_cartesian_2d(0.0..last, range(points().map(|p| p.1).chain(floor)))
         .map_err(|e| text(&e))?;
     chart
         .configure_mesh()
         .x_desc("step")
-        .y_desc("loss (nats per token)")
+        .y_desc(what)
         .x_labels(8)
         .x_label_formatter(&|x| format!("{x:.0}"))
         .y_label_formatter(&|y| format!("{y:.2}"))
         .label_style(("sans-serif", 14))
         .axis_desc_style(("sans-serif", 16))
-        .bold_line_style(RGBColor(0xDD, 0xDD, 0xDD))
+        .bold_line_style(GRID)
         .light_line_style(TRANSPARENT)
         .draw()
         .map_err(|e| text(&e))?;
     let key = |color: RGBColor| move |(x, y)| PathElement::new([(x, y), (x + 24, y)], color.stroke_width(2));
-    chart
-        .draw_series(LineSeries::new(train.iter().copied(), TRAIN.stroke_width(1)))
-        .map_err(|e| text(&e))?
-        .label("training")
-        .legend(key(TRAIN));
-    chart
-        .draw_series(LineSeries::new(validation.iter().copied(), VALIDATION.stroke_width(2)).point_size(3))
-        .map_err(|e| text(&e))?
-        .label("validation")
-        .legend(key(VALIDATION));
+    for line in lines {
+        let style = line.color.stroke_width(line.width);
+        chart
+            .draw_series(LineSeries::new(line.points.iter().copied(), style).point_size(line.marks))
+            .map_err(|e| text(&e))?
+            .label(&line.label)
+            .legend(key(line.color));
+    }
     if let Some(floor) = floor {
         chart
-            .draw_series(DashedLineSeries::new([(steps.0, floor), (steps.1, floor)], 6, 4, FLOOR.stroke_width(1)))
+            .draw_series(DashedLineSeries::new([(0.0, floor), (last, floor)], 6, 4, FLOOR.stroke_width(1)))
             .map_err(|e| text(&e))?
             .label(format!("entropy floor {floor:.3}"))
             .legend(key(FLOOR));
@@ -90,10 +157,46 @@ fn draw(
         .position(SeriesLabelPosition::UpperRight)
         .label_font(("sans-serif", 14))
         .background_style(WHITE)
-        .border_style(RGBColor(0xBB, 0xBB, 0xBB))
+        .border_style(FRAME)
+        .draw()
+        .map_err(|e| text(&e))
+}
+
+/// A row per line from the top: mean and spread where it has them.
+fn dots(area: &Area<'_>, lines: &[Line], best: &[Option<(f64, f64)>]) -> Result<(), String> {
+    let text = |e: &dyn std::fmt::Display| e.to_string();
+    let ends = best.iter().flatten().flat_map(|(mean, spread)| [mean - spread, mean + spread]);
+    let place = |number: usize| SegmentValue::CenterOf(lines.len().saturating_sub(number + 1));
+    let name = |at: &SegmentValue<usize>| match at {
+        SegmentValue::CenterOf(at) if *at < lines.len() => lines[lines.len() - at - 1].label.clone(),
+        _ => String::new(),
+    };
+    let mut chart = ChartBuilder::on(area)
+        .margin(16)
+        .x_label_area_size(44)
+        .y_label_area_size(260)
+        .build_cartesian_2d(range(ends), (0..lines.len().saturating_sub(1)).into_segmented())
+        .map_err(|e| text(&e))?;
+    chart
+        .configure_mesh()
+        .x_desc("best validation loss (mean and standard deviation over seeds)")
+        .x_labels(8)
+        .x_label_formatter(&|x| format!("{x:.3}"))
+        .y_labels(lines.len())
+        .y_label_formatter(&name)
+        .label_style(("sans-serif", 14))
+        .axis_desc_style(("sans-serif", 16))
+        .bold_line_style(GRID)
+        .light_line_style(TRANSPARENT)
         .draw()
         .map_err(|e| text(&e))?;
-    area.present().map_err(|e| text(&e))
+    for (number, (line, best)) in lines.iter().zip(best).enumerate() {
+        let Some((mean, spread)) = *best else { continue };
+        let bar = [mean - spread, mean + spread].map(|loss| (loss, place(number)));
+        chart.draw_series([PathElement::new(bar, line.color.stroke_width(2))]).map_err(|e| text(&e))?;
+        chart.draw_series([Circle::new((mean, place(number)), 5, line.color.filled())]).map_err(|e| text(&e))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -117,6 +220,48 @@ mod tests {
             for label in ["step", "loss (nats per token)", "training", "validation", "&lt;title&gt; &amp; more"] {
                 assert!(svg.contains(label), "{label}");
             }
+            assert_eq!(svg.contains("entropy floor"), floor.is_some());
+        }
+    }
+
+    #[test]
+    fn draws_rows_with_what_they_have() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(COMPARISON_FILE);
+        let row = |weights: Option<&str>, steps, mean, spread| Row {
+            method: if weights.is_some() { crate::qat::Method::Ste } else { crate::qat::Method::None },
+            optimizer: "adamw",
+            weights: weights.map(|name| name.parse().unwrap()),
+            activations: None,
+            hadamard: None,
+            lr: 1e-3,
+            steps,
+            seeds: vec![1, 2],
+            best_val_loss_mean: mean,
+            best_val_loss_spread: spread,
+            gap_to_full: None,
+            gap_to_floor: None,
+            bits_per_weight: 4.0,
+            ms_per_step: None,
+            peak_gpu_bytes: None,
+            curve: mean.iter().map(|&loss| crate::train::Evaluation { step: steps, loss }).collect(),
+        };
+        let all: Vec<Row> = crate::format::Format::named()
+            .map(|(name, format)| row(Some(name), 100, Some(1.0 + 1.0 / f64::from(format.bits())), Some(0.01)))
+            .collect();
+        let few = [row(None, 100, Some(1.5), None), row(Some("int4"), 200, None, None)];
+        for (rows, floor) in [(&all[..], Some(0.9)), (&few[..], None), (&few[..1], None), (&[], None)] {
+            comparison(&path, "title", rows, floor).unwrap();
+            let svg = std::fs::read_to_string(&path).unwrap();
+            assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
+            for row in rows {
+                // In the legend and beside its dot.
+                assert_eq!(svg.matches(&format!("\n{}", row.label())).count() / 2 * 2, 2, "{}: {svg}", row.label());
+            }
+            assert_eq!(svg.contains("ste int4, 200 steps"), rows.len() == 2);
+            let dots = rows.iter().filter(|row| row.best_val_loss_mean.is_some()).count();
+            // Each has one on its curve and one below.
+            assert_eq!(svg.matches("<circle").count(), 2 * dots);
             assert_eq!(svg.contains("entropy floor"), floor.is_some());
         }
     }

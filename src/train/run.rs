@@ -172,6 +172,15 @@ impl Found {
             Some(path) => Dataset::from_file(path, config.block, config.seed)?,
             None => Dataset::built_in(config.block, config.seed)?,
         };
+        self.check_text(&data, config, overrides)?;
+        Ok(data)
+    }
+
+    /// Checks that the text is the run's, if there is a run.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for another text.
+    pub fn check_text(&self, data: &Dataset, config: &TrainConfig, overrides: &Overrides) -> Result<()> {
         if let Some(info) = self.info()
             && (info.text_digest != data.digest() || info.vocab != *data.vocab())
         {
@@ -182,7 +191,7 @@ impl Found {
             let got = if own == got { format!("{got} with other content") } else { got };
             return Err(resumed("--text", &own, &got));
         }
-        Ok(data)
+        Ok(())
     }
 
     /// Checks the device against the run's own: another precision or, where it was asked for, another adapter is refused; where the machine

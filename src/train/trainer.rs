@@ -499,11 +499,7 @@ impl<M: Model> Trainer<'_, '_, M> {
         if records.is_empty() {
             return Ok(());
         }
-        let config = &self.run.info.config;
-        let title = format!(
-            "{}: {} layers, {} heads, width {}, context {}",
-            config.preset, config.layers, config.heads, config.embd, config.block
-        );
+        let title = self.run.info.config.describe();
         super::plot::loss_curve(&self.run.dir.join(super::plot::FILE), &title, &records, self.windows.entropy_floor)
     }
 

@@ -1,0 +1,382 @@
+//! `walsh compare`: methods, formats and seeds with one budget.
+
+use super::job::{self, Setup};
+use super::progress::{Bar, message};
+use super::{context, mebibytes, put, say};
+use indicatif::HumanDuration;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use walsh::train::compare::{Record, Records, Row, rows};
+use walsh::train::{Dataset, DeviceInfo, Found, Planned, Preset, Progress, Run, Status, Sweep, plot};
+use walsh::{Error, Result};
+
+/// Flags of `walsh compare`.
+#[derive(Debug, clap::Args)]
+#[command(allow_negative_numbers = true)]
+pub struct Args {
+    /// TOML file with settings by these flags' names (_ for -), and rows as [[run]]; flags go over it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    sweep: Sweep,
+    /// Directory of the comparison, with one of each run in it; what it holds already is not done again [default: a
+    /// fresh one under runs/]
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Print one JSON object per row on standard output instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs it.
+pub fn run(args: &Args) -> Result<()> {
+    let mut told = BTreeSet::new();
+    let mut warn = |message: String| {
+        // Each once, however many runs it holds for.
+        if told.insert(message.clone()) {
+            say(&format!("warning: {message}"));
+        }
+    };
+    let mut sweep = args.sweep.clone();
+    if let Some(path) = &args.config {
+        sweep = sweep.over(read(path)?);
+    }
+    // Bad flags are told before a device is made, unless the preset, hence what they mean, depends on the device.
+    if let Some(preset) = sweep.preset {
+        sweep.plan(preset)?;
+    }
+    let context = context(sweep.adapter.as_deref(), sweep.max_tier.as_deref())?;
+    let preset = sweep.preset.unwrap_or_else(|| Preset::suiting(context.capabilities().adapter.device_type));
+    // One for all runs, those of earlier sittings too.
+    let precision = sweep.precision.unwrap_or(preset.config().precision).resolve(&context)?;
+    sweep.precision = Some(precision);
+    let device = DeviceInfo::new(&context, precision);
+    // Each run has a context of its own, so that the memory it takes is its own too.
+    drop(context);
+    let plan = sweep.plan(preset)?;
+    let Some(first) = plan.first() else { return Ok(()) };
+    let data = Found::Nothing.dataset(&first.config, &first.overrides)?;
+    let dir = match &args.out {
+        Some(dir) => dir.clone(),
+        None => Run::fresh_dir(Path::new("runs"), "compare")?,
+    };
+    let mut records = Records::read(&dir)?;
+    let done = check(&plan, &dir, &records, &data, &device, &mut warn)?;
+    let finished = plan.iter().filter(|planned| records.get(&planned.name).is_some()).count();
+    say(&format!("{} runs, {finished} of them done; output: {}", plan.len(), dir.display()));
+
+    job::stop_on_ctrl_c()?;
+    let mut display = Display::new(&plan, done);
+    for (number, planned) in plan.iter().enumerate() {
+        if records.get(&planned.name).is_some() {
+            continue;
+        }
+        display.label = format!("{}/{} {}", number + 1, plan.len(), planned.name);
+        records.push(train(planned, &dir, &mut display, &mut warn)?)?;
+        let (rows, floor) = outcome(&plan, &records);
+        plot::comparison(&dir.join(plot::COMPARISON_FILE), &first.config.describe(), &rows, floor)?;
+    }
+    display.bar.finish();
+
+    let (rows, _) = outcome(&plan, &records);
+    if args.json {
+        for row in &rows {
+            let line = serde_json::to_string(row).map_err(|e| Error::invalid("--json", "numbers", e.to_string()))?;
+            put(&format!("{line}\n"))?;
+        }
+    } else {
+        put(&table(&rows))?;
+    }
+    say(&format!("records, plot and runs in {}", dir.display()));
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Sweep> {
+    let text =
+        std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.into(), action: "read", source })?;
+    toml::from_str(&text).map_err(|e| {
+        let line = e.span().map_or(0, |span| text.as_bytes()[..span.start].iter().filter(|b| **b == b'\n').count());
+        let (expected, got) =
+            ("the settings of a comparison".to_owned(), format!("line {}: {}", line + 1, e.message()));
+        Error::File { path: path.into(), expected, got }
+    })
+}
+
+/// Refuses runs in `dir` that are not what the plan has under their names; returns how many steps are done.
+fn check(
+    plan: &[Planned],
+    dir: &Path,
+    records: &Records,
+    data: &Dataset,
+    device: &DeviceInfo,
+    warn: &mut dyn FnMut(String),
+) -> Result<u64> {
+    let mut done = 0;
+    for planned in plan {
+        let record = records.get(&planned.name);
+        let found = match record {
+            Some(record) => Found::Settings(Box::new(record.info.clone())),
+            None => Found::look(&dir.join(&planned.name), true, warn)?,
+        };
+        done += match (&found, record) {
+            (_, Some(_)) => planned.config.steps,
+            (Found::Checkpoint(checkpoint), None) => checkpoint.state.step,
+            (Found::Settings(_) | Found::Nothing, None) => 0,
+        };
+        if let Some(info) = found.info() {
+            planned.config.check_same(&info.config)?;
+            found.check_text(data, &planned.config, &planned.overrides)?;
+            found.check_device(device, &planned.overrides, warn)?;
+        }
+    }
+    Ok(done)
+}
+
+/// Starts a run or goes on with it.
+fn train(planned: &Planned, root: &Path, display: &mut Display, warn: &mut dyn FnMut(String)) -> Result<Record> {
+    let go_on = format!("go on with the same settings and `--out {}`", root.display());
+    if job::stopped() {
+        return Err(Error::Interrupted(format!("stopped between runs; {go_on}")));
+    }
+    let dir = root.join(&planned.name);
+    let setup = Setup::new(Found::look(&dir, true, warn)?, &planned.overrides, warn)?;
+    if !std::mem::replace(&mut display.described, true) {
+        setup.describe();
+    }
+    let mut job = setup.start(|_| Ok(dir))?;
+    display.step = job.run.state.step;
+    if display.step > 0 {
+        display.line(&format!("resuming after step {}", display.step));
+    }
+    let record = match job.train(Instant::now(), display) {
+        Ok(summary) => {
+            let loss = summary.best_val_loss.map_or("-".to_owned(), |loss| format!("{loss:.4}"));
+            display.end(planned.config.steps, &format!("best validation loss {loss}"));
+            Record::finished(&planned.name, &job.run, &summary)?
+        }
+        Err(error @ Error::NonFinite { .. }) => {
+            display.end(planned.config.steps, &format!("diverged: {error}"));
+            Record::diverged(&planned.name, &job.run, &error)
+        }
+        Err(Error::Interrupted(_)) => {
+            let step = job.run.state.step;
+            let message = format!("stopped after step {step} of {}, which is saved; {go_on}", planned.name);
+            return Err(Error::Interrupted(message));
+        }
+        Err(error) => {
+            display.line(&format!("failed in {}", job.run.dir.display()));
+            return Err(error);
+        }
+    };
+    Ok(record)
+}
+
+/// The rows as far as there are records, and the entropy floor if it is known.
+fn outcome(plan: &[Planned], records: &Records) -> (Vec<Row>, Option<f64>) {
+    let all: Vec<&Record> = plan.iter().filter_map(|planned| records.get(&planned.name)).collect();
+    (rows(&all), all.iter().find_map(|record| record.entropy_floor))
+}
+
+/// Shows how far all runs are together.
+struct Display {
+    bar: Bar,
+    /// The run under way.
+    label: String,
+    /// Whether model, text and device were told.
+    described: bool,
+    /// The step of the run under way.
+    step: u64,
+    /// Steps of all runs, those that are done, and those that were done before this sitting.
+    steps: u64,
+    done: u64,
+    before: u64,
+    started: Instant,
+}
+
+impl Display {
+    fn new(plan: &[Planned], done: u64) -> Self {
+        let steps = plan.iter().map(|planned| planned.config.steps).sum();
+        Self {
+            bar: Bar::new(steps, done),
+            label: String::new(),
+            described: false,
+            step: 0,
+            steps,
+            done,
+            before: done,
+            started: Instant::now(),
+        }
+    }
+
+    fn reached(&mut self, step: u64) {
+        self.done += step.saturating_sub(self.step);
+        self.step = step;
+    }
+
+    fn line(&mut self, line: &str) {
+        self.bar.line(&format!("{}: {line}", self.label));
+    }
+
+    fn end(&mut self, steps: u64, outcome: &str) {
+        self.reached(steps);
+        let left = self.left();
+        self.line(&format!("{outcome}{left}"));
+    }
+
+    /// Time left by the mean step of this sitting, for a line.
+    fn left(&self) -> String {
+        let (now, left) = (self.done.saturating_sub(self.before), self.steps.saturating_sub(self.done));
+        if now == 0 || left == 0 {
+            return String::new();
+        }
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let seconds = self.started.elapsed().as_secs_f64() * left as f64 / now as f64;
+        Duration::try_from_secs_f64(seconds).map_or(String::new(), |left| format!("; {} left", HumanDuration(left)))
+    }
+}
+
+impl Progress for Display {
+    fn step(&mut self, status: &Status) {
+        self.reached(status.step);
+        let (label, left) = (&self.label, self.left());
+        let message = format!("{label}  {}", message(status));
+        self.bar.update(self.done, message, false, |message| format!("{message}  step {}{left}", status.step));
+    }
+}
+
+/// Columns as wide as what they hold; words to the left, numbers to the right.
+fn table(rows: &[Row]) -> String {
+    const WORDS: usize = 3;
+    let head = [
+        "method",
+        "weights",
+        "activations",
+        "lr",
+        "steps",
+        "seeds",
+        "best loss",
+        "spread",
+        "to full",
+        "to floor",
+        "bits/weight",
+        "ms/step",
+        "memory",
+    ];
+    let number = |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |value| format!("{value:.digits$}"));
+    let mut lines = vec![head.map(str::to_owned)];
+    for row in rows {
+        let format = |format: Option<walsh::format::Format>| format.map_or("-".to_owned(), |format| format.to_string());
+        lines.push([
+            row.method.to_string(),
+            format(row.weights),
+            format(row.activations),
+            row.lr.to_string(),
+            row.steps.to_string(),
+            row.seeds.len().to_string(),
+            row.best_val_loss_mean.map_or("diverged".to_owned(), |loss| format!("{loss:.4}")),
+            number(row.best_val_loss_spread, 4),
+            number(row.gap_to_full, 4),
+            number(row.gap_to_floor, 4),
+            number(Some(row.bits_per_weight), 2),
+            number(row.ms_per_step, 1),
+            row.peak_gpu_bytes.map_or("-".to_owned(), mebibytes),
+        ]);
+    }
+    let widths: [usize; 13] =
+        std::array::from_fn(|column| lines.iter().map(|line| line[column].len()).max().unwrap_or_default());
+    let mut text = String::new();
+    for line in &lines {
+        let cells: Vec<String> = line
+            .iter()
+            .zip(widths)
+            .enumerate()
+            .map(
+                |(column, (cell, width))| {
+                    if column < WORDS { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+                },
+            )
+            .collect();
+        text.push_str(&cells.join("  "));
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_a_comparison() {
+        let sweep = read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/compare.toml"))).unwrap();
+        let plan = sweep.plan(sweep.preset.unwrap()).unwrap();
+        assert!(plan.len() > 4 && plan.iter().any(|planned| planned.config.activations.is_some()), "{plan:?}");
+    }
+
+    #[test]
+    fn a_file_is_what_flags_are_or_is_refused_by_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sweep.toml");
+        let parse = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            read(&path)
+        };
+        let sweep = parse(
+            "preset = 'nano'\nmethods = 'ste'\nweights = ['int4', 'int2:row']\nactivations = 'dense'\nlr = 1e-3\n\
+             seeds = [1, 2]\nsteps = 30\nclip = 1\neval_batches = 4\nprecision = 'f32'\n",
+        )
+        .unwrap();
+        assert_eq!((sweep.weights.len(), sweep.activations.len(), &sweep.lr[..]), (2, 1, &[1e-3][..]));
+        assert_eq!((&sweep.seeds[..], &sweep.steps[..], sweep.clip), (&[1, 2][..], &[30][..], Some(1.0)));
+        let named = parse("[[run]]\nweights = 'int4'\nlr = [1, 2.5]\n[[run]]\nmethod = 'none'\n").unwrap();
+        assert_eq!((named.run.len(), &named.run[0].lr[..]), (2, &[1.0, 2.5][..]));
+        for (text, parts) in [
+            ("stesp = 3\n", ["line 1", "unknown field `stesp`"]),
+            ("lr = 1\n\n[[run]]\nsteps = 3\n", ["line 4", "unknown field `steps`"]),
+            ("weights = ['int4', 'int99']\n", ["line 1", "int99"]),
+            ("methods = ['magic']\n", ["line 1", "magic"]),
+            ("steps = [10, -3]\n", ["line 1", "-3"]),
+            ("# no more\nlr = 'fast'\n", ["line 2", "fast"]),
+            ("lr = [1,\n", ["line 1", "array"]),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(!error.is_failure());
+            let message = error.to_string();
+            assert!(message.contains("sweep.toml: expected the settings of a comparison"), "{message}");
+            assert!(parts.iter().all(|part| message.contains(part)) && !message.contains('\n'), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_cells() {
+        let row = Row {
+            method: walsh::qat::Method::Ste,
+            optimizer: "adamw",
+            weights: Some("int4:row:centred".parse().unwrap()),
+            activations: None,
+            hadamard: None,
+            lr: 0.004,
+            steps: 1500,
+            seeds: vec![1, 2, 3],
+            best_val_loss_mean: Some(1.0),
+            best_val_loss_spread: None,
+            gap_to_full: Some(-0.25),
+            gap_to_floor: None,
+            bits_per_weight: 4.125,
+            ms_per_step: Some(12.34),
+            peak_gpu_bytes: Some(3 << 20),
+            curve: Vec::new(),
+        };
+        let diverged = Row { best_val_loss_mean: None, ..row.clone() };
+        let text = table(&[row, diverged]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert!(lines.iter().all(|line| line.len() == lines[0].len()), "{text}");
+        let cells: Vec<&str> = lines[1].split_whitespace().collect();
+        let expected =
+            ["ste", "int4:row:centred", "-", "0.004", "1500", "3", "1.0000", "-", "-0.2500", "-", "4.12", "12.3"];
+        assert_eq!(cells[..12], expected);
+        assert!(lines[2].contains("diverged"));
+    }
+}

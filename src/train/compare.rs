@@ -1,0 +1,403 @@
+//! Comparisons: the records of finished runs, and the rows that they come to.
+
+use super::metrics::{self, Record as Metric};
+use super::run::{Evaluation, Run, RunInfo};
+use super::trainer::Summary;
+use super::{Precision, TrainConfig, files};
+use crate::format::Format;
+use crate::qat::Method;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The name of the file with the records.
+pub const FILE: &str = "compare.jsonl";
+
+/// What a finished run came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// The run, as its directory is named.
+    pub name: String,
+    /// Its settings, vocabulary, text and device.
+    pub info: RunInfo,
+    /// Lowest loss of any evaluation; none if the run diverged.
+    pub best_val_loss: Option<f64>,
+    /// Loss that no model can beat on average, where it is known.
+    pub entropy_floor: Option<f64>,
+    /// Median milliseconds of a step.
+    pub ms_per_step: Option<f64>,
+    /// The most device memory held, in bytes; none if the last sitting had no step to do.
+    pub peak_gpu_bytes: Option<u64>,
+    /// The validation losses.
+    pub curve: Vec<Evaluation>,
+    /// Why the run ended before its last step.
+    pub diverged: Option<String>,
+}
+
+impl Record {
+    /// Of a run whose last step is done.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if its metrics cannot be read.
+    pub fn finished(name: &str, run: &Run, summary: &Summary) -> Result<Self> {
+        let metrics = metrics::read(&run.dir)?;
+        let curve = metrics.iter().filter_map(|m| Some(Evaluation { step: m.step, loss: m.val_loss? })).collect();
+        Ok(Self {
+            name: name.to_owned(),
+            info: run.info.clone(),
+            best_val_loss: summary.best_val_loss,
+            entropy_floor: summary.entropy_floor,
+            // A sitting of few steps has no median of its own.
+            ms_per_step: summary.ms_per_step.or_else(|| median(metrics.iter().filter_map(|m: &Metric| m.ms))),
+            peak_gpu_bytes: summary.first_step_s.is_some().then_some(summary.peak_gpu_bytes),
+            curve,
+            diverged: None,
+        })
+    }
+
+    /// Of a run whose loss is not finite any more.
+    #[must_use]
+    pub fn diverged(name: &str, run: &Run, error: &Error) -> Self {
+        Self {
+            name: name.to_owned(),
+            info: run.info.clone(),
+            best_val_loss: None,
+            entropy_floor: None,
+            ms_per_step: None,
+            peak_gpu_bytes: None,
+            curve: Vec::new(),
+            diverged: Some(error.to_string()),
+        }
+    }
+}
+
+/// The records of a comparison, and their file.
+#[derive(Debug)]
+pub struct Records {
+    path: PathBuf,
+    all: Vec<Record>,
+}
+
+impl Records {
+    /// Reads those in `dir`; none if there is no file.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::File`], naming the line, if the file holds anything else.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(FILE);
+        let text = match fs::read_to_string(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            other => other.map_err(Error::io(&path, "read"))?,
+        };
+        let record = |(number, line): (usize, &str)| {
+            serde_json::from_str(line)
+                .map_err(|e| Error::file(&path, "records of finished runs", format!("line {}: {e}", number + 1)))
+        };
+        let all = text.lines().enumerate().map(record).collect::<Result<_>>()?;
+        Ok(Self { path, all })
+    }
+
+    /// The record of a run.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Record> {
+        self.all.iter().find(|record| record.name == name)
+    }
+
+    /// Adds a record and writes the file anew, with its directory if that is not there.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn push(&mut self, record: Record) -> Result<()> {
+        self.all.push(record);
+        let mut text = String::new();
+        for record in &self.all {
+            let line = serde_json::to_string(record)
+                .map_err(|e| Error::file(&self.path, "numbers that JSON can hold", e.to_string()))?;
+            text.push_str(&line);
+            text.push('\n');
+        }
+        if let Some(dir) = self.path.parent() {
+            fs::create_dir_all(dir).map_err(Error::io(dir, "create"))?;
+            files::remove_partial(dir);
+        }
+        files::replace_with(&self.path, text.as_bytes())
+    }
+}
+
+/// A method with its formats and number of steps, at the learning rate that ends lowest: a line of the comparison.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    /// How quantizers pass gradients on.
+    pub method: Method,
+    /// The optimizer.
+    pub optimizer: &'static str,
+    /// Format of weights; dense if there is none.
+    pub weights: Option<Format>,
+    /// Format of inputs; dense if there is none.
+    pub activations: Option<Format>,
+    /// Rotation block; none without rotation.
+    pub hadamard: Option<u32>,
+    /// Highest learning rate of the runs below: the one with the lowest mean loss among those that were tried.
+    pub lr: f64,
+    /// Steps.
+    pub steps: u64,
+    /// Seeds of the runs.
+    pub seeds: Vec<u64>,
+    /// Mean over the seeds of the best validation loss, in nats per token; none if a run diverged at every learning rate.
+    pub best_val_loss_mean: Option<f64>,
+    /// Sample standard deviation over the seeds; none for one seed.
+    pub best_val_loss_spread: Option<f64>,
+    /// Mean loss above that of full precision after as many steps.
+    pub gap_to_full: Option<f64>,
+    /// Mean loss above the entropy floor, where that is known.
+    pub gap_to_floor: Option<f64>,
+    /// Bits that a weight of the linear layers takes, scales included.
+    pub bits_per_weight: f64,
+    /// Median over the seeds of the median step.
+    pub ms_per_step: Option<f64>,
+    /// The most device memory that any of the runs held, in bytes.
+    pub peak_gpu_bytes: Option<u64>,
+    /// Mean validation losses by step, as far as every seed has them.
+    #[serde(skip)]
+    pub curve: Vec<Evaluation>,
+}
+
+impl Row {
+    /// Method and formats for people.
+    #[must_use]
+    pub fn label(&self) -> String {
+        let Some(weights) = self.weights else { return "full precision".to_owned() };
+        let activations = self.activations.map_or(String::new(), |format| format!(" x {format}"));
+        format!("{} {weights}{activations}", self.method)
+    }
+}
+
+/// What is compared, all but learning rates and seeds.
+fn key(config: &TrainConfig) -> (Method, Option<Format>, Option<Format>, u64) {
+    (config.method, config.weights, config.activations, config.steps)
+}
+
+/// The rows to which finished runs come, in the order of each one's first record.
+#[must_use]
+pub fn rows(records: &[&Record]) -> Vec<Row> {
+    let mut rows: Vec<Row> =
+        grouped(records, |record| key(&record.info.config)).iter().filter_map(|group| row(group)).collect();
+    let full: Vec<(u64, f64)> = rows
+        .iter()
+        .filter(|row| row.method == Method::None)
+        .filter_map(|row| Some((row.steps, row.best_val_loss_mean?)))
+        .collect();
+    for row in &mut rows {
+        let full = full.iter().find(|(steps, _)| *steps == row.steps);
+        row.gap_to_full = row.best_val_loss_mean.zip(full).map(|(own, (_, full))| own - full);
+    }
+    rows
+}
+
+/// Records by a key, in the order of its first appearance.
+fn grouped<'a, K: PartialEq>(records: &[&'a Record], key: impl Fn(&Record) -> K) -> Vec<Vec<&'a Record>> {
+    let mut groups: Vec<(K, Vec<&Record>)> = Vec::new();
+    for &record in records {
+        let own = key(record);
+        match groups.iter_mut().find(|(key, _)| *key == own) {
+            Some((_, group)) => group.push(record),
+            None => groups.push((own, vec![record])),
+        }
+    }
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
+/// The row of runs that differ in learning rate and seed at most.
+fn row(records: &[&Record]) -> Option<Row> {
+    let rates: Vec<(Option<f64>, Vec<&Record>)> = grouped(records, |record| record.info.config.lr.to_bits())
+        .into_iter()
+        .map(|group| (losses(&group).and_then(|losses| mean(&losses)), group))
+        .collect();
+    // A rate at which some run diverged counts for nothing where there is another.
+    let order = |loss: Option<f64>| loss.unwrap_or(f64::INFINITY);
+    let (loss, best) = rates.into_iter().min_by(|a, b| order(a.0).total_cmp(&order(b.0)))?;
+    let info = &best.first()?.info;
+    let config = &info.config;
+    let floor = best.iter().find_map(|record| record.entropy_floor);
+    let dense = if info.device.precision == Precision::F16 { 16.0 } else { 32.0 };
+    Some(Row {
+        method: config.method,
+        optimizer: "adamw",
+        weights: config.weights,
+        activations: config.activations,
+        hadamard: None,
+        lr: config.lr,
+        steps: config.steps,
+        seeds: best.iter().map(|record| record.info.config.seed).collect(),
+        best_val_loss_mean: loss,
+        best_val_loss_spread: losses(&best).and_then(|losses| spread(&losses)),
+        gap_to_full: None,
+        gap_to_floor: loss.zip(floor).map(|(loss, floor)| loss - floor),
+        bits_per_weight: config.gpt(info.vocab.len()).bits_per_weight().unwrap_or(dense),
+        ms_per_step: median(best.iter().filter_map(|record| record.ms_per_step)),
+        peak_gpu_bytes: best.iter().filter_map(|record| record.peak_gpu_bytes).max(),
+        curve: mean_curve(&best),
+    })
+}
+
+/// The best losses, if every run has one.
+fn losses(records: &[&Record]) -> Option<Vec<f64>> {
+    records.iter().map(|record| record.best_val_loss).collect()
+}
+
+fn mean_curve(records: &[&Record]) -> Vec<Evaluation> {
+    let Some((first, others)) = records.split_first() else { return Vec::new() };
+    let at = |record: &Record, step: u64| record.curve.iter().find(|e| e.step == step).map(|e| e.loss);
+    let point = |first: &Evaluation| {
+        let mut losses = vec![first.loss];
+        for other in others {
+            losses.push(at(other, first.step)?);
+        }
+        Some(Evaluation { step: first.step, loss: mean(&losses)? })
+    };
+    first.curve.iter().filter_map(point).collect()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a number of runs")]
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+/// Sample standard deviation.
+#[expect(clippy::cast_precision_loss, reason = "a number of runs")]
+fn spread(values: &[f64]) -> Option<f64> {
+    let mean = mean(values)?;
+    let squares: f64 = values.iter().map(|value| (value - mean) * (value - mean)).sum();
+    (values.len() > 1).then(|| (squares / (values.len() - 1) as f64).sqrt())
+}
+
+/// The upper one of the two in the middle where there are two, as for a run's steps.
+fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::run::tests::info;
+
+    /// A run in the formats named (`""`: full precision) that ended with that loss, or diverged.
+    fn record(weights: &str, lr: f64, seed: u64, loss: Option<f64>) -> Record {
+        let mut info = info();
+        info.config.lr = lr;
+        info.config.seed = seed;
+        if !weights.is_empty() {
+            info.config.method = Method::Ste;
+            info.config.weights = Some(weights.parse().unwrap());
+        }
+        Record {
+            name: format!("{weights} {lr} {seed}"),
+            info,
+            best_val_loss: loss,
+            entropy_floor: loss.map(|_| 0.5),
+            ms_per_step: loss,
+            peak_gpu_bytes: loss.map(|_| 1000 + seed),
+            curve: loss.map(|loss| Evaluation { step: 10 * seed.min(2), loss }).into_iter().collect(),
+            diverged: loss.is_none().then(|| "step 3".to_owned()),
+        }
+    }
+
+    fn of(records: &[Record]) -> Vec<Row> {
+        rows(&records.iter().collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn statistics_are_those_of_the_samples() {
+        // Sums of powers of two: mean 2 and variance (1 + 0 + 1) / 2, to the bit.
+        let rows = of(&[
+            record("", 0.25, 1, Some(1.0)),
+            record("", 0.25, 2, Some(2.0)),
+            record("", 0.25, 3, Some(3.0)),
+            record("int4:row", 0.25, 1, Some(2.5)),
+        ]);
+        let (full, four) = (&rows[0], &rows[1]);
+        assert_eq!((full.best_val_loss_mean, full.best_val_loss_spread), (Some(2.0), Some(1.0)));
+        assert_eq!((full.gap_to_full, full.gap_to_floor, &full.seeds[..]), (Some(0.0), Some(1.5), &[1, 2, 3][..]));
+        assert_eq!((full.ms_per_step, full.peak_gpu_bytes), (Some(2.0), Some(1003)));
+        assert_eq!((four.best_val_loss_mean, four.best_val_loss_spread), (Some(2.5), None));
+        assert_eq!((four.gap_to_full, four.gap_to_floor), (Some(0.5), Some(2.0)));
+        // Seed 1 was evaluated at another step than seeds 2 and 3.
+        assert_eq!((full.curve.len(), four.curve.len()), (0, 1));
+        let curve = of(&[record("", 1.0, 2, Some(1.0)), record("", 1.0, 3, Some(2.0))])[0].curve.clone();
+        assert_eq!(curve, [Evaluation { step: 20, loss: 1.5 }]);
+    }
+
+    #[test]
+    fn bits_per_weight_are_those_of_the_layers() {
+        let mut half = record("", 1.0, 1, Some(1.0));
+        half.info.device.precision = Precision::F16;
+        half.info.config.steps = 7;
+        let rows = of(&[
+            record("", 1.0, 1, Some(1.0)),
+            half,
+            record("int4:row:f32", 1.0, 1, None),
+            record("nf4", 1.0, 1, None),
+        ]);
+        let bits: Vec<f64> = rows.iter().map(|row| row.bits_per_weight).collect();
+        // The preset's width is 64: 3 * 64 + 64 + 4 * 64 rows of 64 and 64 rows of 256, a scale of 32 bits for each; NF4 has a scale for 64.
+        assert_eq!(bits, [32.0, 16.0, 4.0 + 32.0 * 576.0 / (512.0 * 64.0 + 64.0 * 256.0), 4.5]);
+    }
+
+    #[test]
+    fn the_best_rate_is_reported_and_a_diverged_run_spoils_its_rate() {
+        let rows = of(&[
+            record("int4", 0.5, 1, Some(1.0)),
+            record("int4", 0.5, 2, Some(3.0)),
+            record("int4", 1.0, 1, Some(1.5)),
+            record("int4", 1.0, 2, Some(2.0)),
+            record("int4", 2.0, 1, Some(0.1)),
+            record("int4", 2.0, 2, None),
+            record("int2", 1.0, 1, None),
+        ]);
+        assert_eq!((rows[0].lr, rows[0].best_val_loss_mean), (1.0, Some(1.75)));
+        // Nothing in full precision to compare with.
+        assert_eq!(rows[0].gap_to_full, None);
+        assert_eq!(
+            (rows[1].best_val_loss_mean, rows[1].best_val_loss_spread, rows[1].gap_to_floor),
+            (None, None, None)
+        );
+    }
+
+    #[test]
+    fn budgets_are_compared_with_their_own() {
+        let long = |weights: &str, loss: f64| {
+            let mut record = record(weights, 1.0, 1, Some(loss));
+            record.info.config.steps *= 2;
+            record
+        };
+        let rows =
+            of(&[record("", 1.0, 1, Some(2.0)), record("int4", 1.0, 1, Some(3.0)), long("", 1.0), long("int4", 1.5)]);
+        assert_eq!(rows.iter().map(|row| row.gap_to_full).collect::<Vec<_>>(), [0.0, 1.0, 0.0, 0.5].map(Some));
+    }
+
+    #[test]
+    fn records_come_back_to_the_bit_and_damage_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("new");
+        let mut records = Records::read(&dir).unwrap();
+        let written = [record("int4:g32", 0.1 + 0.2, u64::MAX, Some(0.1 * 3.0)), record("", 1.0, 1, None)];
+        for record in &written {
+            records.push(record.clone()).unwrap();
+        }
+        let again = Records::read(&dir).unwrap();
+        assert_eq!(again.all, written);
+        assert_eq!(again.get(&written[1].name), Some(&written[1]));
+        assert!(again.get("another").is_none());
+        let path = dir.join(FILE);
+        let mut text = fs::read_to_string(&path).unwrap();
+        text.truncate(text.len() - 9);
+        fs::write(&path, text).unwrap();
+        let error = Records::read(&dir).unwrap_err();
+        assert!(!error.is_failure() && error.to_string().contains("compare.jsonl: expected records"), "{error}");
+        assert!(error.to_string().contains("line 2"), "{error}");
+    }
+}

@@ -1,0 +1,332 @@
+//! From what a comparison is asked for to its runs.
+
+use super::config::{Overrides, Preset, Sweep, TrainConfig};
+use crate::format::Format;
+use crate::qat::Method;
+use crate::{Error, Result};
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{IntoDeserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use std::fmt;
+use std::marker::PhantomData;
+use std::str::FromStr;
+
+/// A format, or none: the choice for operands that may stay dense. Spelled `dense` or as the format.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Operand(pub Option<Format>);
+
+impl FromStr for Operand {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text == "dense" { Ok(Self(None)) } else { text.parse().map(|format| Self(Some(format))) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Operand {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A row of a comparison by name: a `[[run]]` of its file.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Combination {
+    /// How quantizers pass gradients on; `ste` where there are weights.
+    pub method: Option<Method>,
+    /// Format of weights; dense if there is none.
+    pub weights: Option<Format>,
+    /// Format of inputs; dense if there is none.
+    pub activations: Option<Operand>,
+    /// Learning rates to choose from; those of the whole comparison if there are none.
+    #[serde(deserialize_with = "one_or_many")]
+    pub lr: Vec<f64>,
+}
+
+/// Reads a list, or one value as a list of it.
+pub(super) fn one_or_many<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    struct OneOrMany<T>(PhantomData<T>);
+
+    impl<T> OneOrMany<T> {
+        fn one<'de, E: serde::de::Error>(value: impl IntoDeserializer<'de, E>) -> Result<Vec<T>, E>
+        where
+            T: Deserialize<'de>,
+        {
+            T::deserialize(value.into_deserializer()).map(|value| vec![value])
+        }
+    }
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for OneOrMany<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a value or a list of values")
+        }
+
+        fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<Vec<T>, E> {
+            Self::one(value)
+        }
+
+        fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Vec<T>, E> {
+            Self::one(value)
+        }
+
+        fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Vec<T>, E> {
+            Self::one(value)
+        }
+
+        fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Vec<T>, E> {
+            Self::one(value)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, values: A) -> Result<Vec<T>, A::Error> {
+            Vec::deserialize(SeqAccessDeserializer::new(values))
+        }
+    }
+
+    deserializer.deserialize_any(OneOrMany(PhantomData))
+}
+
+/// One run of a comparison.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    /// Its directory's name, made of what tells it from the others.
+    pub name: String,
+    /// What is asked for.
+    pub overrides: Overrides,
+    /// All settings.
+    pub config: TrainConfig,
+}
+
+/// What a row differs in, but for steps and seeds.
+#[derive(Clone)]
+struct Variant<'a> {
+    method: Method,
+    weights: Option<Format>,
+    activations: Option<Format>,
+    lr: &'a [f64],
+}
+
+impl Sweep {
+    /// The runs: of each number of steps first those in full precision, then the others in the order in which they were asked for. No run
+    /// comes twice, and each keeps one checkpoint beside the best unless `keep` says otherwise.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the flag.
+    pub fn plan(&self, preset: Preset) -> Result<Vec<Planned>> {
+        fn choices<T: Copy>(values: &[T]) -> Vec<Option<T>> {
+            if values.is_empty() { vec![None] } else { values.iter().copied().map(Some).collect() }
+        }
+        let variants = self.variants()?;
+        let mut plan: Vec<Planned> = Vec::new();
+        for steps in choices(&self.steps) {
+            for variant in &variants {
+                for lr in choices(variant.lr) {
+                    for seed in choices(&self.seeds) {
+                        let Variant { method, weights, activations, .. } = *variant;
+                        let overrides = Overrides {
+                            preset: Some(preset),
+                            method: Some(method),
+                            weights,
+                            activations,
+                            lr,
+                            steps,
+                            seed,
+                            keep: Some(self.keep.unwrap_or(1)),
+                            ..self.shared()
+                        };
+                        let config = overrides.fresh(preset)?;
+                        let name = name(&config);
+                        if plan.iter().all(|other| other.name != name) {
+                            plan.push(Planned { name, overrides, config });
+                        }
+                    }
+                }
+            }
+        }
+        Ok(plan)
+    }
+
+    fn variants(&self) -> Result<Vec<Variant<'_>>> {
+        let full = Variant { method: Method::None, weights: None, activations: None, lr: &self.lr };
+        let mut variants = if self.run.is_empty() { self.lists(&full)? } else { self.combinations()? };
+        if !self.no_full && variants.iter().all(|variant| variant.method != Method::None) {
+            variants.insert(0, full);
+        }
+        if variants.is_empty() {
+            return Err(Error::invalid("--no-full", "--weights to compare beside it", "none"));
+        }
+        Ok(variants)
+    }
+
+    /// All that the lists of methods and formats give together.
+    fn lists<'a>(&'a self, full: &Variant<'a>) -> Result<Vec<Variant<'a>>> {
+        let ste: &[Method] = if self.weights.is_empty() && self.activations.is_empty() { &[] } else { &[Method::Ste] };
+        let methods = if self.methods.is_empty() { ste } else { &self.methods };
+        if methods.iter().all(|method| *method == Method::None) {
+            // Formats that no run would have.
+            let weights = self.weights.first().copied();
+            Method::None.quantizer(weights, self.activations.iter().find_map(|operand| operand.0))?;
+        }
+        let mut variants = Vec::new();
+        for &method in methods {
+            if method == Method::None {
+                variants.push(full.clone());
+                continue;
+            }
+            let dense = [Operand(None)];
+            let activations = if self.activations.is_empty() { &dense[..] } else { &self.activations };
+            for &Operand(activations) in activations {
+                // Where there are none, this is the error.
+                method.quantizer(self.weights.first().copied(), activations)?;
+                for &weights in &self.weights {
+                    variants.push(Variant { method, weights: Some(weights), activations, ..full.clone() });
+                }
+            }
+        }
+        Ok(variants)
+    }
+
+    /// The rows by name.
+    fn combinations(&self) -> Result<Vec<Variant<'_>>> {
+        let lists = [
+            ("--methods", self.methods.is_empty()),
+            ("--weights", self.weights.is_empty()),
+            ("--activations", self.activations.is_empty()),
+        ];
+        if let Some((flag, _)) = lists.into_iter().find(|(_, empty)| !empty) {
+            return Err(Error::invalid(flag, "no list beside rows by name ([[run]])", "one"));
+        }
+        let variant = |run: &'_ Combination| {
+            let (weights, activations) = (run.weights, run.activations.and_then(|operand| operand.0));
+            let quantized = weights.is_some() || activations.is_some();
+            let method = run.method.unwrap_or(if quantized { Method::Ste } else { Method::None });
+            method.quantizer(weights, activations)?;
+            Ok((method, weights, activations))
+        };
+        self.run
+            .iter()
+            .map(|run| {
+                let (method, weights, activations) = variant(run)?;
+                let lr = if run.lr.is_empty() { &self.lr } else { &run.lr };
+                Ok(Variant { method, weights, activations, lr })
+            })
+            .collect()
+    }
+}
+
+/// What tells a run from the others of its comparison, as the name of a directory.
+fn name(config: &TrainConfig) -> String {
+    let mut name = config.method.to_string();
+    for (what, format) in [("weights", config.weights), ("activations", config.activations)] {
+        if let Some(format) = format {
+            name.push_str(&format!(",{what}={format}"));
+        }
+    }
+    name.push_str(&format!(",lr={},steps={},seed={}", config.lr, config.steps, config.seed));
+    // Not every system has colons in names.
+    name.replace(':', ".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(sweep: &Sweep) -> Vec<String> {
+        sweep.plan(Preset::Nano).unwrap().into_iter().map(|planned| planned.name).collect()
+    }
+
+    fn formats(names: &[&str]) -> Vec<Format> {
+        names.iter().map(|name| name.parse().unwrap()).collect()
+    }
+
+    fn operands(names: &[&str]) -> Vec<Operand> {
+        names.iter().map(|name| name.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn lists_multiply() {
+        assert_eq!(names(&Sweep::default()), ["none,lr=0.004,steps=1500,seed=1337"]);
+        let sweep = Sweep {
+            weights: formats(&["int4", "int2:row"]),
+            activations: operands(&["dense", "int8:row"]),
+            lr: vec![0.001, 0.002],
+            steps: vec![20],
+            seeds: vec![1, 2, 1],
+            ..Sweep::default()
+        };
+        let plan = sweep.plan(Preset::Nano).unwrap();
+        assert_eq!(plan.len(), (1 + 2 * 2) * 2 * 2);
+        assert_eq!(plan[0].name, "none,lr=0.001,steps=20,seed=1");
+        assert_eq!(plan[1].name, "none,lr=0.001,steps=20,seed=2");
+        assert_eq!(plan[2].name, "none,lr=0.002,steps=20,seed=1");
+        assert_eq!(plan[4].name, "ste,weights=int4,lr=0.001,steps=20,seed=1");
+        let last = &plan[plan.len() - 1];
+        assert_eq!(last.name, "ste,weights=int2.row,activations=int8.row,lr=0.002,steps=20,seed=2");
+        assert_eq!((last.config.weights, last.config.method), (Some(formats(&["int2:row"])[0]), Method::Ste));
+        assert_eq!((last.config.lr, last.config.steps, last.config.seed, last.config.keep), (0.002, 20, 2, 1));
+
+        let without = Sweep { no_full: true, steps: vec![20, 40], ..sweep.clone() };
+        assert_eq!(names(&without).len(), 2 * 4 * 2 * 2);
+        let both = Sweep { methods: vec![Method::Ste, Method::None], ..sweep };
+        let both = names(&both);
+        assert_eq!(both.len(), plan.len());
+        assert!(both[0].starts_with("ste") && both[both.len() - 1].starts_with("none"), "{both:?}");
+    }
+
+    #[test]
+    fn rows_by_name_have_their_own_rates() {
+        let row = |weights: &str, lr: &[f64]| Combination {
+            weights: Some(weights.parse().unwrap()),
+            lr: lr.to_vec(),
+            ..Combination::default()
+        };
+        let sweep = Sweep {
+            run: vec![row("int4", &[]), row("int2", &[0.01, 0.02])],
+            lr: vec![0.003],
+            steps: vec![9],
+            ..Sweep::default()
+        };
+        assert_eq!(
+            names(&sweep),
+            [
+                "none,lr=0.003,steps=9,seed=1337",
+                "ste,weights=int4,lr=0.003,steps=9,seed=1337",
+                "ste,weights=int2,lr=0.01,steps=9,seed=1337",
+                "ste,weights=int2,lr=0.02,steps=9,seed=1337",
+            ]
+        );
+        let full = Combination { lr: vec![0.5], ..Combination::default() };
+        let own = Sweep { run: vec![row("int4", &[]), full], ..sweep };
+        assert_eq!(names(&own)[1], "none,lr=0.5,steps=9,seed=1337");
+        assert_eq!(names(&own).len(), 2);
+    }
+
+    #[test]
+    fn what_makes_no_sense_together_is_refused_by_flag() {
+        let (int4, none) = (formats(&["int4"]), vec![Method::None]);
+        let refused = |sweep: Sweep, message: &str| {
+            let error = sweep.plan(Preset::Nano).unwrap_err().to_string();
+            assert!(error.starts_with(message), "{error}");
+        };
+        let base = Sweep::default;
+        refused(Sweep { methods: none.clone(), weights: int4.clone(), ..base() }, "--weights: expected no format");
+        refused(Sweep { methods: vec![Method::Ste], ..base() }, "--method: expected none");
+        refused(Sweep { activations: operands(&["int4"]), ..base() }, "--activations: expected --weights");
+        refused(Sweep { no_full: true, ..base() }, "--no-full: expected --weights");
+        refused(Sweep { lr: vec![0.1, -1.0], ..base() }, "--lr: expected a number above 0, found -1");
+        refused(Sweep { steps: vec![0], ..base() }, "--steps: expected at least 1");
+        let run = vec![Combination { method: Some(Method::None), weights: Some(int4[0]), ..Combination::default() }];
+        refused(Sweep { run: run.clone(), ..base() }, "--weights: expected no format beside --method none");
+        refused(Sweep { run, weights: int4, ..base() }, "--weights: expected no list beside rows by name");
+    }
+
+    #[test]
+    fn own_settings_go_over_others() {
+        let file = Sweep { lr: vec![1.0], seeds: vec![1, 2], layers: Some(1), batch: Some(3), ..Sweep::default() };
+        let flags = Sweep { lr: vec![2.0, 3.0], batch: Some(4), no_full: true, ..Sweep::default() };
+        let expected = Sweep { lr: vec![2.0, 3.0], batch: Some(4), no_full: true, ..file.clone() };
+        assert_eq!(flags.over(file), expected);
+    }
+}
