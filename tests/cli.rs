@@ -36,6 +36,10 @@ fn bad_flags() {
     train(&["--steps", "-1"], &["--steps"]);
     train(&["--max-tier", "magic"], &["--max-tier: expected one of baseline, subgroup, coop", "`magic`"]);
     train(&["--precision", "f8"], &["--precision", "auto, f32, f16", "f8"]);
+    train(&["--method", "none", "--weights", "int4"], &["--weights: expected no format beside --method none"]);
+    train(&["--method", "ste"], &["--method: expected none where there are no --weights, found ste"]);
+    train(&["--method", "magic"], &["--method", "none, ste", "magic"]);
+    train(&["--activations", "int4"], &["--activations: expected --weights beside it"]);
     train(&["--resume"], &["--resume: expected --out"]);
     train(&["--colour"], &["--colour"]);
     refused(dir.path(), &["train", "--preset", "giant"], &["nano, cpu, baby, gpt2", "giant"]);
@@ -82,7 +86,7 @@ fn bad_files() {
 #[test]
 fn help_and_version_are_no_errors() {
     let dir = tempfile::tempdir().unwrap();
-    for args in [&["--help"][..], &["train", "--help"], &["--version"]] {
+    for args in [&["--help"][..], &["train", "--help"], &["compare", "--help"], &["--version"]] {
         let output = walsh(dir.path(), args);
         assert_eq!(output.status.code(), Some(0));
         assert!(output.stderr.is_empty());
@@ -110,6 +114,9 @@ fn help_and_version_are_no_errors() {
         "keep",
         "seed",
         "precision",
+        "method",
+        "weights",
+        "activations",
         "adapter",
         "max-tier",
         "out",

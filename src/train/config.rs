@@ -516,66 +516,66 @@ macro_rules! settings {
 }
 
 settings! {
-shared {
-    /// UTF-8 text to learn from, its last tenth for validation [default: the built-in corpus]
-    text: PathBuf, "--text", Examined;
-    /// Where defaults come from: nano, cpu, baby or gpt2 [default: one that suits the adapter]
-    preset: Preset, "--preset", Fixed;
-    /// Transformer blocks
-    layers: usize, "--layers", Fixed;
-    /// Attention heads; they divide the width
-    heads: usize, "--heads", Fixed;
-    /// Width of the model
-    embd: usize, "--embd", Fixed;
-    /// Context in tokens
-    block: usize, "--block", Fixed;
-    /// Sequences in a micro-batch
-    batch: usize, "--batch", Fixed;
-    /// Micro-batches in a step
-    accumulate: usize, "--accumulate", Fixed;
-    /// Probability that dropout zeroes an element
-    dropout: f64, "--dropout", Fixed;
-}
-lists {
-    /// Optimizer steps
-    steps: u64, "--steps", Fixed;
-    /// Seed of weights, dropout and the order of the data
-    seed: u64, "--seed", Fixed;
-    /// How quantizers pass gradients on: none or ste [default: ste where there are --weights]
-    method: Method, "--method", Fixed;
-    /// Format of the weights of linear layers, as in int4:g128 [default: dense]
-    weights: Format, "--weights", Fixed;
-    /// Format of the inputs of linear layers; needs --weights [default: dense]
-    activations: Format, "--activations", Fixed;
-    /// Highest learning rate
-    lr: f64, "--lr", Fixed;
-}
-shared {
-    /// Learning rate at the end [default: a tenth of the highest]
-    min_lr: f64, "--min-lr", Fixed;
-    /// Steps of linear warm-up
-    warmup: u64, "--warmup", Fixed;
-    /// Decoupled weight decay of matrices and embeddings
-    weight_decay: f64, "--weight-decay", Fixed;
-    /// Largest global norm of the gradient; 0 does not clip
-    clip: f64, "--clip", Fixed;
-    /// Steps between evaluations
-    eval_every: u64, "--eval-every", Measured;
-    /// Evaluate so many batches of the validation split [default: all of it]
-    eval_batches: usize, "--eval-batches", Fixed;
-    /// Steps between checkpoints
-    checkpoint_every: u64, "--checkpoint-every", Free;
-    /// Newest checkpoints to keep, beside the best
-    keep: usize, "--keep", Free;
-    /// Steps between lines of metrics.jsonl
-    log_every: u64, "--log-every", Free;
-    /// Type of matrix operands and activations: auto, f32 or f16
-    precision: Precision, "--precision", Examined;
-    /// Part of the adapter's name, or #N
-    adapter: String, "--adapter", Examined;
-    /// Use no kernels above this tier: baseline, subgroup or coop
-    max_tier: String, "--max-tier", Fixed;
-}
+    shared {
+        /// UTF-8 text to learn from, its last tenth for validation [default: the built-in corpus]
+        text: PathBuf, "--text", Examined;
+        /// Where defaults come from: nano, cpu, baby or gpt2 [default: one that suits the adapter]
+        preset: Preset, "--preset", Fixed;
+        /// Transformer blocks
+        layers: usize, "--layers", Fixed;
+        /// Attention heads; they divide the width
+        heads: usize, "--heads", Fixed;
+        /// Width of the model
+        embd: usize, "--embd", Fixed;
+        /// Context in tokens
+        block: usize, "--block", Fixed;
+        /// Sequences in a micro-batch
+        batch: usize, "--batch", Fixed;
+        /// Micro-batches in a step
+        accumulate: usize, "--accumulate", Fixed;
+        /// Probability that dropout zeroes an element
+        dropout: f64, "--dropout", Fixed;
+    }
+    lists {
+        /// Optimizer steps
+        steps: u64, "--steps", Fixed;
+        /// Seed of weights, dropout and the order of the data
+        seed: u64, "--seed", Fixed;
+        /// How quantizers pass gradients on: none or ste [default: ste where there are --weights]
+        method: Method, "--method", Fixed;
+        /// Format of the weights of linear layers, as in int4:g128 [default: dense]
+        weights: Format, "--weights", Fixed;
+        /// Format of the inputs of linear layers; needs --weights [default: dense]
+        activations: Format, "--activations", Fixed;
+        /// Highest learning rate
+        lr: f64, "--lr", Fixed;
+    }
+    shared {
+        /// Learning rate at the end [default: a tenth of the highest]
+        min_lr: f64, "--min-lr", Fixed;
+        /// Steps of linear warm-up
+        warmup: u64, "--warmup", Fixed;
+        /// Decoupled weight decay of matrices and embeddings
+        weight_decay: f64, "--weight-decay", Fixed;
+        /// Largest global norm of the gradient; 0 does not clip
+        clip: f64, "--clip", Fixed;
+        /// Steps between evaluations
+        eval_every: u64, "--eval-every", Measured;
+        /// Evaluate so many batches of the validation split [default: all of it]
+        eval_batches: usize, "--eval-batches", Fixed;
+        /// Steps between checkpoints
+        checkpoint_every: u64, "--checkpoint-every", Free;
+        /// Newest checkpoints to keep, beside the best
+        keep: usize, "--keep", Free;
+        /// Steps between lines of metrics.jsonl
+        log_every: u64, "--log-every", Free;
+        /// Type of matrix operands and activations: auto, f32 or f16
+        precision: Precision, "--precision", Examined;
+        /// Part of the adapter's name, or #N
+        adapter: String, "--adapter", Examined;
+        /// Use no kernels above this tier: baseline, subgroup or coop
+        max_tier: String, "--max-tier", Fixed;
+    }
 }
 
 /// The error for a flag that a resumed run does not take.
