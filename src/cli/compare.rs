@@ -68,18 +68,12 @@ pub fn run(args: &Args) -> Result<()> {
 
     job::stop_on_ctrl_c()?;
     let mut display = Display::new(&plan, done);
-    for (number, planned) in plan.iter().enumerate() {
-        if records.get(&planned.name).is_some() {
-            continue;
-        }
-        display.label = format!("{}/{} {}", number + 1, plan.len(), planned.name);
-        records.push(train(planned, &dir, &mut display, &mut warn)?)?;
-        let (rows, floor) = outcome(&plan, &records);
-        plot::comparison(&dir.join(plot::COMPARISON_FILE), &first.config.describe(), &rows, floor)?;
-    }
+    let result = train_missing(&plan, &dir, &mut records, &mut display, &mut warn);
     display.bar.finish();
+    result?;
 
-    let (rows, _) = outcome(&plan, &records);
+    // Also where all was done before: the plan may have other rows than it had then.
+    let rows = draw(&plan, &dir, &records)?;
     if args.json {
         for row in &rows {
             let line = serde_json::to_string(row).map_err(|e| Error::invalid("--json", "numbers", e.to_string()))?;
@@ -133,6 +127,24 @@ fn check(
     Ok(done)
 }
 
+/// Does the runs that have no record yet.
+fn train_missing(
+    plan: &[Planned],
+    dir: &Path,
+    records: &mut Records,
+    display: &mut Display,
+    warn: &mut dyn FnMut(String),
+) -> Result<()> {
+    for (number, planned) in plan.iter().enumerate() {
+        if records.get(&planned.name).is_none() {
+            display.label = format!("{}/{} {}", number + 1, plan.len(), planned.name);
+            records.push(train(planned, dir, display, warn)?)?;
+            draw(plan, dir, records)?;
+        }
+    }
+    Ok(())
+}
+
 /// Starts a run or goes on with it.
 fn train(planned: &Planned, root: &Path, display: &mut Display, warn: &mut dyn FnMut(String)) -> Result<Record> {
     let go_on = format!("go on with the same settings and `--out {}`", root.display());
@@ -142,40 +154,45 @@ fn train(planned: &Planned, root: &Path, display: &mut Display, warn: &mut dyn F
     let dir = root.join(&planned.name);
     let setup = Setup::new(Found::look(&dir, true, warn)?, &planned.overrides, warn)?;
     if !std::mem::replace(&mut display.described, true) {
-        setup.describe();
+        for line in setup.describe() {
+            display.bar.line(&line);
+        }
     }
     let mut job = setup.start(|_| Ok(dir))?;
     display.step = job.run.state.step;
     if display.step > 0 {
         display.line(&format!("resuming after step {}", display.step));
     }
-    let record = match job.train(Instant::now(), display) {
+    match job.train(Instant::now(), display) {
         Ok(summary) => {
             let loss = summary.best_val_loss.map_or("-".to_owned(), |loss| format!("{loss:.4}"));
             display.end(planned.config.steps, &format!("best validation loss {loss}"));
-            Record::finished(&planned.name, &job.run, &summary)?
+            Record::finished(&planned.name, &job.run, &summary)
         }
         Err(error @ Error::NonFinite { .. }) => {
             display.end(planned.config.steps, &format!("diverged: {error}"));
-            Record::diverged(&planned.name, &job.run, &error)
+            Ok(Record::diverged(&planned.name, &job.run, &error))
         }
         Err(Error::Interrupted(_)) => {
             let step = job.run.state.step;
             let message = format!("stopped after step {step} of {}, which is saved; {go_on}", planned.name);
-            return Err(Error::Interrupted(message));
+            Err(Error::Interrupted(message))
         }
         Err(error) => {
-            display.line(&format!("failed in {}", job.run.dir.display()));
-            return Err(error);
+            display.line("failed");
+            Err(error)
         }
-    };
-    Ok(record)
+    }
 }
 
-/// The rows as far as there are records, and the entropy floor if it is known.
-fn outcome(plan: &[Planned], records: &Records) -> (Vec<Row>, Option<f64>) {
+/// Draws the rows as far as there are records, and returns them.
+fn draw(plan: &[Planned], dir: &Path, records: &Records) -> Result<Vec<Row>> {
     let all: Vec<&Record> = plan.iter().filter_map(|planned| records.get(&planned.name)).collect();
-    (rows(&all), all.iter().find_map(|record| record.entropy_floor))
+    let rows = rows(&all);
+    let title = plan.first().map_or(String::new(), |planned| planned.config.describe());
+    let floor = all.iter().find_map(|record| record.entropy_floor);
+    plot::comparison(&dir.join(plot::COMPARISON_FILE), &title, &rows, floor)?;
+    Ok(rows)
 }
 
 /// Shows how far all runs are together.

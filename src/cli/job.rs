@@ -65,25 +65,27 @@ impl Setup {
         Ok(Self { found, config, gpt, data, context, device })
     }
 
-    /// Says what is trained, on what text and on which device.
-    pub fn describe(&self) {
+    /// What is trained, on what text and on which device.
+    pub fn describe(&self) -> [String; 3] {
         let Self { config, data, device, .. } = self;
-        say(&format!(
-            "{}, {} parameters; {} steps of {} tokens",
-            config.describe(),
-            self.gpt.parameters(),
-            config.steps,
-            config.tokens_per_step()
-        ));
         let text = config.text.as_ref().map_or("the built-in corpus".to_owned(), |p| p.display().to_string());
-        say(&format!(
-            "text: {text}: {} characters to learn from, {} to validate with, {} different ones",
-            data.train_len(),
-            data.validation_len(),
-            data.vocab().len()
-        ));
-        let (adapter, backend, tier) = (&device.adapter, &device.backend, &device.tier);
-        say(&format!("device: {adapter} ({backend}, tier {tier}, {})", device.precision.name()));
+        let DeviceInfo { adapter, backend, tier, .. } = device;
+        [
+            format!(
+                "{}, {} parameters; {} steps of {} tokens",
+                config.describe(),
+                self.gpt.parameters(),
+                config.steps,
+                config.tokens_per_step()
+            ),
+            format!(
+                "text: {text}: {} characters to learn from, {} to validate with, {} different ones",
+                data.train_len(),
+                data.validation_len(),
+                data.vocab().len()
+            ),
+            format!("device: {adapter} ({backend}, tier {tier}, {})", device.precision.name()),
+        ]
     }
 
     /// The model's shape.

@@ -35,7 +35,9 @@ pub fn run(args: &Args, started: Instant) -> Result<()> {
     };
     let without_checkpoint = matches!(found, Found::Settings(_));
     let setup = Setup::new(found, &args.overrides, &mut warn)?;
-    setup.describe();
+    for line in setup.describe() {
+        say(&line);
+    }
     if let Some(quantizer) = setup.gpt().quantizer {
         say(&format!("linear layers: {quantizer}"));
     }

@@ -446,27 +446,27 @@ macro_rules! sweep {
         #[serde(default, deny_unknown_fields)]
         #[cfg_attr(feature = "cli", derive(clap::Args))]
         pub struct Sweep {
-            /// How quantizers pass gradients on: none, ste [list; default: ste]
+            /// List of how quantizers pass gradients on: none, ste [default: ste]
             #[serde(alias = "method", deserialize_with = "one_or_many")]
             #[cfg_attr(feature = "cli", arg(long, visible_alias = "method", value_delimiter = ','))]
             pub methods: Vec<Method>,
-            /// Formats of the weights of linear layers, as in int4:g128 [list]
+            /// List of formats of the weights of linear layers, as in int4,int2:row
             #[serde(deserialize_with = "one_or_many")]
             #[cfg_attr(feature = "cli", arg(long, value_delimiter = ','))]
             pub weights: Vec<Format>,
-            /// Formats of the inputs of linear layers, or dense [list; default: dense]
+            /// List of formats of the inputs of linear layers, or dense [default: dense]
             #[serde(deserialize_with = "one_or_many")]
             #[cfg_attr(feature = "cli", arg(long, value_delimiter = ','))]
             pub activations: Vec<Operand>,
-            /// Highest learning rates; a row has the one that ends lowest [list; default: the preset's]
+            /// List of highest learning rates; a row has the one that ends lowest [default: the preset's]
             #[serde(deserialize_with = "one_or_many")]
             #[cfg_attr(feature = "cli", arg(long, value_delimiter = ','))]
             pub lr: Vec<f64>,
-            /// Optimizer steps; more than one number gives rows of their own [list; default: the preset's]
+            /// List of numbers of optimizer steps, each with rows of its own [default: the preset's]
             #[serde(deserialize_with = "one_or_many")]
             #[cfg_attr(feature = "cli", arg(long, value_delimiter = ','))]
             pub steps: Vec<u64>,
-            /// Seeds of weights, dropout and the order of the data; rows are means over them [list; default: the preset's]
+            /// List of seeds of weights, dropout and the order of the data; a row is a mean over them [default: the preset's]
             #[serde(alias = "seed", deserialize_with = "one_or_many")]
             #[cfg_attr(feature = "cli", arg(long, visible_alias = "seed", value_delimiter = ','))]
             pub seeds: Vec<u64>,
