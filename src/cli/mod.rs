@@ -2,15 +2,19 @@
 
 mod bench;
 mod compare;
+mod dequantize;
 mod info;
+mod inspect;
 mod job;
 mod model;
 mod progress;
+mod quantize;
 mod sample;
 mod train;
 
 use clap::{Parser, Subcommand};
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 use walsh::{Context, ContextOptions, Error, Result, Tier};
@@ -35,6 +39,12 @@ enum Command {
     Sample(sample::Args),
     /// Time each kernel against what this adapter copies and multiplies at most
     Bench(bench::Args),
+    /// Quantize the weights of a safetensors file
+    Quantize(quantize::Args),
+    /// Write the values of quantized weights as f32
+    Dequantize(dequantize::Args),
+    /// Show the tensors of a file: shapes, formats, bits per weight
+    Inspect(inspect::Args),
 }
 
 /// Runs the command and turns its result into an exit code: 0, 1 for a failure while working, 2 for bad input.
@@ -53,6 +63,9 @@ pub fn main(started: Instant) -> ExitCode {
         Command::Compare(args) => compare::run(&args),
         Command::Sample(args) => sample::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
+        Command::Dequantize(args) => dequantize::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -90,6 +103,40 @@ fn context(adapter: Option<&str>, max_tier: Option<&str>) -> Result<Context> {
         options = options.max_tier(tier);
     }
     Context::with_options(&options)
+}
+
+/// The same for work that the host can do too: none where there is no adapter at all and none was asked for.
+fn context_or_host(adapter: Option<&str>, max_tier: Option<&str>) -> Result<Option<Context>> {
+    match context(adapter, max_tier) {
+        Err(Error::NoAdapter(_)) if adapter.is_none() => {
+            say("no GPU adapter found: working on the host");
+            Ok(None)
+        }
+        found => found.map(Some),
+    }
+}
+
+/// Refuses to write over the input.
+fn different(input: &Path, output: &Path) -> Result<()> {
+    let same = match (input.canonicalize(), output.canonicalize()) {
+        (Ok(input), Ok(output)) => input == output,
+        _ => false,
+    };
+    if same {
+        return Err(Error::invalid("OUTPUT", "another file than the input", output.display().to_string()));
+    }
+    Ok(())
+}
+
+/// A bar over a file's tensors, where standard error is a terminal, and what is called before each of them.
+fn progress_bar() -> (indicatif::ProgressBar, impl FnMut(usize, usize, &str)) {
+    let bar = indicatif::ProgressBar::new(0);
+    let shown = bar.clone();
+    (bar, move |number: usize, count: usize, name: &str| {
+        shown.set_length(count as u64);
+        shown.set_position(number as u64);
+        shown.set_message(name.to_owned());
+    })
 }
 
 /// Bytes for people.

@@ -85,6 +85,8 @@ pub enum Store {
     E8M0(Power),
     /// An E4M3 float without sign, times an f32 scale of the whole tensor (NVFP4, arXiv 2509.25149, appendix B).
     E4M3,
+    /// An E4M3 float without sign, rounded as ggml does it, and no scale of the tensor: GGUF's NVFP4.
+    Ue4m3,
     /// An 8-bit code of [`tables::dynamic_map`], times an f32 scale per 256 groups, plus an f32 offset of the tensor (QLoRA's double
     /// quantization, arXiv 2305.14314, section 3).
     Double,
@@ -215,7 +217,7 @@ impl Format {
         let scale = match self.store {
             Store::F32 => 32.0,
             Store::F16 => 16.0,
-            Store::E8M0(_) | Store::E4M3 => 8.0,
+            Store::E8M0(_) | Store::E4M3 | Store::Ue4m3 => 8.0,
             Store::Double => 8.0 + 32.0 / 256.0,
         };
         let scales = if self.grid == Grid::Nf3 { 2.0 } else { 1.0 };
@@ -285,6 +287,7 @@ impl std::str::FromStr for Format {
     /// | `full`, `centred`, `asym` | integers that use the lowest code; without a zero; with zero points |
     /// | `absmax`, `mse`, `absmean`, `signed` | what scales are computed from |
     /// | `floor`, `roundup`, `ceil`, `even` | how E8M0 scales are chosen |
+    /// | `ue4m3` | E4M3 scales without a scale of the tensor, rounded as ggml does it |
     /// | `exact` | codes are chosen by the f32 scale before it is rounded to f16 |
     /// | `half-up`, `half-down`, `half-zero`, `half-away` | where ties go instead of to the even code |
     fn from_str(text: &str) -> Result<Self, Self::Err> {

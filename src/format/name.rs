@@ -100,13 +100,13 @@ impl Format {
             Grid::Int { bits, .. } => match (self.store, bits) {
                 (Store::E8M0(_), 4) => "mxint4",
                 (Store::E8M0(_), _) => "mxint8",
-                (Store::E4M3, _) => "nvint4",
+                (Store::E4M3 | Store::Ue4m3, _) => "nvint4",
                 _ => INTS[bits as usize],
             },
             Grid::Centred { bits } | Grid::ZeroPoint { bits } => INTS[bits as usize],
             Grid::Float(float) => match (float, self.store) {
                 (Minifloat::E2M1, Store::E8M0(_)) => "mxfp4",
-                (Minifloat::E2M1, Store::E4M3) => "nvfp4",
+                (Minifloat::E2M1, Store::E4M3 | Store::Ue4m3) => "nvfp4",
                 (Minifloat::E2M1, _) => "e2m1",
                 (Minifloat::E2M3, _) => "mxfp6_e2m3",
                 (Minifloat::E3M2, _) => "mxfp6_e3m2",
@@ -147,6 +147,7 @@ pub(super) fn write(format: &Format, f: &mut fmt::Formatter<'_>) -> fmt::Result 
             Store::E8M0(Power::Ceil) => ":ceil",
             Store::E8M0(Power::Even) => ":even",
             Store::E4M3 => ":e4m3",
+            Store::Ue4m3 => ":ue4m3",
         })?;
     }
     match (format.grid, base.grid) {
@@ -249,6 +250,7 @@ fn apply(format: &mut Format, option: &str, name: &str, integer: bool, floats: b
                 _ => Power::Even,
             });
         }
+        "ue4m3" if format.store == Store::E4M3 => format.store = Store::Ue4m3,
         "half-even" | "half-up" | "half-down" | "half-zero" | "half-away" => {
             format.ties = match option {
                 "half-even" => Ties::Even,
@@ -266,7 +268,7 @@ fn apply(format: &mut Format, option: &str, name: &str, integer: bool, floats: b
     }
     Ok(match option {
         "tensor" | "row" => "span of a scale",
-        "f32" | "f16" | "dq" | "floor" | "roundup" | "ceil" | "even" => "storage of scales",
+        "f32" | "f16" | "dq" | "floor" | "roundup" | "ceil" | "even" | "ue4m3" => "storage of scales",
         "full" | "centred" | "asym" => "grid",
         "absmax" | "mse" | "absmean" | "signed" => "rule for scales",
         "exact" => "scale that codes are chosen by",
@@ -294,6 +296,9 @@ fn possible(format: &Format, name: &str, integer: bool, floats: bool) -> String 
     }
     if matches!(format.store, Store::E8M0(_)) {
         all.extend(["floor", "roundup", "ceil", "even"]);
+    }
+    if format.store == Store::E4M3 {
+        all.push("ue4m3");
     }
     all.extend(["half-even", "half-up", "half-down", "half-zero", "half-away"]);
     format!("{name} with options of {}", all.join(", "))
@@ -351,6 +356,8 @@ mod tests {
             "int3:asym",
             "binary:g64",
             "int4:full:signed:half-up:exact",
+            "nvfp4:ue4m3:half-zero",
+            "nvint4:ue4m3",
         ] {
             let format: Format = text.parse().unwrap();
             assert_eq!(format.to_string().parse::<Format>().unwrap(), format);

@@ -89,7 +89,7 @@ impl Layout {
         let scale_bits = match format.store {
             Store::F32 => 32,
             Store::F16 => 16,
-            Store::E8M0(_) | Store::E4M3 | Store::Double => 8,
+            Store::E8M0(_) | Store::E4M3 | Store::Ue4m3 | Store::Double => 8,
         };
         let scales = if format.grid == Grid::Nf3 { 2 } else { 1 };
         let row_scales = (groups * scales * scale_bits).div_ceil(32);
@@ -164,8 +164,8 @@ impl PackedMatrix {
         let layout = Layout::new(&format, rows, cols)?;
         let mut matrix = Self { format, layout, codes: vec![0; layout.code_words], side: vec![0; layout.side_words] };
         matrix.side[..HEADER].copy_from_slice(&format.header());
-        for (word, value) in matrix.side[layout.map_at..].iter_mut().zip(tables::dynamic_map()) {
-            *word = value.to_bits();
+        if format.store == Store::Double {
+            matrix.set_map(&tables::dynamic_map());
         }
         Ok(matrix)
     }
@@ -237,6 +237,61 @@ impl PackedMatrix {
         }
     }
 
+    /// The codes of a row, one to a byte.
+    ///
+    /// # Panics
+    /// If `codes` does not have one element per column.
+    pub fn row_codes(&self, row: usize, codes: &mut [u8]) {
+        assert_eq!(codes.len(), self.layout.cols, "one code per column");
+        codes.fill(0);
+        let words = &self.codes[row * self.layout.row_words..][..self.layout.row_words];
+        for (unit, codes) in words.chunks(self.format.bits() as usize).zip(codes.chunks_mut(UNIT)) {
+            for (width, word, low) in Layout::planes(self.format.bits()) {
+                let per_word = (32 / width) as usize;
+                for (word, codes) in unit[word..].iter().zip(codes.chunks_mut(per_word)) {
+                    let mut rest = *word;
+                    for code in codes {
+                        *code |= ((rest & ((1 << width) - 1)) << low) as u8;
+                        rest >>= width;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sets the codes of a row; bits beyond the format's are ignored.
+    ///
+    /// # Panics
+    /// If `codes` does not have one element per column.
+    pub fn set_row_codes(&mut self, row: usize, codes: &[u8]) {
+        assert_eq!(codes.len(), self.layout.cols, "one code per column");
+        let words = &mut self.codes[row * self.layout.row_words..][..self.layout.row_words];
+        for (unit, codes) in words.chunks_mut(self.format.bits() as usize).zip(codes.chunks(UNIT)) {
+            for (width, word, low) in Layout::planes(self.format.bits()) {
+                let per_word = (32 / width) as usize;
+                for (word, codes) in unit[word..].iter_mut().zip(codes.chunks(per_word)) {
+                    *word = codes
+                        .iter()
+                        .rev()
+                        .fold(0, |word, code| word << width | (u32::from(*code) >> low & ((1 << width) - 1)));
+                }
+            }
+        }
+    }
+
+    /// The values of double-quantized scales' codes; empty for other formats.
+    #[must_use]
+    pub fn map(&self) -> &[u32] {
+        &self.side[self.layout.map_at..]
+    }
+
+    /// Sets them: [`tables::dynamic_map`] unless a file brings its own.
+    pub fn set_map(&mut self, map: &[f32; 256]) {
+        for (word, value) in self.side[self.layout.map_at..].iter_mut().zip(map) {
+            *word = value.to_bits();
+        }
+    }
+
     /// A header word.
     #[must_use]
     pub fn header(&self, word: Header) -> f32 {
@@ -303,7 +358,7 @@ impl PackedMatrix {
             Store::F16 => f64::from(half::f16::from_bits(bits as u16)),
             Store::E8M0(_) if bits == 255 => f64::NAN,
             Store::E8M0(_) => 2f64.powi(bits as i32 - 127),
-            Store::E4M3 => super::Minifloat::E4M3.decode(bits),
+            Store::E4M3 | Store::Ue4m3 => super::Minifloat::E4M3.decode(bits),
             Store::Double => {
                 let level = f32::from_bits(self.side[self.layout.map_at + bits as usize]);
                 f64::from(level) * f64::from(self.nested(row, group)) + f64::from(self.header(Header::Offset))
@@ -426,7 +481,8 @@ impl PackedMatrix {
             }
             Store::E8M0(_) if bad => 255,
             Store::E8M0(power) => self.format.power_of_two(power, group.iter().fold(0.0, |m, v| m.max(v.abs()))),
-            Store::E4M3 if bad => 0x7F,
+            Store::E4M3 | Store::Ue4m3 if bad => 0x7F,
+            Store::Ue4m3 => ue4m3(ideal as f32),
             Store::E4M3 => {
                 let format =
                     Format { grid: Grid::Float(super::Minifloat::E4M3), ties: super::Ties::Even, ..self.format };
@@ -481,6 +537,21 @@ impl PackedMatrix {
             if largest > 0.0 { (13 - exponent(largest * self.format.grid.span_max())).clamp(-100, 100) } else { 0 };
         self.set_header(Header::Norm, 2f32.powi(power));
         self.set_header(Header::InverseNorm, 2f32.powi(-power));
+    }
+}
+
+/// A scale as ggml rounds it to E4M3 without sign: ties up, what lies between the largest subnormal and the smallest normal number to the former,
+/// 248 and more to the largest value.
+fn ue4m3(scale: f32) -> u32 {
+    let bits = scale.to_bits();
+    let exponent = (bits >> 23) as i32 - 127 + 7;
+    if scale <= 0.0 {
+        0
+    } else if exponent <= 0 {
+        ((scale * 512.0 + 0.5) as u32).min(7)
+    } else {
+        let code = ((exponent as u32) << 3 | bits >> 20 & 7) + (bits >> 19 & 1);
+        if code >= 15 << 3 { 0x7E } else { code }
     }
 }
 

@@ -99,7 +99,7 @@ impl Packed {
                 Store::F32 => 0,
                 Store::F16 => 1,
                 Store::E8M0(_) => 2,
-                Store::E4M3 => 3,
+                Store::E4M3 | Store::Ue4m3 => 3,
                 Store::Double => 4,
             },
             scale_stride: dim(l.scale_stride)?,

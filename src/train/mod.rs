@@ -12,7 +12,7 @@ pub mod compare;
 mod config;
 pub mod corpus;
 mod data;
-mod files;
+pub(crate) mod files;
 mod gpt_run;
 pub mod metrics;
 #[cfg(feature = "cli")]

@@ -1,0 +1,33 @@
+//! `walsh dequantize`: packed weights in, a safetensors file of f32 out.
+
+use super::{context_or_host, progress_bar, say};
+use std::path::PathBuf;
+use walsh::Result;
+use walsh::io::convert::dequantize_file;
+
+/// Flags of `walsh dequantize`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The file to read, in any of walsh's containers
+    input: PathBuf,
+    /// The safetensors file to write
+    output: PathBuf,
+    /// Adapter by a part of its name, or #N
+    #[arg(long)]
+    adapter: Option<String>,
+    /// The highest tier to use: baseline, subgroup or coop
+    #[arg(long)]
+    max_tier: Option<String>,
+}
+
+/// Runs it.
+pub fn run(args: &Args) -> Result<()> {
+    super::different(&args.input, &args.output)?;
+    let context = context_or_host(args.adapter.as_deref(), args.max_tier.as_deref())?;
+    let (bar, step) = progress_bar();
+    let summary = dequantize_file(context.as_ref(), &args.input, &args.output, step);
+    bar.finish_and_clear();
+    let summary = summary?;
+    say(&format!("{}: {} tensors as F32; {} copied", args.output.display(), summary.converted, summary.copied));
+    Ok(())
+}

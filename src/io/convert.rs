@@ -1,0 +1,268 @@
+//! From files of floats to files of quantized tensors and back.
+
+use super::source::shown;
+use super::tensor::{Dtype, PackedTensor, floats};
+use super::{Archive, Container, Entry, Item, ItemContent, Writer};
+use crate::format::{Format, Grid, Layout, PackedMatrix, Rounding};
+use crate::kernel::dequantize::dequantize;
+use crate::kernel::packed::Packed;
+use crate::{Context, DType, Error, Result};
+use std::path::Path;
+
+/// Bytes of a plain tensor that are copied at once.
+const CHUNK: u64 = 1 << 22;
+
+/// Quantizes a matrix `[rows, cols]`.
+///
+/// # Errors
+/// As [`PackedMatrix::quantize`].
+pub fn quantize_tensor(
+    _context: Option<&Context>,
+    format: Format,
+    x: &[f32],
+    rows: usize,
+    cols: usize,
+) -> Result<PackedMatrix> {
+    PackedMatrix::quantize(format, x, rows, cols, Rounding::Nearest)
+}
+
+/// The values of a quantized tensor, in the tensor's order: on the device where there is one and the tensor fits it, else on the host.
+///
+/// # Errors
+/// As [`dequantize`].
+pub fn dequantize_tensor(context: Option<&Context>, tensor: &PackedTensor) -> Result<Vec<f32>> {
+    let on_device = |context: &Context| -> Result<Vec<f32>> {
+        let Layout { rows, cols, .. } = *tensor.matrix.layout();
+        let packed = Packed::from_host(context, &tensor.matrix)?;
+        let out = context.alloc(rows * cols, DType::F32)?;
+        dequantize(context, &packed, &out)?;
+        Ok(bytemuck::pod_collect_to_vec(&context.readback(&out)?.wait()?))
+    };
+    let values = match context.map(on_device) {
+        Some(Err(Error::Limit { .. })) | None => on_host(&tensor.matrix),
+        Some(values) => values?,
+    };
+    Ok(tensor.in_order(values))
+}
+
+/// The definition in float64, with levels looked up.
+#[expect(clippy::cast_possible_truncation, reason = "values are rounded to f32 once")]
+fn on_host(matrix: &PackedMatrix) -> Vec<f32> {
+    let Layout { rows, cols, group, .. } = *matrix.layout();
+    let grid = matrix.format().grid();
+    // A zero point is taken off the level.
+    let levels: Vec<f64> = (0..1u32 << grid.bits()).map(|code| grid.decode(code, 0)).collect();
+    let mut codes = vec![0; cols];
+    let mut values = Vec::with_capacity(rows * cols);
+    for row in 0..rows {
+        matrix.row_codes(row, &mut codes);
+        for (number, codes) in codes.chunks(group).enumerate() {
+            let zero = f64::from(matrix.zero(row, number));
+            let positive = matrix.scale(row, number, false);
+            let negative = if grid == Grid::Nf3 { matrix.scale(row, number, true) } else { positive };
+            for code in codes {
+                let level = levels[usize::from(*code)] - zero;
+                values.push((level * if level < 0.0 { negative } else { positive }) as f32);
+            }
+        }
+    }
+    values
+}
+
+/// Which tensors to quantize.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// Patterns of names; without any, all that have two dimensions.
+    pub include: Vec<String>,
+    /// Patterns of names that are left as they are.
+    pub exclude: Vec<String>,
+}
+
+impl Selection {
+    fn takes(&self, entry: &Entry) -> bool {
+        let any = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, entry.name()));
+        let dimensions = entry.shape().len();
+        let shaped = if self.include.is_empty() { dimensions == 2 } else { dimensions >= 2 && any(&self.include) };
+        shaped && !any(&self.exclude) && entry.dtype().is_some_and(Dtype::is_float) && entry.elements() > 0
+    }
+}
+
+/// Whether a name matches a pattern, in which `*` stands for any characters and `?` for one.
+fn matches(pattern: &str, name: &str) -> bool {
+    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    let (mut p, mut n) = (0, 0);
+    // Where the last star is, and how far what it stands for reaches.
+    let mut star = None;
+    while n < name.len() {
+        match pattern.get(p) {
+            Some('*') => {
+                star = Some((p, n));
+                p += 1;
+            }
+            Some(c) if *c == '?' || *c == name[n] => (p, n) = (p + 1, n + 1),
+            _ => match star {
+                Some((at, reach)) => {
+                    star = Some((at, reach + 1));
+                    (p, n) = (at + 1, reach + 1);
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|c| *c == '*')
+}
+
+/// What a conversion did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Tensors that were quantized, or whose values were computed.
+    pub converted: usize,
+    /// Tensors that were copied.
+    pub copied: usize,
+    /// Elements of the former.
+    pub elements: u64,
+    /// Bytes that the former take where they are quantized: codes, scales and what else the container needs.
+    pub bytes: u64,
+}
+
+/// Quantizes tensors of a safetensors file into another one; the rest is copied. `progress` is called before each tensor with its number, how many
+/// there are, and its name.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::File`] for a malformed input or values that are not finite; [`Error::Invalid`] with the tensor's name where the container
+/// cannot hold it.
+pub fn quantize_file(
+    context: Option<&Context>,
+    input: &Path,
+    output: &Path,
+    format: Format,
+    container: Container,
+    selection: &Selection,
+    mut progress: impl FnMut(usize, usize, &str),
+) -> Result<Summary> {
+    let archive = Archive::open(input)?;
+    if let Some(found) = archive.container() {
+        return Err(Error::file(input, "tensors that are not quantized", format!("a file of {found}")));
+    }
+    let mut items = Vec::new();
+    let mut taken = Vec::new();
+    for entry in archive.entries() {
+        let Some(dtype) = entry.dtype() else { continue };
+        let takes = selection.takes(entry);
+        if takes {
+            container.check(
+                &format!("{}: tensor `{}`", input.display(), shown(entry.name())),
+                &format,
+                entry.shape(),
+            )?;
+        }
+        taken.push(takes);
+        let content =
+            if takes { ItemContent::Packed { format, dtype, permuted: false } } else { ItemContent::Plain(dtype) };
+        items.push(Item { name: entry.name().to_owned(), shape: entry.shape().to_vec(), content });
+    }
+    if !taken.contains(&true) {
+        let expected = "a tensor of f32, f16 or bf16 with two dimensions or a name that --include matches";
+        return Err(Error::file(input, expected, format!("{} others", items.len())));
+    }
+    Writer::write(output, Some(container), items, archive.metadata(), |writer| {
+        let mut summary = Summary::default();
+        let count = archive.entries().len();
+        for (number, (entry, takes)) in archive.entries().iter().zip(taken).enumerate() {
+            progress(number, count, entry.name());
+            if !takes {
+                copy(&archive, entry, writer, number)?;
+                summary.copied += 1;
+                continue;
+            }
+            let Some(dtype) = entry.dtype() else { continue };
+            let x = floats(dtype, &archive.plain(entry, 0, u64::MAX)?).unwrap_or_default();
+            if let Some(i) = x.iter().position(|v| !v.is_finite()) {
+                let expected = format!("finite values in tensor `{}`", shown(entry.name()));
+                return Err(Error::file(input, expected, format!("{} at element {i}", x[i])));
+            }
+            let (rows, cols) = container.matrix_shape(&format, entry.shape());
+            let matrix = quantize_tensor(context, format, &x, rows, cols)?;
+            let tensor = PackedTensor { matrix, shape: entry.shape().to_vec(), dtype, order: None };
+            summary.bytes += writer.packed(number, &tensor)?;
+            summary.converted += 1;
+            summary.elements += x.len() as u64;
+        }
+        Ok(summary)
+    })
+}
+
+/// Writes the values of all tensors of a file as safetensors: f32 where they are quantized, as they are where they are not.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::File`] with the tensor's name where the input is malformed or of a type that walsh does not read.
+pub fn dequantize_file(
+    context: Option<&Context>,
+    input: &Path,
+    output: &Path,
+    mut progress: impl FnMut(usize, usize, &str),
+) -> Result<Summary> {
+    let archive = Archive::open(input)?;
+    let items = archive.entries().iter().map(|entry| Item {
+        name: entry.name().to_owned(),
+        shape: entry.shape().to_vec(),
+        content: ItemContent::Plain(entry.dtype().unwrap_or(Dtype::F32)),
+    });
+    if let Some(entry) = archive.entries().iter().find(|e| e.format().is_none() && e.dtype().is_none()) {
+        // The error that says so.
+        archive.packed(entry)?;
+    }
+    Writer::write(output, None, items.collect(), archive.metadata(), |writer| {
+        let mut summary = Summary::default();
+        let count = archive.entries().len();
+        for (number, entry) in archive.entries().iter().enumerate() {
+            progress(number, count, entry.name());
+            if entry.format().is_none() {
+                copy(&archive, entry, writer, number)?;
+                summary.copied += 1;
+                continue;
+            }
+            let values = dequantize_tensor(context, &archive.packed(entry)?)?;
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            writer.plain(number, 0, &bytes)?;
+            summary.converted += 1;
+            summary.elements += values.len() as u64;
+            summary.bytes += entry.bytes().unwrap_or(0);
+        }
+        Ok(summary)
+    })
+}
+
+fn copy(archive: &Archive<'_>, entry: &Entry, writer: &mut Writer, number: usize) -> Result<()> {
+    let mut from = 0;
+    loop {
+        let bytes = archive.plain(entry, from, CHUNK)?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        writer.plain(number, from, &bytes)?;
+        from += bytes.len() as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        for (pattern, name, expected) in [
+            ("*.weight", "a.weight", true),
+            ("*.weight", "a.weights", false),
+            ("h.?.mlp.*", "h.1.mlp.c_fc.weight", true),
+            ("h.?.mlp.*", "h.11.mlp.c_fc.weight", false),
+            ("*a*b", "xaxbxb", true),
+            ("*a*b", "xaxbx", false),
+            ("", "", true),
+            ("*", "", true),
+            ("?", "", false),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+}
