@@ -228,7 +228,7 @@ pub(super) fn asymmetric(format: Format) -> Format {
 
 /// Whether a name belongs to this container or to AWQ's.
 pub(super) fn recognises(name: &str) -> bool {
-    name.ends_with(".qweight")
+    name.ends_with(".qweight") || name.ends_with(".qzeros")
 }
 
 pub(super) fn find(claims: &mut Claims<'_>, config: Option<Config>) -> Result<Vec<Entry>, Problem> {

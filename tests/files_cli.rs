@@ -1,0 +1,201 @@
+//! `walsh quantize`, `dequantize` and `inspect`: files in and out, and what they say to bad input.
+#![cfg(feature = "cli")]
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output};
+use walsh::format::Format;
+use walsh::io::{Archive, Container, Dtype, Item, ItemContent, Metadata, Writer};
+
+fn walsh(dir: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_walsh")).current_dir(dir).args(args).output().unwrap()
+}
+
+#[track_caller]
+fn done(dir: &Path, args: &[&str]) -> String {
+    let output = walsh(dir, args);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{args:?}: {message}");
+    String::from_utf8(output.stdout).unwrap() + &message
+}
+
+#[track_caller]
+fn refused(dir: &Path, args: &[&str], parts: &[&str]) {
+    let before = std::fs::read_dir(dir).unwrap().count();
+    let output = walsh(dir, args);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {message}");
+    assert!(output.stdout.is_empty() && !message.contains("panicked"), "{args:?}: {message}");
+    for part in parts {
+        assert!(message.contains(part), "{args:?}: `{part}` is not in: {message}");
+    }
+    assert_eq!(std::fs::read_dir(dir).unwrap().count(), before, "{args:?} left something behind");
+}
+
+/// Values that f16 and bf16 hold too.
+fn weights(count: usize) -> Vec<f32> {
+    (0..count).map(|i| ((i * 29 + i / 7) % 61) as f32 / 32.0 - 1.0).collect()
+}
+
+/// A model of matrices in three types, a vector, counters and a batch of matrices.
+fn model(dir: &Path) -> Vec<(String, Dtype, Vec<usize>, Vec<u8>)> {
+    let f32s = |x: &[f32]| x.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let f16s = |x: &[f32]| x.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect::<Vec<u8>>();
+    let bf16s = |x: &[f32]| x.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect::<Vec<u8>>();
+    let tensors = vec![
+        ("embedding.weight".to_owned(), Dtype::F32, vec![16, 64], f32s(&weights(1024))),
+        ("h.0.attn.weight".to_owned(), Dtype::BF16, vec![32, 64], bf16s(&weights(2048))),
+        ("h.0.mlp.weight".to_owned(), Dtype::F16, vec![32, 64], f16s(&weights(2048))),
+        ("h.0.experts.weight".to_owned(), Dtype::F32, vec![2, 8, 64], f32s(&weights(1024))),
+        ("h.0.norm".to_owned(), Dtype::F16, vec![64], f16s(&weights(64))),
+        ("steps".to_owned(), Dtype::I64, vec![1], 7i64.to_le_bytes().to_vec()),
+    ];
+    let items = tensors.iter().map(|(name, dtype, shape, _)| Item {
+        name: name.clone(),
+        shape: shape.clone(),
+        content: ItemContent::Plain(*dtype),
+    });
+    let metadata = Metadata::Texts(vec![("origin".into(), "a test".into())]);
+    Writer::write(&dir.join("model.safetensors"), None, items.collect(), &metadata, |writer| {
+        tensors.iter().enumerate().try_for_each(|(i, (.., bytes))| writer.plain(i, 0, bytes))
+    })
+    .unwrap();
+    tensors
+}
+
+#[test]
+fn quantize_inspect_and_dequantize_in_every_container() {
+    let dir = tempfile::tempdir().unwrap();
+    let tensors = model(dir.path());
+    for (container, name, packed) in [
+        (Container::Walsh, "int4:g32:centred", 3),
+        (Container::Bitsandbytes, "nf4:dq", 3),
+        (Container::GptOss, "mxfp4", 3),
+        (Container::Gptq, "int4:g64:asym", 3),
+        (Container::GptqV2, "int8:row", 3),
+        (Container::Awq, "int4:g32:asym", 3),
+        (Container::Gguf, "int4", 3),
+    ] {
+        let case = dir.path().join(container.name());
+        std::fs::create_dir(&case).unwrap();
+        let args = ["quantize", "../model.safetensors", "out", "--format", name, "--container", container.name()];
+        let said = done(&case, &args);
+        assert!(said.contains(&format!("{packed} tensors")) && said.contains("bits per weight"), "{said}");
+        let value: Value = serde_json::from_str(&done(&case, &["inspect", "out", "--json"])).unwrap();
+        assert_eq!(value["container"], container.name());
+        let list = value["tensors"].as_array().unwrap();
+        assert_eq!(list.len(), tensors.len());
+        assert_eq!(list.iter().filter(|t| !t["format"].is_null()).count(), packed);
+        let text = done(&case, &["inspect", "out"]);
+        assert!(text.contains("h.0.mlp.weight") && text.contains("[32, 64]"), "{text}");
+        done(&case, &["dequantize", "out", "back.safetensors"]);
+        let back = Archive::open(&case.join("back.safetensors")).unwrap();
+        assert_eq!((back.container(), back.entries().len()), (None, tensors.len()));
+        let quantized = Archive::open(&case.join("out")).unwrap();
+        for (name, dtype, shape, bytes) in &tensors {
+            let entry = back.entry(name).unwrap();
+            assert_eq!(entry.shape(), shape);
+            let got = back.plain(entry, 0, u64::MAX).unwrap();
+            let source = quantized.entry(name).unwrap();
+            if source.format().is_none() {
+                assert_eq!((entry.dtype(), &got), (Some(*dtype), bytes), "{name} in {container}");
+                continue;
+            }
+            assert_eq!(entry.dtype(), Some(Dtype::F32));
+            let tensor = quantized.packed(source).unwrap();
+            let values = walsh::io::floats(Dtype::F32, &got).unwrap();
+            let original = walsh::io::floats(*dtype, bytes).unwrap();
+            for ((value, exact), x) in values.iter().zip(tensor.matrix.dequantize()).zip(original) {
+                // The device rounds once, and once more where scales are double-quantized, of terms below 4.
+                assert!(
+                    (f64::from(*value) - exact).abs() <= 4.0 * 2f64.powi(-22),
+                    "{name} in {container}: {value} {exact}"
+                );
+                // The coarsest step of these formats: NF4's widest gap, half of it, and E2M1's saturation.
+                assert!((value - x).abs() <= 0.26, "{name} in {container}: {value} for {x}");
+            }
+        }
+    }
+    let gptq = std::fs::read_to_string(dir.path().join("gptq/quantize_config.json")).unwrap();
+    let config: Value = serde_json::from_str(&gptq).unwrap();
+    assert_eq!(
+        (&config["bits"], &config["group_size"], &config["checkpoint_format"]),
+        (&4.into(), &64.into(), &"gptq".into())
+    );
+    assert!(dir.path().join("awq/quant_config.json").exists());
+    let archive = Archive::open(&dir.path().join("walsh/out")).unwrap();
+    let Metadata::Texts(texts) = archive.metadata() else { panic!("safetensors") };
+    assert!(texts.contains(&("origin".into(), "a test".into())), "{texts:?}");
+}
+
+#[test]
+fn which_tensors_are_quantized() {
+    let dir = tempfile::tempdir().unwrap();
+    model(dir.path());
+    let formats = |flags: &[&str]| -> Vec<String> {
+        let args = [&["quantize", "model.safetensors", "out", "--format", "int4:g64"], flags].concat();
+        done(dir.path(), &args);
+        let archive = Archive::open(&dir.path().join("out")).unwrap();
+        archive.entries().iter().filter(|e| e.format().is_some()).map(|e| e.name().to_owned()).collect()
+    };
+    assert_eq!(formats(&[]), ["embedding.weight", "h.0.attn.weight", "h.0.mlp.weight"]);
+    assert_eq!(formats(&["--exclude", "embedding*"]), ["h.0.attn.weight", "h.0.mlp.weight"]);
+    assert_eq!(
+        formats(&["--include", "h.?.*.weight", "--exclude", "*.mlp.*"]),
+        ["h.0.attn.weight", "h.0.experts.weight"]
+    );
+    let archive = Archive::open(&dir.path().join("out")).unwrap();
+    let entry = archive.entry("h.0.experts.weight").unwrap();
+    assert_eq!((entry.shape(), entry.format()), (&[2, 8, 64][..], Some("int4:g64".parse::<Format>().unwrap())));
+}
+
+#[test]
+fn bad_input_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    model(dir);
+    let quantize = |format: &str, container: &str, more: &[&str], parts: &[&str]| {
+        let args = ["quantize", "model.safetensors", "out", "--format", format, "--container", container];
+        refused(dir, &[&args[..], more].concat(), parts);
+    };
+    quantize("int9", "walsh", &[], &["--format", "int9", "expected one of int2"]);
+    quantize("int4", "zip", &[], &["--container", "one of walsh, bitsandbytes", "`zip`"]);
+    quantize(
+        "int4:centred",
+        "gguf",
+        &[],
+        &["model.safetensors", "embedding.weight", "half-integers", "which walsh can hold"],
+    );
+    quantize("int4", "awq", &["--include", "h.0.experts*"], &["h.0.experts.weight", "two dimensions"]);
+    quantize("int4", "walsh", &["--include", "nothing"], &["model.safetensors", "--include"]);
+    quantize("nf4", "gptq", &[], &["embedding.weight", "integers", "bitsandbytes"]);
+    refused(dir, &["quantize", "absent", "out", "--format", "int4"], &["absent"]);
+    refused(dir, &["quantize", "model.safetensors", "model.safetensors", "--format", "int4"], &["OUTPUT"]);
+    refused(dir, &["quantize", "model.safetensors", "no/out", "--format", "int4"], &["no/out"]);
+    refused(dir, &["quantize", ".", "out", "--format", "int4"], &["directory"]);
+    refused(dir, &["dequantize", "absent", "out"], &["absent"]);
+    refused(dir, &["inspect", "absent"], &["absent"]);
+    // A truncated file, a value that is not finite, a file that is quantized already.
+    let whole = std::fs::read(dir.join("model.safetensors")).unwrap();
+    std::fs::write(dir.join("short"), &whole[..whole.len() - 1]).unwrap();
+    for args in
+        [&["quantize", "short", "out", "--format", "int4"][..], &["dequantize", "short", "out"], &["inspect", "short"]]
+    {
+        refused(dir, args, &["short: expected", "the file's end"]);
+    }
+    let mut nan = whole;
+    // The last of the tensors is a vector of 128 bytes, before it lies h.0.mlp.weight.
+    let position = nan.len() - 128 - 2;
+    nan[position..position + 2].copy_from_slice(&half::f16::NAN.to_le_bytes());
+    std::fs::write(dir.join("nan"), nan).unwrap();
+    refused(
+        dir,
+        &["quantize", "nan", "out", "--format", "int4"],
+        &["nan: expected finite values", "`h.0.mlp.weight`", "NaN at element 2047"],
+    );
+    done(dir, &["quantize", "model.safetensors", "packed", "--format", "int4"]);
+    refused(dir, &["quantize", "packed", "out", "--format", "int4"], &["packed", "not quantized", "walsh"]);
+    // A configuration of another model is not written over.
+    std::fs::write(dir.join("quantize_config.json"), "{}").unwrap();
+    quantize("int4", "gptq", &["--exclude", "*embedding*"], &["quantize_config.json", "another model"]);
+}
