@@ -310,7 +310,7 @@ fn readers_neither_panic_nor_take_more_memory_than_they_may() {
     let start = number("WALSH_FUZZ_SEED", 1);
     let all = seeds();
     let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-    let (mut read, mut refused) = (0, 0);
+    let (mut read, mut refused, mut share) = (0, 0, 0.0f64);
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
             .map(|thread| {
@@ -318,7 +318,7 @@ fn readers_neither_panic_nor_take_more_memory_than_they_may() {
                 scope.spawn(move || {
                     let mut random =
                         Random(0x9E37_79B9_7F4A_7C15 ^ (start << 8 | (thread + 1)).wrapping_mul(0xD134_2543_DE82_EF95));
-                    let mut counts = [0u64; 2];
+                    let (mut counts, mut largest) = ([0u64; 2], 0.0f64);
                     for execution in 0..executions.div_ceil(threads) {
                         let Seed { bytes, sidecar } = mutate(all, &mut random);
                         let size = bytes.len() + sidecar.as_ref().map_or(0, Vec::len);
@@ -329,18 +329,20 @@ fn readers_neither_panic_nor_take_more_memory_than_they_may() {
                         let Ok(fine) = result else { panic!("a reader panicked: {}", shown()) };
                         assert!(peak <= 16 * size + (64 << 10), "{peak} bytes for a file of {size}: {}", shown());
                         counts[usize::from(fine)] += 1;
+                        largest = largest.max(peak as f64 / (16 * size + (64 << 10)) as f64);
                     }
-                    counts
+                    (counts, largest)
                 })
             })
             .collect();
         for worker in workers {
-            let [bad, good] = worker.join().unwrap();
+            let ([bad, good], largest) = worker.join().unwrap();
             refused += bad;
             read += good;
+            share = share.max(largest);
         }
     });
-    println!("{read} files were read, {refused} refused");
+    println!("{read} files were read, {refused} refused; at most {:.0} % of the memory that is allowed", share * 100.0);
     // A generator whose files are all refused at once, or none, tests nothing.
     assert!(read * 50 > executions && refused * 4 > executions, "{read} read, {refused} refused");
 }
@@ -401,5 +403,30 @@ fn headers_of_many_small_things_stay_within_the_bound() {
         assert!(peak <= 16 * file.len() + (64 << 10), "file {number}: {peak} bytes for {}", file.len());
         // Half of them are valid.
         assert_eq!(result.is_ok(), [0, 5, 6].contains(&number), "file {number}: {result:?}");
+    }
+}
+
+#[test]
+fn tensors_of_the_worst_shapes_stay_within_the_bound() {
+    // Rows of few columns, which the packed matrix fills up to 32; and much data in few tensors.
+    for (container, format, shape) in [
+        (Container::Gptq, "int8:row:asym", [16384, 4]),
+        (Container::GptqV2, "int2:row:asym", [16384, 16]),
+        (Container::Awq, "int4:row:asym", [16384, 1]),
+        (Container::Bitsandbytes, "nf4:g32", [4096, 32]),
+        (Container::Bitsandbytes, "nf4:g32:dq", [4096, 33]),
+        (Container::GptOss, "mxfp4", [4096, 32]),
+        (Container::Gguf, "int4:g32", [4096, 32]),
+        (Container::Gguf, "int8:g32", [4096, 32]),
+        (Container::Gguf, "nvfp4", [4096, 64]),
+        (Container::Gguf, "int2:g256", [1024, 256]),
+        (Container::Walsh, "binary:g16", [4096, 1]),
+        (Container::Walsh, "nf3", [4096, 129]),
+    ] {
+        let Seed { bytes, sidecar } = seed(Some(container), format, &shape, None);
+        let (read, peak) = peak(|| fuzz_bytes(&bytes, sidecar.as_deref()).unwrap());
+        assert_eq!(read, 2);
+        let size = bytes.len() + sidecar.map_or(0, |text| text.len());
+        assert!(peak <= 16 * size + (64 << 10), "{format} in {container}: {peak} bytes for {size}");
     }
 }

@@ -39,7 +39,7 @@ pub(super) fn matrix_shape(format: &Format, shape: &[usize]) -> (usize, usize) {
     if cols.is_multiple_of(format.group(cols)) && matches!(format.span(), Sharing::Group(_)) {
         (rows, cols)
     } else {
-        (1, rows * cols)
+        (1, rows.saturating_mul(cols))
     }
 }
 
@@ -49,9 +49,10 @@ fn quant_type(format: &Format) -> &'static str {
 
 pub(super) fn parts(name: &str, shape: &[usize], format: &Format) -> Vec<Part> {
     let (rows, cols) = matrix_shape(format, shape);
-    let blocks = (rows * cols).div_ceil(format.group(cols));
+    let count = rows.saturating_mul(cols);
+    let blocks = count.div_ceil(format.group(cols));
     let mut parts = vec![
-        Part::new(name, Dtype::U8, &[(rows * cols).div_ceil(2), 1]),
+        Part::new(name, Dtype::U8, &[count.div_ceil(2), 1]),
         Part::new(format!("{name}{STATE}{}", quant_type(format)), Dtype::U8, &[STATE_BYTES]),
         Part::new(format!("{name}.quant_map"), Dtype::F32, &[16]),
     ];

@@ -691,8 +691,11 @@ fn written(item: &Item) -> Result<Vec<Written>, String> {
     }
 }
 
-/// A file's header, and where the bytes of each part of each item go. The error is the item's number and the reason.
-pub(super) fn layout(items: &[Item], metadata: &[KeyValue]) -> Result<(Vec<u8>, Vec<Vec<Span>>), (usize, String)> {
+/// A file's header, where the bytes of each part of each item go, and the file's length.
+pub(super) type Layout = (Vec<u8>, Vec<Vec<Span>>, u64);
+
+/// The layout of a file of these items. The error is the number of the item that the container cannot hold, and the reason.
+pub(super) fn layout(items: &[Item], metadata: &[KeyValue]) -> Result<Layout, (usize, String)> {
     let mut header = MAGIC.to_vec();
     let all = items.iter().enumerate().map(|(number, item)| written(item).map_err(|reason| (number, reason)));
     let all: Vec<Vec<Written>> = all.collect::<Result<_, _>>()?;
@@ -739,7 +742,9 @@ pub(super) fn layout(items: &[Item], metadata: &[KeyValue]) -> Result<(Vec<u8>, 
     for span in spans.iter_mut().flatten() {
         span.offset = span.offset.saturating_add(header.len() as u64);
     }
-    Ok((header, spans))
+    // The last tensor is padded too: ggml reads whole multiples of the alignment.
+    let end = offset.saturating_add(header.len() as u64);
+    Ok((header, spans, end))
 }
 
 /// The metadata of a file that comes from another container.

@@ -650,7 +650,7 @@ impl Writer {
                 _ => Error::invalid(what, format!("what the file can hold: {reason}"), "another tensor"),
             }
         };
-        let (header, spans) = if container == Some(Container::Gguf) {
+        let (header, spans, end) = if container == Some(Container::Gguf) {
             let own = gguf::metadata();
             let metadata = match metadata {
                 Metadata::Gguf(metadata) => metadata,
@@ -688,16 +688,15 @@ impl Writer {
                 return Err(refused(pair[1].1, format!("names are unique, and `{}` is taken", shown(pair[0].0))));
             }
             let (header, all) = safetensors::layout(&parts.concat(), &texts);
+            let end = all.iter().filter_map(|span| span.end()).max().unwrap_or(header.len() as u64);
             let mut all = all.into_iter();
-            (header, parts.iter().map(|parts| all.by_ref().take(parts.len()).collect()).collect())
+            let spans: Vec<Vec<Span>> = parts.iter().map(|parts| all.by_ref().take(parts.len()).collect()).collect();
+            (header, spans, end)
         };
-        let spans: Vec<Vec<Span>> = spans;
         let mut file = File::create(partial).map_err(Error::io(path, "create"))?;
         let write = |e| Error::io(path, "write")(e);
         file.write_all(&header).map_err(write)?;
-        let align = if container == Some(Container::Gguf) { 32 } else { 1 };
-        let end = spans.iter().flatten().filter_map(|span| span.end()).max().unwrap_or(0).max(header.len() as u64);
-        file.set_len(end.checked_next_multiple_of(align).unwrap_or(end)).map_err(write)?;
+        file.set_len(end).map_err(write)?;
         let missing = spans.iter().map(|spans| spans.iter().map(|span| span.bytes).sum()).collect();
         Ok(Self { path: path.to_owned(), file, container, items, spans, missing })
     }
@@ -720,10 +719,8 @@ impl Writer {
     /// # Errors
     /// [`Error::Io`]; [`Error::Invalid`] where there are more than the item has.
     pub fn plain(&mut self, number: usize, from: u64, bytes: &[u8]) -> Result<()> {
-        match self.spans[number].as_slice() {
-            [span] if matches!(self.items[number].content, ItemContent::Plain(_)) => {
-                self.put(number, *span, from, bytes)
-            }
+        match (self.spans.get(number).map(Vec::as_slice), self.items.get(number).map(|item| item.content)) {
+            (Some([span]), Some(ItemContent::Plain(_))) => self.put(number, *span, from, bytes),
             _ => Err(Error::invalid(format!("item {number}"), "a tensor that is not quantized", "another")),
         }
     }
@@ -733,7 +730,10 @@ impl Writer {
     /// # Errors
     /// [`Error::Io`]; [`Error::Invalid`] where the tensor is not what the item announced, or holds something that the container has no bits for.
     pub fn packed(&mut self, number: usize, tensor: &PackedTensor) -> Result<u64> {
-        let item = &self.items[number];
+        let Some(item) = self.items.get(number) else {
+            let items = format!("one of {} items", self.items.len());
+            return Err(Error::invalid(format!("item {number}"), items, "none"));
+        };
         let what = || format!("tensor `{}`", shown(&item.name));
         let given = ItemContent::Packed {
             format: tensor.matrix.format(),
@@ -771,10 +771,8 @@ pub fn table() -> String {
     text.push('\n');
     let mut formats = Format::all();
     for (_, encoding) in Container::ALL.into_iter().flat_map(Container::encodings) {
-        if let Ok(format) = encoding.parse::<Format>() {
-            if !formats.contains(&format) {
-                formats.push(format);
-            }
+        if let Some(format) = encoding.parse().ok().filter(|format| !formats.contains(format)) {
+            formats.push(format);
         }
     }
     let mut reasons: Vec<(Container, String, Vec<String>)> = Vec::new();

@@ -172,7 +172,7 @@ pub(crate) fn elements(shape: &[usize]) -> Option<usize> {
 pub(crate) fn rows_and_cols(shape: &[usize]) -> (usize, usize) {
     match shape {
         [] => (1, 1),
-        [rows @ .., cols] => (rows.iter().product(), *cols),
+        [rows @ .., cols] => (rows.iter().fold(1, |n, d| n.saturating_mul(*d)), *cols),
     }
 }
 
