@@ -108,8 +108,8 @@ impl Case<'_> {
                         let value = half::f16::from_bits(bits as u16).to_f64();
                         assert!(a.min(b) <= value && value <= a.max(b), "{at}: {value:e}, want {ideal:e}");
                     }
-                    Store::E4M3 if want_bits == 0x7F => assert_eq!(bits, 0x7F, "{at}"),
-                    Store::E4M3 => {
+                    Store::E4M3 | Store::Ue4m3 if want_bits == 0x7F => assert_eq!(bits, 0x7F, "{at}"),
+                    Store::E4M3 | Store::Ue4m3 => {
                         let largest = group.iter().fold(0.0f64, |m, v| m.max(f64::from(v.abs())));
                         let largest = if largest < f64::from(f32::MIN_POSITIVE) { 0.0 } else { largest };
                         let v = largest / format.grid().max() / f64::from(got.header(Header::Factor));
