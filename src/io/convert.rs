@@ -6,24 +6,37 @@ use super::{Archive, Container, Entry, Item, ItemContent, Writer};
 use crate::format::{Format, Grid, Layout, PackedMatrix, Rounding};
 use crate::kernel::dequantize::dequantize;
 use crate::kernel::packed::Packed;
+use crate::kernel::quantize::{Options, quantize};
 use crate::{Context, DType, Error, Result};
 use std::path::Path;
 
 /// Bytes of a plain tensor that are copied at once.
 const CHUNK: u64 = 1 << 22;
 
-/// Quantizes a matrix `[rows, cols]`.
+/// Quantizes a matrix `[rows, cols]`: on the device where there is one, the matrix fits it and its kernels have the format, else on the host.
 ///
 /// # Errors
-/// As [`PackedMatrix::quantize`].
+/// As [`quantize`] and [`PackedMatrix::quantize`].
 pub fn quantize_tensor(
-    _context: Option<&Context>,
+    context: Option<&Context>,
     format: Format,
     x: &[f32],
     rows: usize,
     cols: usize,
 ) -> Result<PackedMatrix> {
-    PackedMatrix::quantize(format, x, rows, cols, Rounding::Nearest)
+    let on_device = |context: &Context| {
+        let values = context.alloc(x.len(), DType::F32)?;
+        context.upload(&values, bytemuck::cast_slice(x))?;
+        let packed = Packed::empty(context, format, rows, cols)?;
+        quantize(context, &values, &packed, Options::default())?;
+        packed.to_host(context)
+    };
+    match context.map(on_device) {
+        None | Some(Err(Error::Limit { .. } | Error::Unsupported { .. })) => {
+            PackedMatrix::quantize(format, x, rows, cols, Rounding::Nearest)
+        }
+        Some(matrix) => matrix,
+    }
 }
 
 /// The values of a quantized tensor, in the tensor's order: on the device where there is one and the tensor fits it, else on the host.
