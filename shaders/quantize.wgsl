@@ -14,6 +14,7 @@
 const STRIDE: u32 = 4u;
 #import quantize_scale
 #import quantize_code
+#import quantize_unit
 #import quantize_side
 #if SPAN == 2
 #import quantize_total

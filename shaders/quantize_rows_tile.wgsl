@@ -41,23 +41,29 @@ fn main(lane: Lane) {
     let row = wg;
     let first = team;
     let step = TEAMS;
+    // A subgroup without a tile only waits.
+    let busy = lane.subgroup * lane.size / 8u * 4u * HALVES < params.units;
 #else
     let row = wg * 32u + team;
     let first = 0u;
     let step = 1u;
+    let busy = true;
 #endif
     let there = row < params.rows;
-    let rounds = (params.units + 8u * step - 1u) / (8u * step);
+    let rounds = (params.units + 4u * HALVES * step - 1u) / (4u * HALVES * step);
     var seen = unseen();
     var scale: Scale;
     for (var t = 0u; t + 1u < 2u * rounds; t++) {
         let number = first + min(t, 2u * rounds - 2u - t) * step;
         var tile = tile_of_row(row, number);
         if !there { tile = Tile(0u, 0u, 0u, 0u); }
-        let u = load_tile(tile, l);
-        if t < rounds {
-            let place = number * 256u + l * 4u;
-            seen = see1(see0(seen, u, place), u, place);
+        var u: Unit;
+        if busy { u = load_tile(tile, l); }
+        if busy && t < rounds {
+            let place = number * 128u * HALVES + l * 4u;
+#for h 0 HALVES
+            seen = see{h}(seen, u, place);
+#endfor
         }
         if t + 1u == rounds {
             var total = joined(joined(joined(total_of(seen), 1u), 2u), 4u);
@@ -74,14 +80,14 @@ fn main(lane: Lane) {
             if there && l == 0u && first == 0u { put_scale(row, 0u, stored); }
             scale = scale_of(stored, 1.0);
         }
-        if t + 1u >= rounds {
+        if busy && t + 1u >= rounds {
             var c: Codes;
-#for h 0 2
+#for h 0 HALVES
 #for q 0 4
             let coded{h}{q} = coded(u.q{h}{q}, scale, element_of(tile, l, {h}u * 4u + {q}u));
             let there{h}{q} = has(tile, l, {h}u * 4u + {q}u);
             c.c{h}{q} = select(vec4<u32>(), coded{h}{q}.code, there{h}{q});
-            c.inside |= select(0u, join(coded{h}{q}.inside, 1u), there{h}{q}) << ({h}u * 16u + {q}u * 4u);
+            c.inside[{h}] |= select(0u, join(coded{h}{q}.inside, 1u), there{h}{q}) << ({q}u * 4u);
 #endfor
 #endfor
             put_tile(tile, l, c);

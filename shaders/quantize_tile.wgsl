@@ -117,7 +117,7 @@ fn main(lane: Lane) {
     let coded{h}{q} = coded(u.q{h}{q}, s{h}{q}, element_of(tile, l, {h}u * 4u + {q}u));
     let there{h}{q} = has(tile, l, {h}u * 4u + {q}u);
     c.c{h}{q} = select(vec4<u32>(), coded{h}{q}.code, there{h}{q});
-    c.inside |= select(0u, join(coded{h}{q}.inside, 1u), there{h}{q}) << ({h}u * 16u + {q}u * 4u);
+    c.inside[{h}] |= select(0u, join(coded{h}{q}.inside, 1u), there{h}{q}) << ({q}u * 4u);
 #endfor
 #endfor
     put_tile(tile, l, c);

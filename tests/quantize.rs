@@ -373,6 +373,10 @@ fn long_groups_and_tensors_of_many_parts_match() {
         {
             run(&context, text.parse().unwrap(), &Gen::new(2).hard(4200 * 36), [4200, 36], DType::F32, None, 1.0);
         }
+        for cols in [1056, 1100, 4100, 5000, 16_400] {
+            let format = "int4:centred:row:f32:mse".parse().unwrap();
+            run(&context, format, &Gen::new(4).hard(3 * cols), [3, cols], DType::F32, None, 2.0);
+        }
         run(&context, "int8:row:f32".parse().unwrap(), &Gen::new(3).hard(70_000), [70_000, 1], DType::F32, None, 1.0);
     }
 }

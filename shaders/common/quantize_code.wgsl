@@ -97,19 +97,28 @@ fn code4(v: vec4<f32>, negative: vec4<bool>, zero: f32, element: u32) -> vec4<u3
     let a = abs(v);
     let bits = bitcast<vec4<u32>>(a);
     let tiny = a < vec4<f32>(params.least_normal);
-    let shift = 23u - params.mantissa;
-    let offset = (128u - (1u << (params.exponent - 1u))) << params.mantissa;
+    let shift = vec4<u32>(23u - params.mantissa);
+    let offset = vec4<u32>((128u - (1u << (params.exponent - 1u))) << params.mantissa);
+    let rest = vec4<u32>((1u << (23u - params.mantissa)) - 1u);
     let steps = min(a, vec4<f32>(params.least_normal)) * params.subnormals;
+    var code = vec4<u32>();
+#if STOCHASTIC
     let whole = floor(steps);
-    let lower = select((bits >> vec4<u32>(shift)) - vec4<u32>(offset), vec4<u32>(whole), tiny);
-    let share = select(vec4<f32>(bits & vec4<u32>((1u << shift) - 1u)) * params.fraction, steps - whole, tiny);
-    var tie = (lower & vec4<u32>(1u)) == vec4<u32>(1u);
-    tie = select(magnitude_tie(negative), tie, params.ties == 0u);
-    var up = (share > vec4<f32>(0.5)) | ((share == vec4<f32>(0.5)) & tie);
-    #if STOCHASTIC
-    up = magnitude_up(share, negative, element);
+    let lower = select((bits >> shift) - offset, vec4<u32>(whole), tiny);
+    let share = select(vec4<f32>(bits & rest) * params.fraction, steps - whole, tiny);
+    code = lower + select(vec4<u32>(), vec4<u32>(1u), magnitude_up(share, negative, element));
+#else
+    let even = ((bits + (rest >> vec4<u32>(1u)) + ((bits >> shift) & vec4<u32>(1u))) >> shift) - offset;
+    code = select(even, vec4<u32>(round(steps)), tiny);
+    for (var i = 0u; i < once(params.ties != 0u); i++) {
+        let whole = floor(steps);
+        let lower = select((bits >> shift) - offset, vec4<u32>(whole), tiny);
+        let share = select(vec4<f32>(bits & rest) * params.fraction, steps - whole, tiny);
+        let up = (share > vec4<f32>(0.5)) | ((share == vec4<f32>(0.5)) & magnitude_tie(negative));
+        code = lower + select(vec4<u32>(), vec4<u32>(1u), up);
+    }
 #endif
-    let code = min(lower + select(vec4<u32>(), vec4<u32>(1u), up), vec4<u32>(params.max_code));
+    code = min(code, vec4<u32>(params.max_code));
     // A value that ties take to zero has no sign.
     let signed = negative & ((code != vec4<u32>()) | vec4<bool>(params.ties != 3u));
     return code | select(vec4<u32>(), vec4<u32>(1u << (params.bits - 1u)), signed);
@@ -217,68 +226,3 @@ fn coded(x: vec4<f32>, s: Scale, element: u32) -> Coded {
     return Coded(code4(select(vec4<f32>(), v, s.good), negative, s.zero, element), inside);
 }
 fn join(c: vec4<u32>, width: u32) -> u32 { return c.x | c.y << width | c.z << (2u * width) | c.w << (3u * width); }
-
-// Writes the codes and the mask of a unit whose halves have scales of their own.
-fn put_unit(row: u32, unit: u32, u: Unit, s0: Scale, s1: Scale) {
-    let col = unit * 32u;
-    let element = row * params.p.cols + col;
-#for h 0 2
-#for q 0 4
-    var c{h}{q} = coded(u.q{h}{q}, s{h}, element + {h}u * 16u + {q}u * 4u);
-#endfor
-#endfor
-    for (var i = 0u; i < once(col + 32u > params.p.cols); i++) {
-        let left = vec4<u32>(params.p.cols - col);
-#for h 0 2
-#for q 0 4
-        let there{h}{q} = vec4<u32>({h}u * 16u + {q}u * 4u) + vec4<u32>(0u, 1u, 2u, 3u) < left;
-        c{h}{q} = Coded(select(vec4<u32>(), c{h}{q}.code, there{h}{q}), select(vec4<u32>(), c{h}{q}.inside, there{h}{q}));
-#endfor
-#endfor
-    }
-    var at = row * params.p.row_words + unit * params.bits;
-    var low = 0u;
-    for (var i = 0u; i < once(params.bits == 8u); i++) {
-#for h 0 2
-#for q 0 4
-        codes[at + {h}u * 4u + {q}u] = join(c{h}{q}.code, 8u);
-#endfor
-#endfor
-    }
-    for (var i = 0u; i < once((params.bits & 4u) != 0u); i++) {
-        let low4 = vec4<u32>(15u);
-#for h 0 2
-        codes[at + {h}u * 2u] = join(c{h}0.code & low4, 4u) | join(c{h}1.code & low4, 4u) << 16u;
-        codes[at + {h}u * 2u + 1u] = join(c{h}2.code & low4, 4u) | join(c{h}3.code & low4, 4u) << 16u;
-#endfor
-        at += 4u;
-        low += 4u;
-    }
-    for (var i = 0u; i < once((params.bits & 2u) != 0u); i++) {
-        let low2 = vec4<u32>(3u);
-#for h 0 2
-        codes[at + {h}u] = join((c{h}0.code >> vec4<u32>(low)) & low2, 2u) | join((c{h}1.code >> vec4<u32>(low)) & low2, 2u) << 8u
-            | join((c{h}2.code >> vec4<u32>(low)) & low2, 2u) << 16u | join((c{h}3.code >> vec4<u32>(low)) & low2, 2u) << 24u;
-#endfor
-        at += 2u;
-        low += 2u;
-    }
-    for (var i = 0u; i < once((params.bits & 1u) != 0u); i++) {
-        var word = 0u;
-#for h 0 2
-#for q 0 4
-        word |= join((c{h}{q}.code >> vec4<u32>(low)) & vec4<u32>(1u), 1u) << ({h}u * 16u + {q}u * 4u);
-#endfor
-#endfor
-        codes[at] = word;
-    }
-    for (var i = 0u; i < params.masked; i++) {
-        var word = 0u;
-#for h 0 2
-#for q 0 4
-        word |= join(c{h}{q}.inside, 1u) << ({h}u * 16u + {q}u * 4u);
-#endfor
-#endfor
-        mask[row * params.units + unit] = word;
-    }
-}

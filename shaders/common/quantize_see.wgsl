@@ -1,14 +1,14 @@
-// Eight vec4 of elements and what is seen of them. Needs STRIDE and `params: Recipe`.
+// HALVES times four vec4 of elements and what is seen of them. Needs HALVES, STRIDE and `params: Recipe`.
 #import quantize_span
 struct Unit {
-#for h 0 2
+#for h 0 HALVES
 #for q 0 4
     q{h}{q}: vec4<f32>,
 #endfor
 #endfor
 }
-#for h 0 2
-// Takes in half {h} of eight vec4 that are STRIDE elements apart, the first one's being number `place` of the span.
+#for h 0 HALVES
+// Takes in four of the vec4, which are STRIDE elements apart; the first one of all has number `place` of the span.
 fn see{h}(before: Seen, u: Unit, place: u32) -> Seen {
     var s = before;
 #for q 0 4
@@ -40,13 +40,20 @@ fn see{h}(before: Seen, u: Unit, place: u32) -> Seen {
 #endfor
     }
     for (var i = 0u; i < once(params.rule == 4u); i++) {
+        let most = max(max(m0, m1), max(m2, m3));
+        if max(max(most.x, most.y), max(most.z, most.w)) <= bitcast<u32>(params.big) {
 #for q 0 4
-        let large{q} = abs(u.q{h}{q}) > vec4<f32>(params.big);
-        let small{q} = select(u.q{h}{q}, vec4<f32>(), large{q});
-        let scaled{q} = select(vec4<f32>(), u.q{h}{q} * params.big_factor, large{q});
-        s.a = fma(small{q}, small{q}, s.a);
-        s.b = fma(scaled{q}, scaled{q}, s.b);
+            s.a = fma(u.q{h}{q}, u.q{h}{q}, s.a);
 #endfor
+        } else {
+#for q 0 4
+            let large{q} = abs(u.q{h}{q}) > vec4<f32>(params.big);
+            let small{q} = select(u.q{h}{q}, vec4<f32>(), large{q});
+            let scaled{q} = select(vec4<f32>(), u.q{h}{q} * params.big_factor, large{q});
+            s.a = fma(small{q}, small{q}, s.a);
+            s.b = fma(scaled{q}, scaled{q}, s.b);
+#endfor
+        }
     }
 #for q 0 4
     s.m = max(s.m, m{q});

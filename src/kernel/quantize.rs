@@ -53,7 +53,14 @@ pub static TILE: Kernel = Kernel {
         let stochastic = each("STOCHASTIC", &[false, true]);
         let inputs = each("X", &[Scalar::F32, Scalar::F16]);
         let groups = each("GROUP", &[16u32, 32, 64, 128]);
-        product(&[stochastic, each("CLASS", &[0u32, 1, 2, 3]), inputs, each("WIDTH", &[4u32]), groups])
+        product(&[
+            stochastic,
+            each("CLASS", &[0u32, 1, 2, 3]),
+            inputs,
+            each("WIDTH", &[4u32]),
+            each("HALVES", &[2u32]),
+            groups,
+        ])
     },
     proven_bounds: true,
 };
@@ -66,7 +73,7 @@ pub static ROWS_TILE: Kernel = Kernel {
     variants: || {
         let stochastic = each("STOCHASTIC", &[false, true]);
         let inputs = each("X", &[Scalar::F32, Scalar::F16]);
-        product(&[stochastic, classes(), inputs, each("WIDTH", &[4u32]), each("LONG", &[false, true])])
+        product(&[stochastic, classes(), inputs, each("WIDTH", &[4u32]), tile_shapes()])
     },
     proven_bounds: true,
 };
@@ -108,7 +115,13 @@ fn classes() -> Vec<Defines> {
 }
 
 fn loads() -> Vec<Defines> {
-    product(&[each("X", &[Scalar::F32, Scalar::F16]), each("WIDTH", &[4u32, 1])])
+    product(&[each("X", &[Scalar::F32, Scalar::F16]), each("HALVES", &[2u32]), each("WIDTH", &[4u32, 1])])
+}
+
+/// Whether a workgroup shares a row, and the size of tiles, in four units.
+fn tile_shapes() -> Vec<Defines> {
+    let shapes = [(false, 1), (false, 2), (false, 3), (false, 4), (true, 1), (true, 2), (true, 4)];
+    shapes.map(|(long, halves)| vec![("LONG", Define::Bool(long)), ("HALVES", Define::U32(halves))]).to_vec()
 }
 
 /// Workgroups that reduce; no adapter has subgroups of 256.
@@ -443,15 +456,23 @@ fn encode(
     let mut defines: Defines =
         vec![("STOCHASTIC", stochastic.into()), ("CLASS", class(&format).into()), ("X", x.dtype().into())];
     let aligned = layout.cols.is_multiple_of(4);
-    let plain = [defines.as_slice(), &[("WIDTH", width(layout.cols).into())]].concat();
+    let plain = [defines.as_slice(), &[("HALVES", 2u32.into()), ("WIDTH", width(layout.cols).into())]].concat();
+    let cpu = context.capabilities().is_cpu();
     defines.push(("WIDTH", 4u32.into()));
-    if aligned && tiles(context) && options.tiles.unwrap_or(!context.capabilities().is_cpu()) {
+    if aligned && tiles(context) && options.tiles.unwrap_or(!cpu || layout.rows * layout.units > 128) {
         let simple = recipe.rule == 0 && format.grid() != Levels::Nf3;
         match format.span() {
             Span::Row => {
-                // A team takes four tiles by itself at most.
-                let long = layout.units > 32;
-                defines.push(("LONG", long.into()));
+                // Up to 512 columns stay in a team's registers; on a GPU a workgroup shares rows of more than 1024.
+                let long = layout.units > 32 && (!cpu || options.tiles == Some(true));
+                let halves = match layout.units {
+                    units if !long => dim(units.div_ceil(4))?.min(4),
+                    // 32 teams have 128 units at a time by four.
+                    0..=128 => 1,
+                    129..=256 => 2,
+                    _ => 4,
+                };
+                defines.extend([("LONG", long.into()), ("HALVES", halves.into())]);
                 let workgroups = if long { layout.rows } else { layout.rows.div_ceil(32) };
                 return context.dispatch(&ROWS_TILE, &defines, recipe, bindings, Grid::Linear(workgroups as u64));
             }
@@ -463,7 +484,7 @@ fn encode(
                 recipe.pieces = dim(pieces)?;
                 let tiles =
                     if recipe.flat == 1 { (layout.rows * layout.units).div_ceil(8) } else { layout.rows * pieces };
-                defines.push(("GROUP", group.into()));
+                defines.extend([("HALVES", 2u32.into()), ("GROUP", group.into())]);
                 return context.dispatch(&TILE, &defines, recipe, bindings, Grid::Linear(tiles.div_ceil(32) as u64));
             }
             _ => {}
@@ -520,7 +541,12 @@ fn rotate(recipe: &mut Recipe, block: usize, cols: usize) -> Result<()> {
 fn tensor_statistics(context: &Context, mut recipe: Recipe, x: &Buffer, out: &Packed, scratch: &Buffer) -> Result<()> {
     let layout = out.layout();
     let class = if out.format().grid() == Levels::Nf3 { 4u32 } else { 0 };
-    let defines: Defines = vec![("CLASS", class.into()), ("X", x.dtype().into()), ("WIDTH", width(layout.cols).into())];
+    let defines: Defines = vec![
+        ("CLASS", class.into()),
+        ("X", x.dtype().into()),
+        ("HALVES", 2u32.into()),
+        ("WIDTH", width(layout.cols).into()),
+    ];
     let shape = shape(context, usize::MAX);
     // A workgroup of a GPU takes four units per invocation at least; on a software adapter a second dispatch is as long as 4096 units.
     let per_workgroup = if context.capabilities().is_cpu() { 4096 } else { 1024 };

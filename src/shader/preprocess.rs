@@ -49,6 +49,7 @@ const SNIPPETS: &[(&str, &str)] = &[
     ("quantize_total.subgroup", include_str!("../../shaders/common/quantize_total.subgroup.wgsl")),
     ("quantize_scale", include_str!("../../shaders/common/quantize_scale.wgsl")),
     ("quantize_code", include_str!("../../shaders/common/quantize_code.wgsl")),
+    ("quantize_unit", include_str!("../../shaders/common/quantize_unit.wgsl")),
     ("quantize_rank", include_str!("../../shaders/common/quantize_rank.wgsl")),
     ("quantize_side", include_str!("../../shaders/common/quantize_side.wgsl")),
     ("vector", include_str!("../../shaders/common/vector.wgsl")),
