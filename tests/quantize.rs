@@ -386,9 +386,12 @@ fn stochastic_rounding_is_the_hosts() {
     for context in every_tier() {
         let random = Uniform { seed: 0x1234_5678_9ABC_DEF0, op: 5, step: 77 };
         for format in Format::all() {
-            for dtype in dtypes(&context) {
-                run(&context, format, &Gen::new(9).hard(3 * 131), [3, 131], dtype, Some(random), 1.0);
-                run(&context, format, &Gen::new(9).normals(2 * 96), [2, 96], dtype, Some(random), 1.0);
+            run(&context, format, &Gen::new(9).hard(2 * 100), [2, 100], DType::F32, Some(random), 1.0);
+        }
+        for text in ["int4", "int3:asym", "int4:centred:row:f32:mse", "mxfp8_e4m3", "nf4:row", "fp4", "nf3"] {
+            for (dtype, cols) in dtypes(&context).into_iter().zip([131, 128]) {
+                let x = Gen::new(9).normals(3 * cols);
+                run(&context, text.parse().unwrap(), &x, [3, cols], dtype, Some(random), 1.0);
             }
         }
     }
