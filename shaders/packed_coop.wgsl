@@ -40,10 +40,14 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
     let subgroup = index / 32u;
     let wm0 = subgroup / 2u * 64u;
     let wn0 = subgroup % 2u * 64u;
+#if B_FOLD
     let scaling_b = b_scaling();
+#endif
     b_prepare(index);
 #if A_PACKED
+#if A_FOLD
     let scaling_a = a_scaling();
+#endif
     a_prepare(index);
 #endif
 
@@ -73,25 +77,29 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
 #endfor
 #endif
 #endif
-    // In slice s unit and row of B are s * unit_step and s * row_step further, up to the last ones.
 #if FORM == 0
     let unit_b = k_begin / DEPTH;
-    let unit_step = 1u;
     let last_unit_b = (params.k + 31u) / 32u - 1u;
     let row_b = min(n0 + index, params.n - 1u);
-    let row_step = 0u;
-    let last_row_b = params.n - 1u;
     let to_b = index * B_STRIDE;
     let from_b = wn0 * B_STRIDE;
 #else
-    let last_unit_b = (params.n + 31u) / 32u - 1u;
-    let unit_b = min(n0 / 32u + index % 4u, last_unit_b);
-    let unit_step = 0u;
+    let unit_b = min(n0 / 32u + index % 4u, (params.n + 31u) / 32u - 1u);
     let row_b = k_begin + index / 4u;
-    let row_step = DEPTH;
     let last_row_b = params.k - 1u;
     let to_b = index / 4u * B_STRIDE + index % 4u * 8u;
     let from_b = wn0 / 4u;
+#endif
+    // Which word of scales an operand has, and the word.
+#if A_FOLD
+    var held_a = 0xffffffffu;
+    var scales_a = vec2<u32>();
+#endif
+#if B_FOLD
+#if FORM == 0
+    var held_b = 0xffffffffu;
+    var scales_b = vec2<u32>();
+#endif
 #endif
 
 #for i 0 4

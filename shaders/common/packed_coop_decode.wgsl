@@ -1,5 +1,13 @@
-// Of packed_coop.wgsl: decodes what was fetched.
+// Of packed_coop.wgsl: decodes slice {SLICE}, which was fetched.
 #if A_PACKED
-        let decoded_a = a_decode(fetched_a, row_a, min(unit_a + {SLICE}, last_unit_a), scaling_a);
+#if A_FOLD
+        let decoded_a = a_decode(fetched_a, scales_a, row_a, next_a, scaling_a);
+#else
+        let decoded_a = a_decode(fetched_a, next_a);
 #endif
-        let decoded_b = b_decode(fetched_b, min(row_b + {SLICE} * row_step, last_row_b), min(unit_b + {SLICE} * unit_step, last_unit_b), scaling_b);
+#endif
+#if B_FOLD
+        let decoded_b = b_decode(fetched_b, scales_b, next_row_b, next_b, scaling_b);
+#else
+        let decoded_b = b_decode(fetched_b, next_b);
+#endif

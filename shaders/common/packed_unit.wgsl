@@ -2,13 +2,14 @@
 // parameters, once per matrix: `#import packed_unit P=B p=b LUT=0u`. Needs the defines {P}_GRID, {P}_BITS, {P}_EXPONENT, {P}_MANTISSA as
 // packed.wgsl has them, and
 // - {P}_FOLD: values are level * scale * Norm, rounded to f16 once; else they are levels, which f16 holds exactly;
+// - {P}_HALVES: groups are of 16, so a unit has two; {P}_DOUBLE: scales are double-quantized (both at run time cost up to a fifth of the speed:
+//   branches end what the compiler schedules together);
 // - `params.{p}`, {p}_side, and `{p}_codes: array<{P}Word>`;
 // - `block: array<vec4<f32>>` in workgroup memory, of which four from {LUT} on keep the levels of grids that are tables, and a barrier between
 //   {p}_prepare, which writes them, and the first {p}_decode. 16 words are 16 banks, so no two codes collide.
 //
 // The arithmetic goes two codes at a time, one in each half of a word: an integer is put into the mantissa of a power of two, which is
-// subtracted (conversions run at a quarter of the rate or less), a small float is an f16 as it is but for a power of two.
-// An f16 level times an f32 scale, rounded once: the scale is the sum of two f16, the second of them 2^-11 of the first.
+// subtracted (conversions run at a quarter of the rate or less), a small float is an f16 as it is but for a power of two. Scales are f32.
 #import packed_scales p={p}
 
 #if {P}_BITS == 4
@@ -41,7 +42,7 @@ fn {p}_prepare(index: u32) {
 #endif
 }
 
-// How stored scales become factors; the same for the whole matrix, and without branches, which would end what is scheduled together.
+// How stored scales become factors; the same for the whole matrix.
 struct {P}Scaling {
     words: u32,   // scale s is in word s >> words of its row
     bits: u32,
@@ -49,7 +50,6 @@ struct {P}Scaling {
     half: bool,   // of 16 bits
     nan: u32,     // the stored bits that are no number
     gain: f32,
-    step: u32,    // groups from the unit's first half to its second: 1 where groups are of 16
 }
 fn {p}_scaling() -> {P}Scaling {
     let store = params.{p}.store;
@@ -59,7 +59,6 @@ fn {p}_scaling() -> {P}Scaling {
     s.half = store == 1u || store == 3u;
     s.nan = 0x7fc00000u;
     s.gain = bitcast<f32>({p}_side[1]);
-    s.step = select(0u, 1u, params.{p}.group_shift == 4u);
     if store == 2u {
         s.left = 23u;
         s.nan = 255u;
@@ -74,17 +73,14 @@ fn {p}_scaling() -> {P}Scaling {
     return s;
 }
 
-// What memory holds of a unit: codes, and where they are scaled one by one the words with the scales and zero points of its one or two groups.
+// What memory holds of a unit: codes and the word with its zero points.
 struct {P}Unit {
     words: array<u32, {P}_BITS>,
-#if {P}_FOLD
-    scales: vec2<u32>,
-#endif
 #if {P}_GRID == 1
     zeros: u32,
 #endif
 }
-fn {p}_fetch(row: u32, unit: u32, s: {P}Scaling) -> {P}Unit {
+fn {p}_fetch(row: u32, unit: u32) -> {P}Unit {
     let at = (row * params.{p}.row_words + unit * {P}_BITS) / {P}_WIDTH;
     var u: {P}Unit;
 #if {P}_BITS == 4
@@ -113,38 +109,58 @@ fn {p}_fetch(row: u32, unit: u32, s: {P}Scaling) -> {P}Unit {
 #endif
 #endif
 #endif
-    let group = {p}_group(unit * 32u);
-#if {P}_FOLD
-    let first = 32u + row * params.{p}.scale_stride;
-#if {P}_GRID == 5
-    // For positive and for negative levels.
-    u.scales = vec2<u32>({p}_side[first + (2u * group >> s.words)], {p}_side[first + ((2u * group + 1u) >> s.words)]);
-#else
-    // The two scales of a unit are in one word but where they are f32.
-    u.scales = vec2<u32>({p}_side[first + (group >> s.words)]);
-    if s.step > s.words { u.scales.y = {p}_side[first + min(group + 1u, params.{p}.groups - 1u)]; }
-#endif
-#endif
 #if {P}_GRID == 1
-    u.zeros = {p}_side[params.{p}.zeros_at + row * params.{p}.zero_stride + group / 4u];
+    u.zeros = {p}_side[params.{p}.zeros_at + row * params.{p}.zero_stride + {p}_group(unit * 32u) / 4u];
 #endif
     return u;
 }
 
 #if {P}_FOLD
+#if {P}_GRID == 5
+const {P}_SCALES: u32 = 2u;   // for positive and for negative levels
+#else
+const {P}_SCALES: u32 = 1u;
+#endif
+// The words with the scales of a unit, which neighbouring units share, and which of the row's they are.
+fn {p}_scales_of(unit: u32, s: {P}Scaling) -> u32 { return {p}_group(unit * 32u) * {P}_SCALES >> s.words; }
+fn {p}_scales(row: u32, unit: u32, s: {P}Scaling) -> vec2<u32> {
+    let first = 32u + row * params.{p}.scale_stride;
+    let word = {p}_scales_of(unit, s);
+    var scales = vec2<u32>({p}_side[first + word]);
+    // Two are in one word but where they are f32.
+#if {P}_GRID == 5
+    scales.y = {p}_side[first + ((2u * {p}_group(unit * 32u) + 1u) >> s.words)];
+#endif
+#if {P}_HALVES
+    if s.words == 0u { scales.y = {p}_side[first + min(word + 1u, params.{p}.groups - 1u)]; }
+#endif
+    return scales;
+}
 // Scale number `index` of a row, from the word that holds it.
 fn {p}_factor(word: u32, row: u32, index: u32, s: {P}Scaling) -> f32 {
     let stored = (word >> (index * s.bits & 31u)) & (0xffffffffu >> (32u - s.bits));
+#if {P}_DOUBLE
+    let level = bitcast<f32>({p}_side[params.{p}.map_at + stored]);
+    let nested = bitcast<f32>({p}_side[params.{p}.nested_at + (row * params.{p}.groups + index) / 256u]);
+    return fma(level, nested, bitcast<f32>({p}_side[3])) * s.gain;
+#else
     let bits = stored << s.left;
     let v = select(bits, bitcast<u32>(unpack2x16float(bits).x), s.half);
-    var scale = bitcast<f32>(select(v, 0x7fc00000u, stored == s.nan));
-#if {P}_GRID == 3
-    if params.{p}.store == 4u { scale = {p}_stored(row, min(index, params.{p}.groups - 1u)); }
+    return bitcast<f32>(select(v, 0x7fc00000u, stored == s.nan)) * s.gain;
 #endif
-#if {P}_GRID == 4
-    if params.{p}.store == 4u { scale = {p}_stored(row, min(index, params.{p}.groups - 1u)); }
+}
+// Those of the unit's halves.
+fn {p}_factors(scales: vec2<u32>, row: u32, unit: u32, s: {P}Scaling) -> vec2<f32> {
+    let group = {p}_group(unit * 32u);
+#if {P}_GRID == 5
+    return vec2<f32>({p}_factor(scales.x, row, 2u * group, s), {p}_factor(scales.y, row, 2u * group + 1u, s));
+#else
+#if {P}_HALVES
+    return vec2<f32>({p}_factor(scales.x, row, group, s), {p}_factor(scales.y, row, group + 1u, s));
+#else
+    return vec2<f32>({p}_factor(scales.x, row, group, s));
 #endif
-    return scale * s.gain;
+#endif
 }
 #endif
 
@@ -183,13 +199,13 @@ fn {p}_codes{v}(w: array<u32, 7>, j: u32) -> u32 {
 fn {p}_f16(bits: u32) -> vec2<f16> { return vec2<f16>(unpack2x16float(bits)); }
 // Integers: their bits, which start at bit 1 or so of a mantissa, so that halves are exact beside them; `minus` is that power of two and the zero.
 fn {p}_pair(bits: u32, mask: u32, power: u32, minus: f16) -> vec2<f16> { return {p}_f16((bits & mask) | power) - vec2<f16>(minus); }
-// Levels by four, with the zero points of the unit's halves.
-fn {p}_levels(w: array<u32, {P}_BITS>, zero: vec2<f16>) -> array<vec4<f16>, 8> {
+// Levels by four.
+fn {p}_levels(w: array<u32, {P}_BITS>, zero: f16) -> array<vec4<f16>, 8> {
 #if {P}_GRID < 2
-    let z512 = zero + vec2<f16>(512.0h);
-    let z128 = zero + vec2<f16>(128.0h);
-    let z32 = zero + vec2<f16>(32.0h);
-    let z8 = zero + vec2<f16>(8.0h);
+    let z512 = zero + 512.0h;
+    let z128 = zero + 128.0h;
+    let z32 = zero + 32.0h;
+    let z8 = zero + 8.0h;
 #if {P}_BITS == 1
     // Signs, the zero being 1/2: bit j and bit j + 16.
 #for j 0 16
@@ -203,11 +219,11 @@ fn {p}_levels(w: array<u32, {P}_BITS>, zero: vec2<f16>) -> array<vec4<f16>, 8> {
 #if {P}_BITS == 2
 #for v 0 2
 #for h 0 2
-    let x{v}_{h} = (w[{v}] << 1u) >> ({h}u * 8u);
-    let p{v}_{h}_0 = {p}_pair(x{v}_{h}, 0x00060006u, 0x60006000u, z512[{v}]);
-    let p{v}_{h}_1 = {p}_pair(x{v}_{h}, 0x00180018u, 0x58005800u, z128[{v}]);
-    let p{v}_{h}_2 = {p}_pair(x{v}_{h}, 0x00600060u, 0x50005000u, z32[{v}]);
-    let p{v}_{h}_3 = {p}_pair(x{v}_{h}, 0x01800180u, 0x48004800u, z8[{v}]);
+    let x{v}_{h} = select(w[{v}] << 1u, w[{v}] >> 7u, {h} == 1);
+    let p{v}_{h}_0 = {p}_pair(x{v}_{h}, 0x00060006u, 0x60006000u, z512);
+    let p{v}_{h}_1 = {p}_pair(x{v}_{h}, 0x00180018u, 0x58005800u, z128);
+    let p{v}_{h}_2 = {p}_pair(x{v}_{h}, 0x00600060u, 0x50005000u, z32);
+    let p{v}_{h}_3 = {p}_pair(x{v}_{h}, 0x01800180u, 0x48004800u, z8);
     let l{v}_{h} = vec4<f16>(p{v}_{h}_0.x, p{v}_{h}_1.x, p{v}_{h}_2.x, p{v}_{h}_3.x);
     let m{v}_{h} = vec4<f16>(p{v}_{h}_0.y, p{v}_{h}_1.y, p{v}_{h}_2.y, p{v}_{h}_3.y);
 #endfor
@@ -216,21 +232,21 @@ fn {p}_levels(w: array<u32, {P}_BITS>, zero: vec2<f16>) -> array<vec4<f16>, 8> {
 #else
 #if {P}_BITS == 8
 #for v 0 8
-    let p{v} = {p}_pair(w[{v}] << 1u, 0x01fe01feu, 0x60006000u, z512[{v}u / 4u]);
-    let q{v} = {p}_pair(w[{v}] >> 7u, 0x01fe01feu, 0x60006000u, z512[{v}u / 4u]);
+    let p{v} = {p}_pair(w[{v}] << 1u, 0x01fe01feu, 0x60006000u, z512);
+    let q{v} = {p}_pair(w[{v}] >> 7u, 0x01fe01feu, 0x60006000u, z512);
     let l{v} = vec4<f16>(p{v}.x, q{v}.x, p{v}.y, q{v}.y);
 #endfor
     return array<vec4<f16>, 8>(l0, l1, l2, l3, l4, l5, l6, l7);
 #else
 #for v 0 4
 #if {P}_BITS == 4
-    let p{v}_0 = {p}_pair(w[{v}] << 1u, 0x001e001eu, 0x60006000u, z512[{v}u / 2u]);
-    let p{v}_1 = {p}_pair(w[{v}] << 1u, 0x01e001e0u, 0x50005000u, z32[{v}u / 2u]);
-    let p{v}_2 = {p}_pair(w[{v}] >> 7u, 0x001e001eu, 0x60006000u, z512[{v}u / 2u]);
-    let p{v}_3 = {p}_pair(w[{v}] >> 7u, 0x01e001e0u, 0x50005000u, z32[{v}u / 2u]);
+    let p{v}_0 = {p}_pair(w[{v}] << 1u, 0x001e001eu, 0x60006000u, z512);
+    let p{v}_1 = {p}_pair(w[{v}] << 1u, 0x01e001e0u, 0x50005000u, z32);
+    let p{v}_2 = {p}_pair(w[{v}] >> 7u, 0x001e001eu, 0x60006000u, z512);
+    let p{v}_3 = {p}_pair(w[{v}] >> 7u, 0x01e001e0u, 0x50005000u, z32);
 #else
 #for j 0 4
-    let p{v}_{j} = {p}_pair({p}_codes{v}(w, {j}u) << 1u, 0x01fe01feu, 0x60006000u, z512[{v}u / 2u]);
+    let p{v}_{j} = {p}_pair({p}_codes{v}(w, {j}u) << 1u, 0x01fe01feu, 0x60006000u, z512);
 #endfor
 #endif
     let l{v} = vec4<f16>(p{v}_0.x, p{v}_1.x, p{v}_2.x, p{v}_3.x);
@@ -284,41 +300,14 @@ fn {p}_table4(c: vec4<u32>) -> vec4<f32> {
 }
 #endif
 
-// The unit's values. `row` and `unit` are what it was fetched by.
-fn {p}_decode(u: {P}Unit, row: u32, unit: u32, s: {P}Scaling) -> array<vec4<f16>, 8> {
-    let group = {p}_group(unit * 32u);
-#if {P}_GRID < 3
-#if {P}_GRID == 1
-    let zeros = vec2<u32>(u.zeros) >> vec2<u32>(group % 4u * 8u, (group + s.step) % 4u * 8u);
-    let level = {p}_levels(u.words, vec2<f16>(vec2<f32>(zeros & vec2<u32>(255u))));
-#else
-    let level = {p}_levels(u.words, vec2<f16>(f16(params.{p}.zero)));
-#endif
+// The unit's values.
 #if {P}_FOLD
-    let scale = vec2<f32>({p}_factor(u.scales.x, row, group, s), {p}_factor(u.scales.y, row, group + s.step, s));
-#if {P}_BITS == 8
-#if {P}_GRID == 2
-    // Beside levels of so many powers of two a scale in f16 would be too coarse.
-    return array<vec4<f16>, 8>(
-#for q 0 8
-        vec4<f16>(vec4<f32>(level[{q}]) * scale[{q}u / 4u]),
-#endfor
-    );
-#endif
-#endif
-    let high = vec2<f16>(scale);
-    let low = vec2<f16>(scale - vec2<f32>(high));
-    return array<vec4<f16>, 8>(
-#for q 0 8
-        fma(level[{q}], vec4<f16>(high[{q}u / 4u]), level[{q}] * low[{q}u / 4u]),
-#endfor
-    );
+fn {p}_decode(u: {P}Unit, scales: vec2<u32>, row: u32, unit: u32, s: {P}Scaling) -> array<vec4<f16>, 8> {
+    let scale = {p}_factors(scales, row, unit, s);
 #else
-    return level;
+fn {p}_decode(u: {P}Unit, unit: u32) -> array<vec4<f16>, 8> {
 #endif
-#else
 #if {P}_GRID == 5
-    let scale = vec2<f32>({p}_factor(u.scales.x, row, 2u * group, s), {p}_factor(u.scales.y, row, 2u * group + 1u, s));
 #for v 0 4
     let c{v} = vec4<u32>({p}_codes{v}(u.words, 0u), {p}_codes{v}(u.words, 1u), {p}_codes{v}(u.words, 2u), {p}_codes{v}(u.words, 3u));
     let l{v} = {p}_table4(c{v} & vec4<u32>(7u));
@@ -331,7 +320,23 @@ fn {p}_decode(u: {P}Unit, row: u32, unit: u32, s: {P}Scaling) -> array<vec4<f16>
 #endfor
     );
 #else
-    let scale = vec2<f32>({p}_factor(u.scales.x, row, group, s), {p}_factor(u.scales.y, row, group + s.step, s));
+#if {P}_GRID < 3
+#if {P}_GRID == 1
+    let zero = f16(f32((u.zeros >> ({p}_group(unit * 32u) % 4u * 8u)) & 255u));
+#else
+    let zero = f16(params.{p}.zero);
+#endif
+    let level = {p}_levels(u.words, zero);
+#if {P}_FOLD
+    return array<vec4<f16>, 8>(
+#for q 0 8
+        vec4<f16>(vec4<f32>(level[{q}]) * scale[{q}u / 4u]),
+#endfor
+    );
+#else
+    return level;
+#endif
+#else
     let shifts = vec4<u32>(0u, 4u, 8u, 12u);
     return array<vec4<f16>, 8>(
 #for q 0 8

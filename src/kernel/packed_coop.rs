@@ -5,7 +5,7 @@ use super::matmul::Form;
 use super::packed::{self, Decode};
 use super::packed_matmul::{Operand, PACKED, PackedMatmul, bindings, defines, params, tail, tails, vectors};
 use crate::context::Grid;
-use crate::format::{Format, Span};
+use crate::format::{Format, Span, Store};
 use crate::shader::{Define, Defines, Kernel, Scalar};
 use crate::{Context, DType, Result, Tier};
 
@@ -43,42 +43,69 @@ struct Coded {
     decode: Decode,
     /// Scales are in the f16 values, else they are factors on rows and columns of the result.
     fold: bool,
+    /// Groups are of 16, so that a unit of codes has two.
+    halves: bool,
+    /// Scales are double-quantized.
+    double: bool,
 }
 
 impl Coded {
     fn of(form: Form, format: &Format) -> Self {
         let decode = Decode::of(format);
-        Self { decode, fold: form != Form::Nt || !format.row_scaled() || decode.grid > 2 }
+        Self {
+            decode,
+            fold: form != Form::Nt || !format.row_scaled() || decode.grid > 2,
+            halves: format.span() == Span::Group(16),
+            double: format.store() == Store::Double,
+        }
     }
+
+    fn defines(self, names: &packed::Names, [fold, halves, double]: [&'static str; 3]) -> Defines {
+        let flags = [(fold, self.fold.into()), (halves, self.halves.into()), (double, self.double.into())];
+        [self.decode.defines(names), flags.to_vec()].concat()
+    }
+}
+
+/// Every way for one operand. Groups of 16 are the rule for 4-bit integers and floats alone, double quantization for 4-bit tables.
+fn kinds(form: Form) -> Vec<Coded> {
+    let plain = |fold| move |decode| Coded { decode, fold, halves: false, double: false };
+    let mut all: Vec<Coded> = Decode::all().into_iter().map(plain(true)).collect();
+    for kind in all.clone() {
+        match kind.decode {
+            Decode { grid: 0 | 2, bits: 4, .. } => all.push(Coded { halves: true, ..kind }),
+            Decode { grid: 3 | 4, .. } => all.push(Coded { double: true, ..kind }),
+            _ => {}
+        }
+    }
+    if form == Form::Nt {
+        all.extend(Decode::all().into_iter().filter(|d| d.grid <= 2).map(plain(false)));
+    }
+    all
 }
 
 /// What the operands may be: on the left f16 with any format on the right, or the same kind of format, or more bits on the left where both
 /// are integers with scales of whole rows.
 fn operands(form: Form) -> Vec<(Option<Coded>, Coded)> {
-    let mut kinds: Vec<Coded> = Decode::all().into_iter().map(|decode| Coded { decode, fold: true }).collect();
-    let mut all = Vec::new();
+    let kinds = kinds(form);
+    let mut all: Vec<_> = kinds.iter().map(|kind| (None, *kind)).collect();
     if form == Form::Nt {
-        let whole = Decode::all().into_iter().filter(|d| d.grid <= 2);
-        kinds.extend(whole.map(|decode| Coded { decode, fold: false }));
         all.extend(kinds.iter().map(|kind| (Some(*kind), *kind)));
-        let int = |bits| Coded { decode: Decode { grid: 0, bits, exponent: 0, mantissa: 0 }, fold: false };
+        let decode = |bits| Decode { grid: 0, bits, exponent: 0, mantissa: 0 };
+        let int = |bits| Coded { decode: decode(bits), fold: false, halves: false, double: false };
         all.extend([(8, 4), (8, 2), (8, 1), (4, 2), (4, 1)].map(|(a, b)| (Some(int(a)), int(b))));
     }
-    all.extend(kinds.into_iter().map(|kind| (None, kind)));
     all
 }
 
 fn of(form: Form, a: Option<Coded>, b: Coded, out: Define, epilogue: u32) -> Defines {
     let left = if a.is_some() { PACKED } else { Scalar::F16.into() };
     let mut all = defines(form, left, out, epilogue, true);
-    all.extend([
-        ("FULL", false.into()),
-        ("A_PACKED", a.is_some().into()),
-        ("A_FOLD", a.is_some_and(|a| a.fold).into()),
-        ("B_FOLD", b.fold.into()),
-    ]);
-    all.extend(b.decode.defines(&packed::B));
-    all.extend(a.into_iter().flat_map(|a| a.decode.defines(&packed::A)));
+    all.extend([("FULL", false.into()), ("A_PACKED", a.is_some().into())]);
+    all.extend(b.defines(&packed::B, ["B_FOLD", "B_HALVES", "B_DOUBLE"]));
+    match a {
+        Some(a) => all.extend(a.defines(&packed::A, ["A_FOLD", "A_HALVES", "A_DOUBLE"])),
+        None => all.push(("A_FOLD", false.into())),
+    }
     all
 }
 
@@ -94,16 +121,13 @@ fn left(spec: &PackedMatmul<'_>) -> Option<Coded> {
 /// # Errors
 /// The reason why it cannot.
 pub(super) fn supports(context: &Context, spec: &PackedMatmul<'_>) -> Result<(), &'static str> {
-    let two_scales = |format: Format| Decode::of(&format).grid == 5 && matches!(format.span(), Span::Group(16));
     match spec.a {
         _ if context.tier() < Tier::Coop => Err("it needs the coop tier"),
         Operand::Dense(a) if a.dtype() != DType::F16 => Err("its left operand is f16 or quantized"),
-        Operand::Packed(a) if two_scales(a.format()) => Err("it is not written for nf3 in groups of 16"),
-        _ if two_scales(spec.b.format()) => Err("it is not written for nf3 in groups of 16"),
         _ if spec.k == 0 => Err("it needs k > 0"),
         _ if !vectors(spec) => Err("it needs contiguous dimensions that are multiples of 4"),
         _ if !operands(spec.form).contains(&(left(spec), Coded::of(spec.form, &spec.b.format()))) => {
-            Err("it is not written for this pair of formats")
+            Err("it is not written for this format or pair of formats")
         }
         _ => Ok(()),
     }
@@ -133,4 +157,114 @@ pub(super) fn dispatch(context: &Context, spec: &PackedMatmul<'_>, split: usize,
     let defines = of(spec.form, left(spec), right, spec.out.dtype().into(), epilogue);
     let grid = Grid::Xyz([dim(spec.n.div_ceil(TILE))?, dim(spec.m.div_ceil(TILE))?, dim(parts)?]);
     context.dispatch_tier(&KERNEL, Tier::Coop, &defines, &params(spec, split, parts)?, &bindings(spec), grid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{Grid as Levels, Header, PackedMatrix, Rounding};
+    use crate::kernel::packed::{Packed, PackedInfo};
+    use crate::{ContextOptions, Tensor};
+    use half::f16;
+
+    /// Decodes units as the kernel does, on adapters without cooperative matrices too.
+    static UNITS: Kernel = Kernel {
+        name: "packed_units",
+        source: "
+#enable f16
+#import packed_unit P=B p=b LUT=0u
+struct Params { b: PackedInfo, count: u32 }
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> b_codes: array<BWord>;
+@group(0) @binding(2) var<storage, read> b_side: array<u32>;
+@group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;
+var<workgroup> block: array<vec4<f32>, 256>;
+@compute @workgroup_size(32)
+fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    b_prepare(index);
+    workgroupBarrier();
+    if id.x >= params.count { return; }
+    let units = (params.b.cols + 31u) / 32u;
+    let row = id.x / units;
+    let unit = id.x % units;
+#if B_FOLD
+    let s = b_scaling();
+    let v = b_decode(b_fetch(row, unit), b_scales(row, unit, s), row, unit, s);
+#else
+    let v = b_decode(b_fetch(row, unit), unit);
+#endif
+#for q 0 8
+    out[id.x * 8u + {q}u] = vec4<f32>(v[{q}]);
+#endfor
+}
+",
+        tiers: &[Tier::Baseline],
+        variants: || {
+            kinds(Form::Nt)
+                .into_iter()
+                .map(|kind| kind.defines(&packed::B, ["B_FOLD", "B_HALVES", "B_DOUBLE"]))
+                .collect()
+        },
+        proven_bounds: false,
+    };
+
+    #[repr(C)]
+    #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+    struct Params {
+        b: PackedInfo,
+        count: u32,
+    }
+
+    /// All codes in every row, beside scales that differ by group.
+    fn matrix(format: Format, rows: usize, cols: usize) -> PackedMatrix {
+        let x: Vec<f32> =
+            (0..rows * cols).map(|i| ((i * 37 % 101) as f32 - 50.0) * (1.0 + (i / 16 % 13) as f32)).collect();
+        let mut matrix = PackedMatrix::quantize(format, &x, rows, cols, Rounding::Nearest).unwrap();
+        for row in 0..rows {
+            for col in 0..cols {
+                matrix.set_code(row, col, (col * 7 + row * 5) as u32 & ((1 << format.bits()) - 1));
+            }
+        }
+        matrix
+    }
+
+    #[test]
+    fn units_decode_to_what_the_format_says() {
+        let [rows, cols] = [3, 300];
+        for number in 0..Context::adapters().len() {
+            let options = ContextOptions::default().adapter(format!("#{number}")).max_tier(Tier::Baseline);
+            let context = Context::with_options(&options).unwrap();
+            if !context.capabilities().f16 {
+                continue;
+            }
+            for format in Format::all() {
+                for form in [Form::Nt, Form::Nn] {
+                    let kind = Coded::of(form, &format);
+                    let host = matrix(format, rows, cols);
+                    let packed = Packed::from_host(&context, &host).unwrap();
+                    let units = packed.layout().units;
+                    let out = Tensor::zeros(&context, &[rows * units * 32], DType::F32).unwrap();
+                    let params = Params { b: packed.info().unwrap(), count: dim(rows * units).unwrap() };
+                    let defines = kind.defines(&packed::B, ["B_FOLD", "B_HALVES", "B_DOUBLE"]);
+                    let bindings = [packed.codes().read(), packed.side().read(), out.buffer().write()];
+                    let groups = Grid::Xyz([dim((rows * units).div_ceil(32)).unwrap(), 1, 1]);
+                    context.dispatch_tier(&UNITS, Tier::Baseline, &defines, &params, &bindings, groups).unwrap();
+                    let got = out.to_vec().unwrap();
+                    for (i, (row, col)) in (0..rows).flat_map(|r| (0..cols).map(move |c| (r, c))).enumerate() {
+                        let got = f64::from(got[row * units * 32 + col]);
+                        let (code, group) = (host.code(row, col), col / host.layout().group);
+                        let level = format.grid().decode(code, host.zero(row, group));
+                        let norm = if kind.fold { f64::from(host.header(Header::Norm)) } else { 1.0 };
+                        let want = if kind.fold { host.value(row, col) * norm } else { level };
+                        // One rounding to f16 after some to f32; none of exact levels.
+                        let bound = if kind.fold { want.abs() * 2f64.powi(-11) * 1.01 + 2f64.powi(-24) } else { 0.0 };
+                        let same = got == want || (got.is_nan() && want.is_nan()) || (got - want).abs() <= bound;
+                        assert!(same, "{format} {form:?} element {i}, code {code}: {got} for {want}");
+                        assert!(kind.fold || f16::from_f64(level).to_f64() == level || level.is_nan());
+                    }
+                    assert!(matches!(format.grid(), Levels::Float(_)) || got.iter().all(|v| v.is_finite()));
+                }
+            }
+        }
+    }
 }
