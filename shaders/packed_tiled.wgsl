@@ -289,25 +289,25 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
 #endfor
         }
     }
+    // One loop keeps the epilogue's code in one place.
+    var tile: array<vec4<f32>, BLOCKS_M * 4u * BLOCKS_N>;
 #for i 0 BLOCKS_M
 #for e 0 4
 #for j 0 BLOCKS_N
-    {
-        let row = m0 + ({i}u * ROWS + ty) * 4u + {e}u;
-        let col = n0 + ({j}u * 16u + tx) * 4u;
+    tile[({i}u * 4u + {e}u) * BLOCKS_N + {j}u] = c{i}_{e}_{j};
+#endfor
+#endfor
+#endfor
+    for (var e = 0u; e < BLOCKS_M * 4u * BLOCKS_N; e++) {
+        let line = e / BLOCKS_N;
+        let row = m0 + (line / 4u * ROWS + ty) * 4u + line % 4u;
+        let col = n0 + (e % BLOCKS_N * 16u + tx) * 4u;
+        if row < params.m && col < params.n {
 #if VEC
-        if row < params.m && col < params.n { finish4(wg.z, row, col, c{i}_{e}_{j}); }
+            finish4(wg.z, row, col, tile[e]);
 #else
-        if row < params.m {
-            var rest = c{i}_{e}_{j};
-            for (var at = col; at < min(col + 4u, params.n); at++) {
-                finish1(wg.z, row, at, rest.x);
-                rest = rest.yzwx;
-            }
-        }
+            for (var j = 0u; j < min(4u, params.n - col); j++) { finish1(wg.z, row, col + j, tile[e][j]); }
 #endif
+        }
     }
-#endfor
-#endfor
-#endfor
 }

@@ -182,12 +182,12 @@ fn every_format_agrees_with_float64() {
                 // A software adapter takes a fraction of a second to compile a variant: there formats of as many bits have one form, with
                 // vectors or single elements.
                 let bits = format.bits() as usize;
-                if cpu(&ctx) && (bits + j) % 3 != 0 {
+                if cpu(&ctx) && !(bits + j).is_multiple_of(3) {
                     continue;
                 }
                 for dims in SIZES {
                     let vectors = dims.iter().all(|d| d % 4 == 0);
-                    if cpu(&ctx) && vectors == (bits % 2 == 0) {
+                    if cpu(&ctx) && vectors == bits.is_multiple_of(2) {
                         continue;
                     }
                     let b = quantized(format, shape_b(form, dims), i as u64, true);
@@ -575,11 +575,16 @@ fn the_chosen_kernel_fits_the_device() {
             picked(Operand::Packed(&sign), &sign),
             picked(Operand::Packed(&int), &nf4),
         ];
-        if cpu(&ctx) {
-            assert_eq!(choices, [Choice::Unpacked; 4]);
-        } else {
-            assert_eq!(choices, [SMALL, Choice::Integer(Shape::Small), Choice::Binary(Shape::Small), SMALL]);
-        }
+        let coop = Choice::Coop { splits: 1 };
+        assert_eq!(
+            choices,
+            match ctx.tier() {
+                _ if cpu(&ctx) => [Choice::Unpacked; 4],
+                // Whose operands are f16 or quantized.
+                Tier::Coop => [SMALL, coop, coop, coop],
+                _ => [SMALL, Choice::Integer(Shape::Small), Choice::Binary(Shape::Small), SMALL],
+            }
+        );
         // It computes, too: a row of the identity picks a column of b.
         let mut x = vec![0.0; m * k];
         (0..k).for_each(|i| x[i * k + i] = 1.0);

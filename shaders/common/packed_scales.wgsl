@@ -3,18 +3,20 @@
 
 // Stored scale number `s` of a row, with the tensor's factor.
 fn {p}_stored(row: u32, s: u32) -> f32 {
-    let at = 32u + row * params.{p}.scale_stride;
-    switch params.{p}.store {
-        case 0u: { return bitcast<f32>({p}_side[at + s]); }
-        case 1u: { return f16_value(({p}_side[at + s / 2u] >> (s % 2u * 16u)) & 0xffffu); }
-        case 2u: { return e8m0_value(({p}_side[at + s / 4u] >> (s % 4u * 8u)) & 255u) * bitcast<f32>({p}_side[0]); }
-        case 3u: { return e4m3_value(({p}_side[at + s / 4u] >> (s % 4u * 8u)) & 255u) * bitcast<f32>({p}_side[0]); }
-        default: {
-            let level = bitcast<f32>({p}_side[params.{p}.map_at + (({p}_side[at + s / 4u] >> (s % 4u * 8u)) & 255u)]);
-            let nested = bitcast<f32>({p}_side[params.{p}.nested_at + (row * params.{p}.groups + s) / 256u]);
-            return fma(level, nested, bitcast<f32>({p}_side[3]));
-        }
+    let store = params.{p}.store;
+    // A word holds one, two or four. (One load, and values rather than returns: a software adapter walks through every branch.)
+    let each = select(2u, store, store < 2u);
+    let bits = {p}_side[32u + row * params.{p}.scale_stride + (s >> each)] >> ((s & ((1u << each) - 1u)) << (5u - each));
+    var v = bitcast<f32>(bits);
+    if store == 1u { v = f16_value(bits & 0xffffu); }
+    if store == 2u { v = e8m0_value(bits & 255u) * bitcast<f32>({p}_side[0]); }
+    if store == 3u { v = e4m3_value(bits & 255u) * bitcast<f32>({p}_side[0]); }
+    if store == 4u {
+        let level = bitcast<f32>({p}_side[params.{p}.map_at + (bits & 255u)]);
+        let nested = bitcast<f32>({p}_side[params.{p}.nested_at + (row * params.{p}.groups + s) / 256u]);
+        v = fma(level, nested, bitcast<f32>({p}_side[3]));
     }
+    return v;
 }
 // The group of a column: several columns of a unit share it unless groups are of 16.
 fn {p}_group(col: u32) -> u32 { return col >> params.{p}.group_shift; }

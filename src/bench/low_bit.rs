@@ -79,7 +79,7 @@ fn decode(format: Format, [rows, cols]: [usize; 2]) -> Case {
 }
 
 /// A random matrix in a format.
-fn packed(context: &Context, format: Format, [rows, cols]: [usize; 2]) -> Result<Packed> {
+pub(super) fn packed(context: &Context, format: Format, [rows, cols]: [usize; 2]) -> Result<Packed> {
     let x = random_as(context, rows * cols, DType::F32)?;
     let codes = Packed::empty(context, format, rows, cols)?;
     quantize(context, x.buffer(), &codes, Options::default())?;

@@ -10,6 +10,7 @@ mod elementwise;
 mod low_bit;
 mod matmul;
 mod measure;
+mod packed_matmul;
 mod rows;
 
 pub use ceilings::{Ceilings, copy};
@@ -25,10 +26,11 @@ use std::fmt;
 type Family<S> = fn(S) -> Vec<Case>;
 
 /// What computes on tensors of a model's sizes.
-const FAMILIES: &[Family<Size>] = &[matmul::cases, low_bit::cases, attention::cases, rows::cases, elementwise::cases];
+const FAMILIES: &[Family<Size>] =
+    &[matmul::cases, low_bit::cases, packed_matmul::cases, attention::cases, rows::cases, elementwise::cases];
 
 /// What computes `out[m, n]` as sums of `k` products.
-const PRODUCTS: &[Family<[usize; 3]>] = &[matmul::products, low_bit::products];
+const PRODUCTS: &[Family<[usize; 3]>] = &[matmul::products, low_bit::products, packed_matmul::products];
 
 /// Sizes of a model that kernels are timed at.
 #[derive(Clone, Copy, Debug)]

@@ -4,7 +4,8 @@ use super::packed::{B, Decode, Packed, PackedInfo};
 use super::{FLOATS, dim, expect};
 use crate::buffer::Buffer;
 use crate::context::Grid;
-use crate::shader::{Kernel, Scalar};
+use crate::format::Store;
+use crate::shader::{Define, Defines, Kernel, Scalar};
 use crate::{Context, Result, Tier};
 
 /// The kernel.
@@ -14,18 +15,27 @@ pub static KERNEL: Kernel = Kernel {
     tiers: &[Tier::Baseline],
     variants: || {
         let outs = [Scalar::F32, Scalar::F16];
-        let of = |decode: Decode| outs.map(|out| [decode.defines(&B), vec![("Out", out.into())]].concat());
-        Decode::all().into_iter().flat_map(of).collect()
+        let mut all = Vec::new();
+        for decode in Decode::all() {
+            for power in [false, true] {
+                all.extend(outs.map(|out| of(decode, power, out.into())));
+            }
+        }
+        all
     },
     proven_bounds: false,
 };
+
+fn of(decode: Decode, power: bool, out: Define) -> Defines {
+    [decode.defines(&B), vec![("POWER", power.into()), ("Out", out)]].concat()
+}
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Params {
     b: PackedInfo,
     rows: u32,
-    quads: u32,
+    parts: u32,
 }
 
 /// `out[row, col]` = the value of each element of `packed`.
@@ -42,10 +52,10 @@ struct Params {
 pub fn dequantize(context: &Context, packed: &Packed, out: &Buffer) -> Result<()> {
     let layout = packed.layout();
     expect(KERNEL.name, "out", out, layout.rows * layout.cols, FLOATS)?;
-    let quads = layout.cols.div_ceil(4);
-    let params = Params { b: packed.info()?, rows: dim(layout.rows)?, quads: dim(quads)? };
-    let mut defines = Decode::of(&packed.format()).defines(&B);
-    defines.push(("Out", out.dtype().into()));
+    let parts = layout.cols.div_ceil(16);
+    let params = Params { b: packed.info()?, rows: dim(layout.rows)?, parts: dim(parts)? };
+    let power = matches!(packed.format().store(), Store::E8M0(_));
+    let defines = of(Decode::of(&packed.format()), power, out.dtype().into());
     let bindings = [packed.codes().read(), packed.side().read(), out.write()];
-    context.dispatch(&KERNEL, &defines, &params, &bindings, Grid::Linear((layout.rows * quads).div_ceil(64) as u64))
+    context.dispatch(&KERNEL, &defines, &params, &bindings, Grid::Linear((layout.rows * parts).div_ceil(64) as u64))
 }

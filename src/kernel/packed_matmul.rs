@@ -94,8 +94,9 @@ pub enum Choice {
 /// | any | any | any | tiled, wide |
 ///
 /// A CPU has no fast memory that is not a cache: there an operand that is unpacked once, not once per tile, is read as fast, and one compiled
-/// product serves all formats. Coop wants parts of K of 1024 at least. Binary and integer tiles are small by the same rule. K is cut as [`matmul::choose`] does, only without bias, epilogue and mask. The choice depends on nothing but
-/// this, so that a program gives the same bits every time.
+/// product serves all formats. Coop wants parts of K of 1024 at least. Binary and integer tiles are small by the same rule. K is cut as
+/// [`matmul::choose`] does, only without bias, epilogue and mask. The choice depends on nothing but this, so that a program gives the same
+/// bits every time.
 #[must_use]
 pub fn choose(context: &Context, spec: &PackedMatmul<'_>) -> Choice {
     let PackedMatmul { m, n, k, .. } = *spec;
