@@ -206,7 +206,8 @@ fn unpacked_operands_agree_with_float64() {
     for ctx in every_tier().into_iter().filter(|ctx| cpu(ctx) && ctx.tier() == Tier::Subgroup) {
         for (i, format) in Format::all().into_iter().enumerate() {
             let form = Form::ALL[i % 3];
-            let dims = SIZES[i % SIZES.len()];
+            // Dense products have tests of their own; one of them takes single elements here.
+            let dims = if form == Form::Nt { SIZES[i % SIZES.len()] } else { [20 + 4 * i, 68, 64] };
             let b = quantized(format, shape_b(form, dims), i as u64, true);
             compare(&ctx, Choice::Unpacked, form, &Left::Dense(DType::F32), &b, DType::F32, dims);
             if form == Form::Nt {
@@ -533,11 +534,13 @@ fn what_follows_agrees_with_float64() {
                 [33, 21, 70],
                 all,
             );
-            // The same text as in the integer kernel.
-            epilogues(&ctx, Choice::Binary(Shape::Small), [Some("binary"), Some("binary")], [33, 21, 70], &[]);
+            if !cpu(&ctx) {
+                // The same text as in the integer kernel, which a software adapter takes seconds to compile.
+                epilogues(&ctx, Choice::Binary(Shape::Small), [Some("binary"), Some("binary")], [33, 21, 70], all);
+            }
         } else if cpu(&ctx) && ctx.tier() == Tier::Subgroup {
-            epilogues(&ctx, Choice::Unpacked, [Some("int8:row:f32"), Some("nf4")], [33, 21, 70], all);
-            gradients(&ctx, Choice::Unpacked, "nf4", [33, 45, 24], all);
+            epilogues(&ctx, Choice::Unpacked, [Some("int8:row:f32"), Some("nf4")], [33, 20, 72], all);
+            gradients(&ctx, Choice::Unpacked, "nf4", [33, 44, 24], all);
         }
     }
 }
