@@ -54,7 +54,7 @@ fn workgroup_memory(reflected: &Reflected) -> u32 {
 }
 
 fn check_limits(key: &Key, reflected: &Reflected) {
-    let default = wgpu_limits(key.tier);
+    let default = wgpu_limits(key);
     let storage = reflected.bindings.iter().filter(|a| **a != Access::Uniform).count();
     assert!(storage <= default.max_storage_buffers_per_shader_stage as usize, "{key}: {storage} storage buffers");
     let [x, y, z] = reflected.workgroup_size;
@@ -65,9 +65,13 @@ fn check_limits(key: &Key, reflected: &Reflected) {
 }
 
 /// The baseline keeps to what every WebGPU device has; cooperative matrices are only found where there is more.
-fn wgpu_limits(tier: Tier) -> walsh::wgpu::Limits {
+fn wgpu_limits(key: &Key) -> walsh::wgpu::Limits {
     let mut limits = walsh::wgpu::Limits::default();
-    if tier == Tier::Coop {
+    if key.defines.contains(&("LARGE", Define::Bool(true))) {
+        // The wrapper looks for it before it takes such a variant, and has another for the default limits.
+        limits.max_compute_workgroup_storage_size = 32 * 1024;
+    }
+    if key.tier == Tier::Coop {
         // What `Capabilities` asks for before it offers the tier.
         limits.max_compute_workgroup_storage_size = 32 * 1024;
     }

@@ -7,6 +7,7 @@
 mod attention;
 mod ceilings;
 mod elementwise;
+mod hadamard;
 mod low_bit;
 mod matmul;
 mod measure;
@@ -27,7 +28,15 @@ type Family<S> = fn(S) -> Vec<Case>;
 
 /// What computes on tensors of a model's sizes.
 const FAMILIES: &[Family<Size>] =
-    &[matmul::cases, low_bit::cases, packed_matmul::cases, attention::cases, rows::cases, elementwise::cases];
+    &[
+        matmul::cases,
+        low_bit::cases,
+        packed_matmul::cases,
+        hadamard::cases,
+        attention::cases,
+        rows::cases,
+        elementwise::cases,
+    ];
 
 /// What computes `out[m, n]` as sums of `k` products.
 const PRODUCTS: &[Family<[usize; 3]>] = &[matmul::products, low_bit::products, packed_matmul::products];

@@ -14,6 +14,7 @@ pub mod cross_entropy;
 pub mod dequantize;
 pub mod dropout;
 pub mod embedding;
+pub mod hadamard;
 pub mod layer_norm;
 pub mod mask;
 pub mod matmul;
@@ -77,6 +78,9 @@ pub static ALL: &[&Kernel] = &[
     &binary::SUM_TO,
     &dequantize::KERNEL,
     &dropout::KERNEL,
+    &hadamard::KERNEL,
+    &hadamard::SHUFFLED,
+    &hadamard::MIXED,
     &mask::KERNEL,
     &packed_binary::KERNEL,
     &packed_integer::KERNEL,

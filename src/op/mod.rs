@@ -1,7 +1,8 @@
 //! Operations on tensors: one file each with shape rule, forward and backward side by side. They call kernels and nothing else.
 //!
-//! Most are methods of [`crate::Tensor`]: `linear`, `layer_norm`, `rms_norm`, `attention`, `embedding`, `cross_entropy`, `token_losses`. What takes
-//! options is here: [`linear()`] fuses bias, activation, dropout and residual into the product, and [`LossOptions`] are those of the loss.
+//! Most are methods of [`crate::Tensor`]: `linear`, `layer_norm`, `rms_norm`, `attention`, `embedding`, `cross_entropy`, `token_losses`,
+//! `hadamard`. What takes options is here: [`linear()`] fuses bias, activation, dropout and residual into the product, and
+//! [`LossOptions`] are those of the loss.
 //!
 //! Each checks its shapes before it takes memory, and records; see [`crate::Context::submit`].
 
@@ -9,6 +10,7 @@ mod attention;
 mod binary;
 mod dropout;
 mod embedding;
+mod hadamard;
 mod linear;
 mod loss;
 mod matmul;
@@ -20,5 +22,6 @@ mod softmax;
 mod unary;
 
 pub use crate::kernel::matmul::Activation;
+pub use hadamard::HadamardOptions;
 pub use linear::{LinearOptions, linear};
 pub use loss::LossOptions;

@@ -8,6 +8,7 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod gpt;
+pub mod hadamard;
 pub mod layer_norm;
 pub mod linear;
 pub mod mask;

@@ -57,6 +57,8 @@ const SNIPPETS: &[(&str, &str)] = &[
     ("row.baseline", include_str!("../../shaders/common/row.baseline.wgsl")),
     ("row.subgroup", include_str!("../../shaders/common/row.subgroup.wgsl")),
     ("dropout", include_str!("../../shaders/common/dropout.wgsl")),
+    ("shuffle.baseline", include_str!("../../shaders/common/shuffle.baseline.wgsl")),
+    ("shuffle.subgroup", include_str!("../../shaders/common/shuffle.subgroup.wgsl")),
 ];
 
 fn snippet(name: &str, tier: Tier) -> Option<(&'static str, &'static str)> {
