@@ -44,7 +44,7 @@ fn integers(format: Format, [rows, cols]: [usize; 2], seed: u64) -> PackedMatrix
         Store::F32 | Store::Double => 1f32.to_bits(),
         Store::F16 => 0x3C00,
         Store::E8M0(_) => 127,
-        Store::E4M3 => 0x38,
+        Store::E4M3 | Store::Ue4m3 => 0x38,
     };
     let count = 1 << format.bits();
     for row in 0..rows {

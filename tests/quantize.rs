@@ -214,7 +214,7 @@ impl Case<'_> {
                     );
                 }
             }
-            if let (Some(mask), true) = (mask, self.cols % 32 != 0) {
+            if let (Some(mask), true) = (mask, !self.cols.is_multiple_of(32)) {
                 let last = mask[row * layout.units + layout.units - 1];
                 assert_eq!(last >> (self.cols % 32), 0, "{}: mask beyond the last column", self.what);
             }
@@ -438,7 +438,7 @@ fn ties_go_where_the_format_says() {
                 let cols = match format.span() {
                     Span::Group(_) => {
                         // Each group begins with the largest value.
-                        let rest: Vec<f32> = x.drain(..).collect();
+                        let rest: Vec<f32> = std::mem::take(&mut x);
                         for part in rest.chunks(30) {
                             x.push(rest[0]);
                             x.extend(part);

@@ -27,16 +27,15 @@ use std::fmt;
 type Family<S> = fn(S) -> Vec<Case>;
 
 /// What computes on tensors of a model's sizes.
-const FAMILIES: &[Family<Size>] =
-    &[
-        matmul::cases,
-        low_bit::cases,
-        packed_matmul::cases,
-        hadamard::cases,
-        attention::cases,
-        rows::cases,
-        elementwise::cases,
-    ];
+const FAMILIES: &[Family<Size>] = &[
+    matmul::cases,
+    low_bit::cases,
+    packed_matmul::cases,
+    hadamard::cases,
+    attention::cases,
+    rows::cases,
+    elementwise::cases,
+];
 
 /// What computes `out[m, n]` as sums of `k` products.
 const PRODUCTS: &[Family<[usize; 3]>] = &[matmul::products, low_bit::products, packed_matmul::products];
