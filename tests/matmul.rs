@@ -14,8 +14,9 @@ const F16_F32: [DType; 3] = [DType::F16, DType::F16, DType::F32];
 const F16: [DType; 3] = [DType::F16; 3];
 
 /// Every kernel, K whole.
-const KERNELS: [Choice; 6] = [
+const KERNELS: [Choice; 7] = [
     Choice::Lanes,
+    Choice::VectorLanes,
     Choice::Vector,
     Choice::Tiled { shape: Shape::Wide, splits: 1 },
     Choice::Tiled { shape: Shape::Tall, splits: 1 },
@@ -28,7 +29,7 @@ fn kernels(ctx: &Context) -> impl Iterator<Item = Choice> {
     let tier = ctx.tier();
     KERNELS.into_iter().filter(move |choice| {
         tier == match choice {
-            Choice::Lanes => Tier::Subgroup,
+            Choice::Lanes | Choice::VectorLanes => Tier::Subgroup,
             Choice::Vector | Choice::Tiled { .. } => Tier::Baseline,
             Choice::Coop { .. } => Tier::Coop,
         }
@@ -38,6 +39,7 @@ fn kernels(ctx: &Context) -> impl Iterator<Item = Choice> {
 fn tile(choice: Choice) -> usize {
     match choice {
         Choice::Lanes => 32,
+        Choice::VectorLanes => 16,
         Choice::Vector => 4,
         Choice::Tiled { shape: Shape::Small, .. } => 64,
         Choice::Tiled { .. } | Choice::Coop { .. } => 128,
@@ -126,7 +128,9 @@ fn every_kernel_form_and_type_agrees_with_float64() {
         let mut ran = 0usize;
         for choice in kernels(&ctx) {
             let t = tile(choice);
-            let sizes = if choice == Choice::Vector {
+            let sizes = if choice == Choice::VectorLanes {
+                vec![[1, 4, 4], [1, 16, 64], [1, 20, 260], [1, 36, 12], [1, 68, 1028]]
+            } else if choice == Choice::Vector {
                 vec![[1, 1, 1], [1, 5, 64], [3, 7, 0], [8, 9, 63], [5, 4, 65], [1, 8, 260], [8, 12, 64], [2, 4, 0]]
             } else {
                 vec![
@@ -150,7 +154,8 @@ fn every_kernel_form_and_type_agrees_with_float64() {
                     // A software adapter takes half a second to compile a variant: types and shapes of tiles do not multiply there.
                     let cpu = ctx.capabilities().is_cpu();
                     let narrow = types != F32;
-                    let skip = cpu && choice != Choice::Lanes && narrow && (types != F16 || form == Form::Nn);
+                    let lanes = matches!(choice, Choice::Lanes | Choice::VectorLanes);
+                    let skip = cpu && !lanes && narrow && (types != F16 || form == Form::Nn);
                     if skip || (narrow && !ctx.capabilities().f16) {
                         continue;
                     }
@@ -330,7 +335,11 @@ fn epilogues_agree_with_float64() {
             if cpu && matches!(choice, Choice::Tiled { shape: Shape::Wide | Shape::Tall, .. }) {
                 continue;
             }
-            let m = if choice == Choice::Vector { 7 } else { 33 };
+            let m = match choice {
+                Choice::VectorLanes => 1,
+                Choice::Vector => 7,
+                _ => 33,
+            };
             epilogues(&ctx, choice, F32, [m, 20, 24], &Activation::ALL);
             epilogues(&ctx, choice, F32, [7, 13, 9], if cpu { &[Activation::Gelu] } else { &Activation::ALL });
             if !cpu && ctx.capabilities().f16 {

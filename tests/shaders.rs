@@ -30,6 +30,10 @@ fn capabilities(key: &Key) -> Capabilities {
     if uses_f16(key) {
         allowed |= Capabilities::SHADER_FLOAT16;
     }
+    if key.defines.contains(&("LOOSE", Define::Bool(true))) {
+        // Every WebGPU device has it; wgpu knows it as a downlevel flag.
+        allowed |= Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    }
     if key.tier >= Tier::Subgroup {
         allowed |= Capabilities::SUBGROUP;
     }

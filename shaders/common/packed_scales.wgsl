@@ -1,22 +1,28 @@
-// Stored scales of a quantized matrix {p}, see packed.wgsl.
+// Stored scales of a quantized matrix {p}, see packed.wgsl. Needs: `params.{p}: PackedInfo`; a binding {p}_side: array<u32>.
 #import packed_info
 
-// Stored scale number `s` of a row, with the tensor's factor.
-fn {p}_stored(row: u32, s: u32) -> f32 {
+// Stored scale number `s` of a row: its bits, and what they mean with the tensor's factor. Kernels that want many scales load the bits of all of
+// them first.
+fn {p}_raw(row: u32, s: u32) -> u32 {
+    // A word holds one, two or four.
+    let log = min(params.{p}.store, 2u);
+    let word = {p}_side[32u + row * params.{p}.scale_stride + (s >> log)];
+    return (word >> ((s & ((1u << log) - 1u)) << (5u - log))) & (0xffffffffu >> (32u - (32u >> log)));
+}
+fn {p}_meant(raw: u32, row: u32, s: u32) -> f32 {
     let store = params.{p}.store;
-    // A word holds one, two or four. (One load, and values rather than returns: a software adapter walks through every branch.)
-    let each = select(2u, store, store < 2u);
-    let bits = {p}_side[32u + row * params.{p}.scale_stride + (s >> each)] >> ((s & ((1u << each) - 1u)) << (5u - each));
-    var v = bitcast<f32>(bits);
-    if store == 1u { v = f16_value(bits & 0xffffu); }
-    if store == 2u { v = e8m0_value(bits & 255u) * bitcast<f32>({p}_side[0]); }
-    if store == 3u { v = e4m3_value(bits & 255u) * bitcast<f32>({p}_side[0]); }
+    // Values rather than returns: a software adapter walks through every branch.
+    var v = bitcast<f32>(raw);
+    if store == 1u { v = f16_value(raw); }
+    if store == 2u { v = e8m0_value(raw) * bitcast<f32>({p}_side[0]); }
+    if store == 3u { v = e4m3_value(raw) * bitcast<f32>({p}_side[0]); }
     if store == 4u {
-        let level = bitcast<f32>({p}_side[params.{p}.map_at + (bits & 255u)]);
+        let level = bitcast<f32>({p}_side[params.{p}.map_at + raw]);
         let nested = bitcast<f32>({p}_side[params.{p}.nested_at + (row * params.{p}.groups + s) / 256u]);
         v = fma(level, nested, bitcast<f32>({p}_side[3]));
     }
     return v;
 }
+fn {p}_stored(row: u32, s: u32) -> f32 { return {p}_meant({p}_raw(row, s), row, s); }
 // The group of a column: several columns of a unit share it unless groups are of 16.
 fn {p}_group(col: u32) -> u32 { return col >> params.{p}.group_shift; }

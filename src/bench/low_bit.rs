@@ -6,11 +6,12 @@ use crate::kernel::dequantize::dequantize;
 use crate::kernel::matmul::{Epilogue, Form};
 use crate::kernel::packed::Packed;
 use crate::kernel::packed_matmul::{Operand, PackedMatmul, packed_matmul};
+use crate::kernel::pad_rows::pad_rows;
 use crate::kernel::quantize::{Options, quantize};
 use crate::{Context, DType, Result};
 
 /// Kernels that a product of quantized matrices may take.
-const PRODUCTS: &[&str] = &["packed_*", "matmul_*", "dequantize", "mask"];
+const PRODUCTS: &[&str] = &["packed_*", "matmul_*", "dequantize", "mask", "pad_rows"];
 
 pub fn cases(size: Size) -> Vec<Case> {
     let (rows, width) = (size.rows(), size.width);
@@ -30,6 +31,7 @@ pub fn cases(size: Size) -> Vec<Case> {
             all.push(product(Form::Tn, format, a, [4 * width, width, rows]));
         }
     }
+    all.push(pad([rows - 1, width - 1], [rows, width]));
     all.extend(pairs().map(|format| both(format, [rows, 4 * width, width])));
     if size.is_large() {
         all.extend(pairs().map(|format| both(format, [4096; 3])));
@@ -84,6 +86,15 @@ pub(super) fn packed(context: &Context, format: Format, [rows, cols]: [usize; 2]
     let codes = Packed::empty(context, format, rows, cols)?;
     quantize(context, x.buffer(), &codes, Options::default())?;
     Ok(codes)
+}
+
+fn pad(from: [usize; 2], to: [usize; 2]) -> Case {
+    let (len, room) = (from[0] * from[1], to[0] * to[1]);
+    let prepare = move |context: &Context| {
+        let (x, out, c) = (random_as(context, len, DType::F32)?, zeros(context, room)?, context.clone());
+        prepared(&[&out.clone()], move || pad_rows(&c, x.buffer(), from, out.buffer(), to))
+    };
+    Case::new("pad_rows", [from[0], from[1], 0], Work::bytes(4 * (len + room)), prepare)
 }
 
 fn name(form: Form) -> &'static str {

@@ -66,6 +66,23 @@ pub static VECTOR: Kernel = Kernel {
     proven_bounds: false,
 };
 
+/// One row of `x W^T` on adapters that run shaders on a CPU.
+pub static VECTOR_LANES: Kernel = Kernel {
+    name: "matmul_vector_lanes",
+    source: include_str!("../../shaders/matmul_vector_lanes.wgsl"),
+    tiers: &[Tier::Subgroup],
+    variants: || {
+        let mut all = Vec::new();
+        for (form, types) in supported_types().into_iter().filter(|(form, _)| *form == Form::Nt) {
+            for v in variants_of(form, types, &[true], &[(0, 0, false)]) {
+                all.extend([4u32, 8].map(|n| [v.clone(), vec![("LANES", n.into())]].concat()));
+            }
+        }
+        all
+    },
+    proven_bounds: true,
+};
+
 /// By cooperative matrices: f16 operands.
 pub static COOP: Kernel = Kernel {
     name: "matmul_coop",
@@ -334,6 +351,8 @@ impl Shape {
 pub enum Choice {
     /// [`LANES`].
     Lanes,
+    /// [`VECTOR_LANES`].
+    VectorLanes,
     /// [`VECTOR`].
     Vector,
     /// [`TILED`].
@@ -351,7 +370,7 @@ pub enum Choice {
 }
 
 /// The most rows that [`VECTOR`] takes.
-const VECTOR_ROWS: usize = 8;
+pub(crate) const VECTOR_ROWS: usize = 8;
 /// Workgroups that fill a large GPU: two on each of 132 multiprocessors. A grid just below runs in one go; just above it takes two.
 pub(crate) const SLOTS: usize = 264;
 /// K is cut into multiples of this, so that no part but the last has a rest.
@@ -368,6 +387,7 @@ pub(crate) fn splits(tiles: usize, k: usize, enough: usize) -> usize {
 ///
 /// | adapter | tier | operands | product | kernel |
 /// | --- | --- | --- | --- | --- |
+/// | CPU | subgroup, of 4 or 8 | any | Nt, m = 1, k > 0, rows multiples of 4 | vector, lanes |
 /// | CPU | subgroup, of 4 or 8 | any | k > 0 | lanes |
 /// | any | any | any | Nt, m <= 8, no dropout | vector |
 /// | any | coop | f16 | contiguous dimensions multiples of 4 | coop |
@@ -380,7 +400,7 @@ pub(crate) fn splits(tiles: usize, k: usize, enough: usize) -> usize {
 #[must_use]
 pub fn choose(context: &Context, spec: &Matmul<'_>) -> Choice {
     let Dims { m, n, k, batch, .. } = spec.dims;
-    for choice in [Choice::Lanes, Choice::Vector] {
+    for choice in [Choice::VectorLanes, Choice::Lanes, Choice::Vector] {
         if choice.supports(context, spec).is_ok() {
             return choice;
         }
@@ -413,7 +433,7 @@ fn can_split(spec: &Matmul<'_>) -> Result<(), &'static str> {
 impl Choice {
     fn splits(self) -> usize {
         match self {
-            Self::Lanes | Self::Vector => 1,
+            Self::Lanes | Self::VectorLanes | Self::Vector => 1,
             Self::Tiled { splits, .. } | Self::Coop { splits } => splits.max(1),
         }
     }
@@ -435,6 +455,10 @@ impl Choice {
                 (_, _, (4, 4) | (8, 8), _) => Ok(()),
                 _ => Err("it needs subgroups of exactly 4 or 8 invocations"),
             },
+            Self::VectorLanes if spec.form != Form::Nt || spec.dims.m != 1 || !vectors(spec) => {
+                Err("it is written for one row of the forward form, with contiguous dimensions that are multiples of 4")
+            }
+            Self::VectorLanes => Self::Lanes.supports(context, spec),
             Self::Vector if spec.form != Form::Nt => Err("it is written for the forward form"),
             Self::Vector if spec.dims.m > VECTOR_ROWS => Err("it takes at most 8 rows"),
             Self::Vector if matches!(spec.epilogue, Epilogue::Residual(_, Some(_))) => Err("it has no dropout"),
@@ -498,7 +522,7 @@ fn run(context: &Context, spec: &Matmul<'_>, choice: Choice) -> Result<()> {
     if m == 0 || n == 0 || spec.dims.batch == 0 {
         return Ok(());
     }
-    if choice == Choice::Lanes && !matches!(spec.epilogue, Epilogue::None) {
+    if matches!(choice, Choice::Lanes | Choice::VectorLanes) && !matches!(spec.epilogue, Epilogue::None) {
         return unfused(context, spec);
     }
     let split = k.div_ceil(choice.splits()).next_multiple_of(SPLIT_UNIT).max(1);
@@ -613,6 +637,12 @@ fn dispatch(context: &Context, spec: &Matmul<'_>, choice: Choice, split: usize, 
             let lanes = context.capabilities().subgroup_size.0;
             defines.push(("LANES", lanes.into()));
             (&LANES, Tier::Subgroup, grid(4 * lanes as usize)?)
+        }
+        Choice::VectorLanes => {
+            defines.push(("LANES", context.capabilities().subgroup_size.0.into()));
+            let blocks = dim(n.div_ceil(16))?;
+            let rows = blocks.div_ceil(context.capabilities().limits.max_compute_workgroups_per_dimension);
+            (&VECTOR_LANES, Tier::Subgroup, Grid::Xyz([blocks.div_ceil(rows), rows, dim(batch)?]))
         }
         Choice::Vector => {
             defines.push(("ROWS", Define::U32(if m == 1 { 1 } else { VECTOR_ROWS as u32 })));

@@ -25,7 +25,10 @@ pub mod packed_binary;
 pub mod packed_coop;
 pub mod packed_integer;
 pub mod packed_matmul;
+pub mod packed_skinny;
 pub mod packed_tiled;
+pub mod packed_vector;
+pub mod pad_rows;
 pub mod quantize;
 pub mod reduce;
 pub mod rms_norm;
@@ -46,6 +49,7 @@ pub static ALL: &[&Kernel] = &[
     &matmul::TILED,
     &matmul::LANES,
     &matmul::VECTOR,
+    &matmul::VECTOR_LANES,
     &matmul::COOP,
     &matmul::REDUCE,
     &multiply_peak::KERNEL,
@@ -93,6 +97,11 @@ pub static ALL: &[&Kernel] = &[
     &quantize::TENSOR,
     &quantize::DOUBLE,
     &quantize::NORM,
+    &packed_skinny::KERNEL,
+    &packed_vector::KERNEL,
+    &packed_vector::LANES,
+    &packed_vector::SUBGROUP,
+    &pad_rows::KERNEL,
     &rope::KERNEL,
     &softmax::KERNEL,
     &softmax::BACKWARD,

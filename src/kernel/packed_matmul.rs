@@ -7,7 +7,9 @@ use super::mask::{mask, words};
 use super::matmul::{self, Dims, Epilogue, Form, Matmul, SLOTS, SPLIT_UNIT, Shape, add_parts, form_code};
 use super::packed::{Packed, PackedInfo};
 use super::unary::{unary, unary_backward};
-use super::{Dropout, FLOATS, dim, packed_binary, packed_coop, packed_integer, packed_tiled};
+use super::{
+    Dropout, FLOATS, dim, packed_binary, packed_coop, packed_integer, packed_skinny, packed_tiled, packed_vector,
+};
 use crate::buffer::{Binding, Buffer};
 use crate::shader::{Define, Defines, Scalar};
 use crate::{Context, DType, Error, Result};
@@ -64,6 +66,10 @@ pub struct PackedMatmul<'a> {
 pub enum Choice {
     /// [`dequantize()`](dequantize::dequantize) into a buffer that is free again afterwards, then [`matmul::matmul`].
     Unpacked,
+    /// The kernels of [`packed_vector`].
+    Vector,
+    /// [`packed_skinny::KERNEL`].
+    Skinny,
     /// [`packed_coop::KERNEL`].
     Coop {
         /// Parts into which K is cut, at least 1.
@@ -86,7 +92,10 @@ pub enum Choice {
 ///
 /// | adapter | operands | product | kernel |
 /// | --- | --- | --- | --- |
+/// | any | dense with quantized | Nt, m <= 8, no dropout | vector |
 /// | CPU | all f32 or quantized | k > 0 | unpacked |
+/// | coop tier | f16 with quantized | Nt, m <= 64, no dropout | skinny |
+/// | any but CPU | dense with quantized | Nt, m <= 64, no dropout | vector |
 /// | coop tier | f16 or quantized; integers on both sides with sums below 2^24 | contiguous dimensions of dense matrices multiples of 4 | coop |
 /// | any | signs, both | Nt, groups of at least 128 | binary |
 /// | any | integers of any kind, both | Nt, sums that fit 32 bits | integer |
@@ -106,11 +115,18 @@ pub fn choose(context: &Context, spec: &PackedMatmul<'_>) -> Choice {
     let parts = |size: usize, enough: usize| if may_split { matmul::splits(tiles(size).max(1), k, enough) } else { 1 };
     let coop = Choice::Coop { splits: parts(packed_coop::TILE, 1024) };
     // In the order of the table.
-    for choice in [Choice::Unpacked, coop, Choice::Binary(whole), Choice::Integer(whole)] {
-        let inexact = choice == coop && packed_coop::may_round(spec);
-        if !inexact && choice.supports(context, spec).is_ok() {
-            return choice;
-        }
+    let lines = [
+        (m <= matmul::VECTOR_ROWS, Choice::Vector),
+        (true, Choice::Unpacked),
+        (true, Choice::Skinny),
+        (!context.capabilities().is_cpu(), Choice::Vector),
+        (!packed_coop::may_round(spec), coop),
+        (true, Choice::Binary(whole)),
+        (true, Choice::Integer(whole)),
+    ];
+    let fits = |choice: Choice| choice.supports(context, spec).is_ok();
+    if let Some((_, choice)) = lines.into_iter().find(|(asked, choice)| *asked && fits(*choice)) {
+        return choice;
     }
     let large = parts(128, 512);
     let wide = Choice::Tiled { shape: Shape::Wide, splits: large };
@@ -131,7 +147,7 @@ fn can_split(spec: &PackedMatmul<'_>) -> Result<(), &'static str> {
 impl Choice {
     fn splits(self) -> usize {
         match self {
-            Self::Unpacked | Self::Binary(_) | Self::Integer(_) => 1,
+            Self::Unpacked | Self::Vector | Self::Skinny | Self::Binary(_) | Self::Integer(_) => 1,
             Self::Tiled { splits, .. } | Self::Coop { splits } => splits.max(1),
         }
     }
@@ -157,6 +173,8 @@ impl Choice {
                     _ => Ok(()),
                 }
             }
+            Self::Vector => packed_vector::supports(context, spec),
+            Self::Skinny => packed_skinny::supports(context, spec),
             Self::Coop { .. } => packed_coop::supports(context, spec),
             Self::Binary(shape) => packed_binary::supports(spec, shape),
             Self::Integer(shape) => packed_integer::supports(spec, shape),
@@ -359,6 +377,8 @@ fn run(context: &Context, spec: &PackedMatmul<'_>, choice: Choice) -> Result<()>
             };
             dense(context, spec, &a, &unpack(context, spec.b)?)
         }
+        Choice::Vector => packed_vector::dispatch(context, spec),
+        Choice::Skinny => packed_skinny::dispatch(context, spec),
         Choice::Binary(shape) => packed_binary::dispatch(context, spec, shape),
         Choice::Integer(shape) => packed_integer::dispatch(context, spec, shape),
         Choice::Tiled { .. } if !matches!(spec.epilogue, Epilogue::None) && !packed_tiled::fuses(spec) => {

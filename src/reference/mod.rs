@@ -14,6 +14,7 @@ pub mod linear;
 pub mod mask;
 pub mod matmul;
 pub mod multiply_peak;
+pub mod pad_rows;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;

@@ -1,0 +1,141 @@
+//! Products of some rows with a quantized matrix by cooperative matrices: `x W^T` for 2 to 64 rows in f16.
+
+use super::dim;
+use super::packed::{Decode, PackedInfo};
+use super::packed_matmul::{Operand, PackedMatmul};
+use super::packed_vector::{check, decoding, few_rows, kind, outputs, store, tail};
+use super::pad_rows::pad_rows;
+use crate::context::Grid;
+use crate::format::{Grid as Levels, UNIT};
+use crate::shader::{Define, Defines, Kernel};
+use crate::{Context, DType, Result, Tier};
+
+/// The kernel.
+pub static KERNEL: Kernel = Kernel {
+    name: "packed_skinny",
+    source: include_str!("../../shaders/packed_skinny.wgsl"),
+    tiers: &[Tier::Coop],
+    variants: || {
+        let mut all = Vec::new();
+        for decode in Decode::all() {
+            for (out, tails) in [(DType::F32, &[0, 1, 3][..]), (DType::F16, &[0, 1])] {
+                for tail in tails {
+                    for store in stores(decode, *tail) {
+                        all.extend([1, 2, 4].map(|blocks| defines(decode, out, blocks, *store, *tail)));
+                    }
+                }
+            }
+        }
+        all
+    },
+    proven_bounds: true,
+};
+
+/// Slices of K whose loads are on their way together.
+const AHEAD: u32 = 8;
+
+/// Stores of scales that the kernel is specialised by, 5 for what is told at run time: those of plain products with codes that it loads whole.
+fn stores(decode: Decode, tail: u32) -> &'static [u32] {
+    if tail == 0 && kind(decode, true) != 0 { &[0, 1, 2, 5] } else { &[5] }
+}
+
+fn defines(decode: Decode, out: DType, blocks: u32, store: u32, tail: u32) -> Defines {
+    let mut defines = decoding(decode, true);
+    defines.extend([
+        ("InA", DType::F16.into()),
+        ("Out", out.into()),
+        ("BLOCKS", blocks.into()),
+        // More rows have more accumulators.
+        ("AHEAD", Define::U32(if blocks == 1 { AHEAD } else { AHEAD / 2 })),
+        ("STORE", store.into()),
+        ("LOOSE", false.into()),
+        ("EPILOGUE", tail.into()),
+    ]);
+    if tail == 1 {
+        defines.push(("ACTIVATION", Define::U32(0)));
+    }
+    defines
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    b: PackedInfo,
+    m: u32,
+    n: u32,
+    units: u32,
+    ld: u32,
+    by_row: u32,
+    bias: u32,
+    activation: u32,
+    accumulate: u32,
+    alpha: f32,
+    pad: [u32; 3],
+}
+
+/// Whether the kernel can do this product on this device.
+///
+/// # Errors
+/// The reason why it cannot.
+pub fn supports(context: &Context, spec: &PackedMatmul<'_>) -> Result<(), &'static str> {
+    match spec.a {
+        _ if context.tier() < Tier::Coop => Err("it needs the coop tier"),
+        Operand::Dense(a) if a.dtype() == DType::F16 => few_rows(spec),
+        _ => Err("its left operand is dense and f16"),
+    }
+}
+
+/// `out = a b^T` and what follows, with `a` f16 and of at most 64 rows.
+///
+/// # Errors
+/// [`crate::Error::Shape`] where a buffer has another length or type; [`crate::Error::Unsupported`] as [`supports`] says;
+/// [`crate::Error::Limit`] where a dispatch is too large.
+///
+/// # Numerics
+/// Values of `b` are rounded to f16 after multiplication with the header's norm, or, where rows have one scale, without that scale; then
+/// f32 sums: |error| <= (2 (k + 32) u + 2^-11) |a| |w| with u = 2^-24, and 2^-25 |a| per norm for values that are subnormal in f16.
+pub fn dispatch(context: &Context, spec: &PackedMatmul<'_>) -> Result<()> {
+    let a = check(spec)?;
+    supports(context, spec).map_err(|why| crate::Error::Unsupported { what: KERNEL.name.into(), why: why.into() })?;
+    let PackedMatmul { m, n, k, .. } = *spec;
+    if m == 0 || n == 0 {
+        return Ok(());
+    }
+    // Rows that end within a unit, and empty ones, which are read though not used.
+    let width = k.next_multiple_of(UNIT).max(UNIT);
+    let padded = if width == k {
+        a.clone()
+    } else {
+        let padded = context.alloc(m * width, DType::F16)?;
+        pad_rows(context, a, [m, k], &padded, [m, width])?;
+        padded
+    };
+    let (epilogue, activation) = tail(&spec.epilogue);
+    let format = spec.b.format();
+    let units = k.div_ceil(UNIT);
+    let params = Params {
+        b: spec.b.info()?,
+        m: dim(m)?,
+        n: dim(n)?,
+        units: dim(units)?,
+        ld: dim(width)?,
+        by_row: (format.row_scaled() && format.grid() != Levels::Nf3).into(),
+        bias: spec.bias.is_some().into(),
+        activation,
+        accumulate: spec.accumulate.into(),
+        alpha: spec.alpha,
+        pad: [0; 3],
+    };
+    let blocks = m.div_ceil(16).next_power_of_two();
+    let decode = Decode::of(&format);
+    // Scales of rows are in the epilogue.
+    let known = if params.by_row == 0 { store(&format) } else { 5 };
+    let known = if stores(decode, epilogue).contains(&known) { known } else { 5 };
+    let defines = defines(decode, spec.out.dtype(), dim(blocks)?, known, epilogue);
+    let mut bindings = vec![padded.read(), spec.b.codes().read(), spec.b.side().read()];
+    bindings.extend(outputs(spec));
+    let groups = n.div_ceil(16 * blocks) as u64;
+    context.dispatch_tier(&KERNEL, Tier::Coop, &defines, &params, &bindings, Grid::Linear(groups))
+}
+
+const _: () = assert!(std::mem::size_of::<Params>() == 96);
