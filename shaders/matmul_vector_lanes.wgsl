@@ -3,6 +3,7 @@
 //
 // Bounds: n and k are multiples of 4 (VEC); columns beyond the end repeat the last one and are not stored. More columns than a grid is wide go
 // on in its second dimension.
+#import matmul_operands
 #import matmul_epilogue
 
 @compute @workgroup_size(LANES)

@@ -1,7 +1,7 @@
 // Stored scales of a quantized matrix {p}, see packed.wgsl. Needs: `params.{p}: PackedInfo`; a binding {p}_side: array<u32>.
 #import packed_info
 
-// Stored scale number `s` of a row: its bits, and what they mean with the tensor's factor. Kernels that want many scales load the bits of all of
+// Stored scale number `s` of a row: its bits, and what they mean with the tensor's factor, by the number of the store. Kernels that want many scales load the bits of all of
 // them first.
 fn {p}_raw(row: u32, s: u32) -> u32 {
     // A word holds one, two or four.
@@ -9,18 +9,22 @@ fn {p}_raw(row: u32, s: u32) -> u32 {
     let word = {p}_side[32u + row * params.{p}.scale_stride + (s >> log)];
     return (word >> ((s & ((1u << log) - 1u)) << (5u - log))) & (0xffffffffu >> (32u - (32u >> log)));
 }
+fn {p}_scale_0(raw: u32, row: u32, s: u32) -> f32 { return bitcast<f32>(raw); }
+fn {p}_scale_1(raw: u32, row: u32, s: u32) -> f32 { return f16_value(raw); }
+fn {p}_scale_2(raw: u32, row: u32, s: u32) -> f32 { return e8m0_value(raw) * bitcast<f32>({p}_side[0]); }
+fn {p}_scale_3(raw: u32, row: u32, s: u32) -> f32 { return e4m3_value(raw) * bitcast<f32>({p}_side[0]); }
+fn {p}_scale_4(raw: u32, row: u32, s: u32) -> f32 {
+    let level = bitcast<f32>({p}_side[params.{p}.map_at + raw]);
+    let nested = bitcast<f32>({p}_side[params.{p}.nested_at + (row * params.{p}.groups + s) / 256u]);
+    return fma(level, nested, bitcast<f32>({p}_side[3]));
+}
 fn {p}_meant(raw: u32, row: u32, s: u32) -> f32 {
     let store = params.{p}.store;
     // Values rather than returns: a software adapter walks through every branch.
-    var v = bitcast<f32>(raw);
-    if store == 1u { v = f16_value(raw); }
-    if store == 2u { v = e8m0_value(raw) * bitcast<f32>({p}_side[0]); }
-    if store == 3u { v = e4m3_value(raw) * bitcast<f32>({p}_side[0]); }
-    if store == 4u {
-        let level = bitcast<f32>({p}_side[params.{p}.map_at + raw]);
-        let nested = bitcast<f32>({p}_side[params.{p}.nested_at + (row * params.{p}.groups + s) / 256u]);
-        v = fma(level, nested, bitcast<f32>({p}_side[3]));
-    }
+    var v = {p}_scale_0(raw, row, s);
+#for t 1 5
+    if store == {t}u { v = {p}_scale_{t}(raw, row, s); }
+#endfor
     return v;
 }
 fn {p}_stored(row: u32, s: u32) -> f32 { return {p}_meant({p}_raw(row, s), row, s); }

@@ -25,9 +25,9 @@ fn scale_of(raw: u32, row: u32, s: u32) -> f32 {
 #endif
 #else
 #if STORE == 0
-    return bitcast<f32>(raw);
+    return b_scale_0(raw, row, s);
 #else
-    return e8m0_value(raw) * bitcast<f32>(b_side[0]);
+    return b_scale_2(raw, row, s);
 #endif
 #endif
 }
