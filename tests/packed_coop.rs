@@ -78,11 +78,10 @@ impl Side {
     }
 
     /// One rounding to f16, after two or three to f32, of what Norm brings below 2^14; below 2^-14 the rounding is absolute, 2^-25, and twice
-    /// that where subnormals are cut off. So is that of a scale, which is then multiplied by a level.
+    /// that where subnormals are cut off.
     fn packed(ctx: &Context, matrix: &PackedMatrix) -> Self {
         let stored = Stored::Packed(Packed::from_host(ctx, matrix).unwrap());
-        let level = matrix.format().grid().span_max().min(256.0);
-        let absolute = 2f64.powi(-24) * (1.0 + level) * f64::from(matrix.header(Header::InverseNorm));
+        let absolute = 2f64.powi(-24) * f64::from(matrix.header(Header::InverseNorm));
         Self { stored, values: matrix.dequantize(), relative: 1.01 * U16, absolute }
     }
 
