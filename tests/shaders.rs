@@ -26,13 +26,10 @@ fn uses_f16(key: &Key) -> bool {
 
 /// What naga is told of a device of the tier; a shader that needs more does not validate.
 fn capabilities(key: &Key) -> Capabilities {
-    let mut allowed = Capabilities::empty();
+    // For `unpack2x16float`: every WebGPU device has it, wgpu knows it as a downlevel flag.
+    let mut allowed = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     if uses_f16(key) {
         allowed |= Capabilities::SHADER_FLOAT16;
-    }
-    if key.defines.contains(&("LOOSE", Define::Bool(true))) {
-        // Every WebGPU device has it; wgpu knows it as a downlevel flag.
-        allowed |= Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     }
     if key.tier >= Tier::Subgroup {
         allowed |= Capabilities::SUBGROUP;

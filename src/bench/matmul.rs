@@ -34,7 +34,7 @@ fn kernels(dtype: DType) -> &'static [&'static str] {
     if dtype == DType::F16 {
         &["matmul_*"]
     } else {
-        &["matmul_tiled", "matmul_lanes", "matmul_vector", "matmul_reduce"]
+        &["matmul_tiled", "matmul_lanes", "matmul_vector*", "matmul_reduce"]
     }
 }
 
