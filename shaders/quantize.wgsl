@@ -57,7 +57,8 @@ fn main(@builtin(local_invocation_index) index: u32, @builtin(workgroup_id) wg: 
     let row = i / params.pieces;
     if row >= params.rows { return; }
     let piece = i % params.pieces;
-    let factor = bitcast<f32>(atomicLoad(&side[0]));
+    // A tensor's factor is there already, with the whole header; else it is of no use here.
+    let factor = select(bitcast<f32>(atomicLoad(&side[0])), 1.0, params.header_words > 0u);
 #if SPAN == 1
     let u = unit_of(row, piece);
     let s0 = stored_of(total_of(see0(unseen(), u, 0u)), elements(2u * piece), factor);

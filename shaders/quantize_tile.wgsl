@@ -50,7 +50,8 @@ fn main(lane: Lane) {
     let wg = lane.wg.y * lane.grid.x + lane.wg.x;
     let number = wg * 32u + (lane.subgroup * lane.size + lane.lane) / 8u;
     put_header(select(0u, params.header_words, number == 0u && l == 0u));
-    let factor = bitcast<f32>(atomicLoad(&side[0]));
+    // A tensor's factor is there already, with the whole header; else it is of no use here.
+    let factor = select(bitcast<f32>(atomicLoad(&side[0])), 1.0, params.header_words > 0u);
     // Where the row's scales, in words and in groups, start, and how many groups are left.
     var tile = Tile(number * 8u, number * 64u, 0u, 0u);
     var words = 32u;

@@ -9,6 +9,12 @@ use walsh::kernel::packed::Packed;
 use walsh::kernel::quantize::{self as kernel, Options, Step, quantize};
 use walsh::{Context, DType, Error, Tensor};
 
+/// All formats, and those that only files have.
+fn formats() -> Vec<Format> {
+    let files = ["nvfp4:ue4m3:half-zero", "nvint4:ue4m3"].map(|f| f.parse().unwrap());
+    Format::all().into_iter().chain(files).collect()
+}
+
 /// The same format with scales that are not rounded to their storage.
 fn unrounded(format: Format) -> Format {
     match format.store() {
@@ -109,7 +115,16 @@ impl Case<'_> {
                         assert!(a.min(b) <= value && value <= a.max(b), "{at}: {value:e}, want {ideal:e}");
                     }
                     Store::E4M3 | Store::Ue4m3 if want_bits == 0x7F => assert_eq!(bits, 0x7F, "{at}"),
-                    Store::E4M3 | Store::Ue4m3 => {
+                    Store::Ue4m3 => {
+                        let largest = group.iter().fold(0.0f64, |m, v| m.max(f64::from(v.abs())));
+                        // By the format itself, of a group of one element a few ulps off.
+                        let around = [-6.0, 0.0, 6.0].map(|ulps| {
+                            let one = [(largest * (1.0 + ulps * U32)) as f32];
+                            PackedMatrix::quantize(format, &one, 1, 1, Rounding::Nearest).unwrap().scale_bits(0, 0)
+                        });
+                        assert!(around.contains(&bits), "{at}: {bits:#x}, want one of {around:x?}");
+                    }
+                    Store::E4M3 => {
                         let largest = group.iter().fold(0.0f64, |m, v| m.max(f64::from(v.abs())));
                         let largest = if largest < f64::from(f32::MIN_POSITIVE) { 0.0 } else { largest };
                         let v = largest / format.grid().max() / f64::from(got.header(Header::Factor));
@@ -314,7 +329,7 @@ fn kinds(rows: usize, cols: usize, seed: u64) -> Vec<f32> {
 #[test]
 fn every_format_matches_its_definition() {
     for context in every_tier() {
-        for format in Format::all() {
+        for format in formats() {
             let mut g = Gen::new(7);
             for dtype in dtypes(&context) {
                 run(&context, format, &g.hard(3 * 384), [3, 384], dtype, None, 2.0);
@@ -328,7 +343,7 @@ fn every_format_matches_its_definition() {
 #[test]
 fn rows_of_any_length_match() {
     for context in every_tier() {
-        for format in Format::all() {
+        for format in formats() {
             let mut g = Gen::new(8);
             for [rows, cols] in [[1, 1], [3, 31], [5, 33], [2, 149]] {
                 run(&context, format, &g.hard(rows * cols), [rows, cols], DType::F32, None, 0.7);
@@ -346,7 +361,7 @@ fn rows_of_any_length_match() {
 fn every_scale_is_right_where_nothing_is_infinite() {
     // A tensor's scale, factor or offset is not of use where one element is infinite; so each magnitude by itself.
     for context in every_tier() {
-        for format in Format::all() {
+        for format in formats() {
             for factor in [1e30, 1e-30, 1e-36, 1e-40] {
                 let x: Vec<f32> = Gen::new(5).hard(4 * 80).iter().map(|v| v * factor).collect();
                 run(&context, format, &x, [4, 80], DType::F32, None, 1.0);
@@ -385,7 +400,7 @@ fn long_groups_and_tensors_of_many_parts_match() {
 fn stochastic_rounding_is_the_hosts() {
     for context in every_tier() {
         let random = Uniform { seed: 0x1234_5678_9ABC_DEF0, op: 5, step: 77 };
-        for format in Format::all() {
+        for format in formats() {
             run(&context, format, &Gen::new(9).hard(2 * 100), [2, 100], DType::F32, Some(random), 1.0);
         }
         for text in ["int4", "int3:asym", "int4:centred:row:f32:mse", "mxfp8_e4m3", "nf4:row", "fp4", "nf3"] {
@@ -596,7 +611,7 @@ fn rotation_comes_before_everything_else() {
 #[test]
 fn empty_matrices_have_a_header() {
     let context = &every_tier()[0];
-    for format in Format::all() {
+    for format in formats() {
         for (rows, cols) in [(0, 5), (3, 0)] {
             let x = Tensor::from_f32(context, &[], &[rows, cols]).unwrap();
             let packed = Packed::empty(context, format, rows, cols).unwrap();

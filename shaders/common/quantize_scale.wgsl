@@ -14,6 +14,13 @@ fn e4m3_bits(v: f32) -> u32 {
     let a = min(bitcast<u32>(v), 0x43e00000u); // 448
     return select((a - 0x3bf80001u + ((a >> 20u) & 1u)) >> 20u, u32(round(bitcast<f32>(a) * 512.0)), a < 0x3c800000u);
 }
+// As ggml has it: ties up, nothing between the largest subnormal and the smallest normal number, 248 and more to the largest value.
+fn ue4m3_bits(v: f32) -> u32 {
+    let bits = bitcast<u32>(v);
+    if bits < 0x3c800000u { return min(u32(v * 512.0 + 0.5), 7u); }
+    let code = (bits >> 20u) - 960u + ((bits >> 19u) & 1u);
+    return select(code, 126u, code >= 120u);
+}
 // The byte of E8M0 for a largest magnitude's bits.
 fn e8m0_bits(m: u32) -> u32 {
     let e = i32(m >> 23u) - i32(params.top) + i32(once((m & 0x7fffffu) >= params.threshold));
@@ -48,7 +55,10 @@ fn stored_bits(scale: f32, m: u32, factor: f32) -> u32 {
     switch params.p.store {
         case 1u: { return f16_bits(scale); }
         case 2u: { return e8m0_bits(m); }
-        case 3u: { return e4m3_bits(scale / factor); }
+        case 3u: {
+            if params.ue4m3 == 1u { return ue4m3_bits(scale); }
+            return e4m3_bits(scale / factor);
+        }
         default: { return bitcast<u32>(scale); }
     }
 }

@@ -250,10 +250,12 @@ struct Recipe {
     fraction: f32,
     scale_bits: u32,
     flat: u32,
+    ue4m3: u32,
+    reserved: [u32; 3],
     header: [u32; HEADER],
 }
 
-const _: () = assert!(std::mem::size_of::<Recipe>() == 48 + 48 * 4 + HEADER * 4);
+const _: () = assert!(std::mem::size_of::<Recipe>() == 48 + 52 * 4 + HEADER * 4);
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -339,6 +341,7 @@ fn recipe(packed: &Packed) -> Result<Recipe> {
         },
         zero_points: u32::from(matches!(grid, Levels::ZeroPoint { .. })),
         exact: u32::from(format.exact()),
+        ue4m3: u32::from(format.store() == Store::Ue4m3),
         exponent,
         mantissa,
         max_code,
