@@ -378,8 +378,8 @@ fn recipe(packed: &Packed) -> Result<Recipe> {
 ///
 /// # Errors
 /// [`Error::Shape`] for other buffers and for columns that a rotation's block does not divide; [`Error::Invalid`] for a block that is not one of
-/// 16, 32, 64, 128 and 256, and for a mask with double-quantized scales, which are not known when it is written; [`Error::Unsupported`] for
-/// scales as ggml rounds them (`ue4m3`); [`Error::Limit`].
+/// 16, 32, 64, 128 and 256, and for a mask with double-quantized scales, which are not known when it is written;
+/// [`Error::Limit`].
 ///
 /// # Numerics
 /// [`PackedMatrix::quantize`] in f32. E8M0 scales and codes by them are exact; other scales have a few roundings, and given the scale as it is
@@ -390,10 +390,6 @@ fn recipe(packed: &Packed) -> Result<Recipe> {
 pub fn quantize(context: &Context, x: &Buffer, out: &Packed, options: Options<'_>) -> Result<()> {
     let (format, layout) = (out.format(), *out.layout());
     expect(NAME, "x", x, layout.rows * layout.cols, FLOATS)?;
-    if format.store() == Store::Ue4m3 {
-        let why = "ggml's rounding of scales is defined on the host alone".to_owned();
-        return Err(Error::Unsupported { what: format!("quantization to {format}"), why });
-    }
     let mut recipe = recipe(out)?;
     let (mut state, mut stochastic) = (x, false);
     if let Rounding::Stochastic { seed, op, step } = options.rounding {
