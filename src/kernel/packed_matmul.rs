@@ -88,14 +88,18 @@ pub enum Choice {
     },
 }
 
+/// The most rows for which [`Choice::Skinny`] is faster than [`Choice::Coop`].
+const SKINNY_ROWS: usize = 32;
+
 /// The kernel that [`packed_matmul`] takes, by this table (the first line that fits):
 ///
 /// | adapter | operands | product | kernel |
 /// | --- | --- | --- | --- |
+/// | any | dense with quantized | Nt, m = 1, no dropout | vector |
+/// | coop tier | f16 with quantized | Nt, m <= 32, no dropout | skinny |
 /// | any | dense with quantized | Nt, m <= 8, no dropout | vector |
 /// | CPU | all f32 or quantized | k > 0 | unpacked |
-/// | coop tier | f16 with quantized | Nt, m <= 64, no dropout | skinny |
-/// | any but CPU | dense with quantized | Nt, m <= 64, no dropout | vector |
+/// | any but CPU | f32 with quantized | Nt, m <= 64, no dropout | vector |
 /// | coop tier | f16 or quantized; integers on both sides with sums below 2^24 | contiguous dimensions of dense matrices multiples of 4 | coop |
 /// | any | signs, both | Nt, groups of at least 128 | binary |
 /// | any | integers of any kind, both | Nt, sums that fit 32 bits | integer |
@@ -115,11 +119,13 @@ pub fn choose(context: &Context, spec: &PackedMatmul<'_>) -> Choice {
     let parts = |size: usize, enough: usize| if may_split { matmul::splits(tiles(size).max(1), k, enough) } else { 1 };
     let coop = Choice::Coop { splits: parts(packed_coop::TILE, 1024) };
     // In the order of the table.
+    let f16 = spec.a.dtype() == DType::F16;
     let lines = [
+        (m == 1, Choice::Vector),
+        (m <= SKINNY_ROWS, Choice::Skinny),
         (m <= matmul::VECTOR_ROWS, Choice::Vector),
         (true, Choice::Unpacked),
-        (true, Choice::Skinny),
-        (!context.capabilities().is_cpu(), Choice::Vector),
+        (!context.capabilities().is_cpu() && !f16, Choice::Vector),
         (!packed_coop::may_round(spec), coop),
         (true, Choice::Binary(whole)),
         (true, Choice::Integer(whole)),

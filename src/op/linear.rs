@@ -3,10 +3,9 @@
 use crate::kernel::matmul::{Activation, Dims, Epilogue, Form, Matmul, matmul};
 use crate::kernel::packed::Packed;
 use crate::kernel::packed_matmul::{self, PackedMatmul, packed_matmul};
-use crate::kernel::quantize::{Options as QuantizeOptions, quantize};
 use crate::kernel::{self, FLOATS};
 use crate::nn::Dropout;
-use crate::qat::Quantizer;
+use crate::qat::{self, Quantizer};
 use crate::tensor::Inner;
 use crate::{Buffer, Context, DType, Error, Result, Tensor};
 
@@ -188,11 +187,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
         (Some(quantizer), None) => Operand::Packed(quantizer.weight(weight)?),
     };
     let input = match options.quantizer {
-        Some(Quantizer { activations: Some(format), .. }) => {
-            let packed = Packed::empty(context, format, m, k)?;
-            quantize(context, x.buffer(), &packed, QuantizeOptions::default())?;
-            Operand::Packed(packed)
-        }
+        Some(Quantizer { activations: Some(format), .. }) => Operand::Packed(qat::encode(x, format, [m, k])?),
         _ => Operand::Dense(x.buffer().clone()),
     };
     let pre = match options.activation {

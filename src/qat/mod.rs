@@ -3,7 +3,7 @@
 use crate::format::Format;
 use crate::kernel::packed::Packed;
 use crate::kernel::quantize::{Options as QuantizeOptions, quantize};
-use crate::{Error, Result, Tensor};
+use crate::{Error, Result, Tensor, Tier};
 use serde::{Deserialize, Serialize};
 
 /// How quantizers pass gradients on.
@@ -100,10 +100,18 @@ impl Quantizer {
         let &[n, k] = weight.shape() else {
             return Err(Error::shape("quantize", "a weight of shape [n, k]", format!("{:?}", weight.shape())));
         };
-        let packed = Packed::empty(weight.context(), self.weights, n, k)?;
-        quantize(weight.context(), weight.buffer(), &packed, QuantizeOptions::default())?;
-        Ok(packed)
+        encode(weight, self.weights, [n, k])
     }
+}
+
+/// `x` as a matrix in `format`.
+pub(crate) fn encode(x: &Tensor, format: Format, [rows, cols]: [usize; 2]) -> Result<Packed> {
+    let context = x.context();
+    let packed = Packed::empty(context, format, rows, cols)?;
+    // Only products by cooperative matrices ask for the norm.
+    let options = QuantizeOptions { skip_norm: context.tier() < Tier::Coop, ..QuantizeOptions::default() };
+    quantize(context, x.buffer(), &packed, options)?;
+    Ok(packed)
 }
 
 impl std::fmt::Display for Quantizer {
