@@ -521,6 +521,10 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
             if (params.flags & SIGNS_AFTER) != 0u { value = select(value, -value, minus(places(i))); }
             if (params.flags & ACCUMULATE) != 0u { value += vec4<f32>(out[i]); }
 #endif
+#if OWNED
+            // Of blocks of one or two the last vec4 may reach beyond the end, where gradients' padding must stay zero.
+            value = select(vec4<f32>(), value, vec4<u32>(4u * i) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.len));
+#endif
             out[i] = vec4<Out>(value);
         }
 #if PREFETCH

@@ -201,6 +201,11 @@ impl Buffer {
         }
     }
 
+    /// Whether its memory comes from this pool.
+    pub(crate) fn is_of(&self, pool: &Arc<Pool>) -> bool {
+        Arc::ptr_eq(&self.raw.pool, pool)
+    }
+
     /// Binds the buffer as `var<storage, read>`.
     pub(crate) fn read(&self) -> Binding<'_> {
         Binding { buffer: self, write: false }

@@ -547,8 +547,12 @@ impl Context {
         bindings: &[Binding<'_>],
         grid: Grid,
     ) -> Result<()> {
-        let Some(grid) = self.fold(kernel, grid)? else { return Ok(()) };
         let shared = &*self.0;
+        // Numbers of buffers are a pool's own: those of another context would find bind groups of other buffers.
+        if bindings.iter().any(|b| !b.buffer.is_of(&shared.pool)) {
+            return Err(Error::ContextMismatch { op: kernel.name });
+        }
+        let Some(grid) = self.fold(kernel, grid)? else { return Ok(()) };
         let pipeline = shared.pipelines.get(shared, Key { kernel, tier, defines: defines.to_vec() })?;
         check_bindings(&pipeline, std::mem::size_of::<P>(), bindings)?;
         let mut stream = self.stream();

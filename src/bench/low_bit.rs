@@ -42,7 +42,9 @@ pub fn cases(size: Size) -> Vec<Case> {
 /// Products at a shape of the caller's.
 pub fn products(mnk: [usize; 3]) -> Vec<Case> {
     let weights = Format::named().flat_map(|(_, format)| {
-        [DType::F32, DType::F16].map(|activations| product(Form::Nt, format, activations, mnk))
+        [DType::F32, DType::F16]
+            .into_iter()
+            .flat_map(move |activations| Form::ALL.map(|form| product(form, format, activations, mnk)))
     });
     weights.chain(pairs().map(|format| both(format, mnk))).collect()
 }

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// For clocks of a GPU to rise before its dispatches count, after the host was busy: time permitting, and if there is none.
 const WARM_UP: Duration = Duration::from_millis(300);
-const SHORT_WARM_UP: Duration = Duration::from_millis(100);
 /// Samples to take the median of, time permitting, and if there is none.
 const SAMPLES: usize = 9;
 const FEW: usize = 3;
@@ -141,10 +140,9 @@ fn samples(context: &Context, prepared: &Prepared, until: Instant) -> Result<Vec
     // A first sample, on clocks that may still be low, says how many dispatches the others have: a whole number, rounded down.
     let batch = ((seconds / time(context, 1, &prepared.record)?) as u64).clamp(1, MAX_BATCH);
     if !cpu {
-        let share = until.saturating_duration_since(Instant::now()) / 3;
-        let warm = share.clamp(SHORT_WARM_UP, WARM_UP);
+        // Whatever time is left: clocks that fell while pipelines were compiled show a third of the speed.
         let start = Instant::now();
-        while start.elapsed() < warm {
+        while start.elapsed() < WARM_UP {
             time(context, batch, &prepared.record)?;
         }
     }

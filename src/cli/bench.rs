@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 use walsh::bench::{Case, Ceilings, Row, Size, TINY, cases, header, measure, products, sizes};
+use walsh::io::convert::matches as glob;
 use walsh::{Context, Error, Result};
 
 /// Flags of `walsh bench`.
@@ -118,10 +119,18 @@ fn shape(text: &str) -> Result<[usize; 3]> {
     let sizes: Vec<usize> = text.split(['x', 'X']).map_while(|part| part.parse().ok()).filter(|n| *n > 0).collect();
     match sizes.as_slice() {
         // Larger ones fit no device, and their products no integer.
-        &[m, n, k] if text.split(['x', 'X']).count() == 3 && m.max(n).max(k) <= 1 << 20 => Ok([m, n, k]),
-        _ => {
-            Err(Error::invalid("--shape", "MxNxK, such as 256x4096x4096, each from 1 to 1048576", format!("`{text}`")))
+        &[m, n, k]
+            if text.split(['x', 'X']).count() == 3
+                && m.max(n).max(k) <= 1 << 20
+                && (m * n).max(m * k).max(n * k) <= 1 << 30 =>
+        {
+            Ok([m, n, k])
         }
+        _ => Err(Error::invalid(
+            "--shape",
+            "MxNxK, such as 256x4096x4096, each from 1 to 1048576 and matrices of at most 2^30 elements",
+            format!("`{text}`"),
+        )),
     }
 }
 
@@ -137,16 +146,7 @@ fn narrow(cases: &mut Vec<Case>, flag: &str, patterns: &[String], name: fn(&Case
 }
 
 fn matches(pattern: &str, name: &str) -> bool {
-    if pattern.contains(['*', '?']) { glob(pattern.as_bytes(), name.as_bytes()) } else { name.contains(pattern) }
-}
-
-fn glob(pattern: &[u8], name: &[u8]) -> bool {
-    match (pattern, name) {
-        ([], []) => true,
-        ([b'*', rest @ ..], _) => (0..=name.len()).any(|start| glob(rest, &name[start..])),
-        ([p, rest @ ..], [n, tail @ ..]) => (*p == b'?' || p == n) && glob(rest, tail),
-        _ => false,
-    }
+    if pattern.contains(['*', '?']) { glob(pattern, name) } else { name.contains(pattern) }
 }
 
 /// Those of `cases` that the context can run; the others are reported.

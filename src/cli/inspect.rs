@@ -41,6 +41,7 @@ pub fn run(args: &Args) -> Result<()> {
     )];
     for (key, value) in metadata {
         let short: String = value.chars().take(80).flat_map(char::escape_debug).collect();
+        let key: String = key.chars().take(80).flat_map(char::escape_debug).collect();
         lines.push(format!("  {key} = {short}{}", if value.chars().nth(80).is_some() { ".." } else { "" }));
     }
     let rows: Vec<[String; 4]> = archive.entries().iter().map(row).collect();

@@ -280,7 +280,10 @@ fn apply(format: &mut Format, option: &str, name: &str, integer: bool, floats: b
 fn possible(format: &Format, name: &str, integer: bool, floats: bool) -> String {
     let mut all: Vec<&str> = Vec::new();
     if floats {
-        all.extend(["tensor", "row", "g16, g32, ..", "f32", "f16", "absmax", "exact"]);
+        all.extend(["tensor", "row", "g16, g32, ..", "f32", "f16", "absmax"]);
+    }
+    if floats && !matches!(format.grid, Grid::Nf3 | Grid::ZeroPoint { .. }) {
+        all.push("exact");
     }
     if matches!(format.grid, Grid::Nf4 | Grid::Fp4) {
         all.push("dq");

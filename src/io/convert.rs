@@ -101,7 +101,8 @@ impl Selection {
 }
 
 /// Whether a name matches a pattern, in which `*` stands for any characters and `?` for one.
-fn matches(pattern: &str, name: &str) -> bool {
+#[must_use]
+pub fn matches(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
     let (mut p, mut n) = (0, 0);
     // Where the last star is, and how far what it stands for reaches.

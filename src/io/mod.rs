@@ -580,7 +580,8 @@ impl Writer {
             let mut writer = Self::create(path, partial, container, items, metadata)?;
             result = Some(write(&mut writer)?);
             match writer.missing.iter().position(|bytes| *bytes > 0) {
-                None => Ok(()),
+                // Before the file has its name: without its configuration it would be read as something else.
+                None => sidecar.map_or(Ok(()), |(path, content)| files::replace_with(&path, content.as_bytes())),
                 Some(number) => {
                     let what = format!("tensor `{}`", shown(&writer.items[number].name));
                     let missing = format!("{} bytes less", writer.missing[number]);
@@ -588,9 +589,6 @@ impl Writer {
                 }
             }
         })?;
-        if let Some((path, content)) = sidecar {
-            files::replace_with(&path, content.as_bytes())?;
-        }
         result.ok_or_else(|| Error::invalid("file", "something to write", "nothing"))
     }
 

@@ -7,7 +7,7 @@ use super::safetensors::{Dimensions, Header, Part};
 use super::source::{Problem, Source, Span, shown};
 use super::tensor::{Dtype, PackedTensor, check_scales, elements, rows_and_cols, word_bytes, words};
 use super::{Claims, Content, Entry, Item, ItemContent, Packed, Parts};
-use crate::format::{Format, Header as Side, Layout, PackedMatrix};
+use crate::format::{Format, Grid, Header as Side, Layout, PackedMatrix};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use std::fmt;
 
@@ -130,6 +130,13 @@ pub(super) fn read(source: &dyn Source, packed: &Packed, [codes, side]: [Span; 2
     let [rows, cols] = packed.matrix;
     let read = |span: Span| span.read(source).map(|bytes| words(&bytes).collect::<Vec<u32>>());
     let mut matrix = PackedMatrix::from_words(packed.format, rows, cols, read(codes)?, read(side)?)?;
+    if let Grid::ZeroPoint { bits } = packed.format.grid() {
+        let groups = matrix.layout().groups;
+        let zero = (0..rows * groups).map(|i| matrix.zero(i / groups, i % groups)).find(|zero| zero >> bits != 0);
+        if let Some(zero) = zero {
+            return Err(Problem::new(format!("zero points of {bits} bits"), zero));
+        }
+    }
     // Constants of the format and the factor of all scales are what shaders rely on.
     let constants = packed.format.header();
     let table = Side::Table as usize;

@@ -64,7 +64,7 @@ pub struct PackedMatmul<'a> {
 /// A kernel for a product, with what the host decides about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Choice {
-    /// [`dequantize()`](dequantize::dequantize) into a buffer that is free again afterwards, then [`matmul::matmul`].
+    /// [`dequantize()`] into a buffer that is free again afterwards, then [`matmul::matmul`].
     Unpacked,
     /// The kernels of [`packed_vector`].
     Vector,
@@ -343,9 +343,14 @@ pub(super) fn vectors(spec: &PackedMatmul<'_>) -> bool {
 /// that is no probability below 1; [`Error::Unsupported`] for f16 where the device has none; [`Error::Limit`] where a dispatch is too large.
 ///
 /// # Numerics
-/// Values of codes are rounded to f32 once (twice where scales are E4M3 or double-quantized), their products summed in f32 in an order that is
-/// fixed per kernel and shape: |error| <= (k + 8) u |a| |b| with u = 2^-24. Where both operands are integers and neither unpacked, sums are exact
-/// until a scale changes: (groups + 4) u |a b| summed by group. What is beyond the last column of an operand counts as zero.
+/// Depends on the kernel, see the table at [`choose`]; sums are f32, in an order that is fixed per kernel and shape, and u is 2^-24.
+/// - Unpacked and tiled: values of codes are rounded to f32 once (twice where scales are E4M3 or double-quantized): |error| <= (k + 8) u |a| |b|.
+/// - Vector: as its documentation says, at most 3 (k + 40) u |a| |b|.
+/// - Coop and skinny: values that carry a scale of their own within the sum are rounded to f16 besides: 2^-11 |a| |b| more, and what is smaller than
+///   the largest value by 2^27 loses digits. Codes of integers with one scale a row are exact.
+/// - Integer and binary: sums are exact until a scale changes: (groups + 4) u |a b| summed by group.
+///
+/// What is beyond the last column of an operand counts as zero.
 pub fn packed_matmul(context: &Context, spec: &PackedMatmul<'_>) -> Result<()> {
     check(context, spec)?;
     run(context, spec, choose(context, spec))

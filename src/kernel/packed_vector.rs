@@ -292,17 +292,28 @@ pub(crate) fn check<'a>(spec: &PackedMatmul<'a>) -> Result<&'a Buffer> {
     if [rows, cols] != [n, k] {
         return Err(Error::shape("packed product", format!("b of {n} x {k}"), format!("{rows} x {cols}")));
     }
-    expect("packed product", "a", a, m * k, &[DType::F32, DType::F16])?;
+    let at_least = |name: &str, buffer: &Buffer, len: usize, dtypes: &[DType]| {
+        if buffer.len() < len || !dtypes.contains(&buffer.dtype()) {
+            let got = format!("{} elements, {}", buffer.len(), buffer.dtype());
+            return Err(Error::shape(
+                "packed product",
+                format!("{name} of at least {len} elements of {dtypes:?}"),
+                got,
+            ));
+        }
+        Ok(())
+    };
+    at_least("a", a, m * k, &[DType::F32, DType::F16])?;
     let outs: &[DType] = if a.dtype() == DType::F32 { &[DType::F32] } else { &[DType::F32, DType::F16] };
-    expect("packed product", "out", spec.out, m * n, outs)?;
+    at_least("out", spec.out, m * n, outs)?;
     if let Some(bias) = spec.bias {
-        expect("packed product", "bias", bias, n, &[DType::F32])?;
+        at_least("bias", bias, n, &[DType::F32])?;
     }
     match spec.epilogue {
         Epilogue::Activation(_, pre) => expect("packed product", "pre", pre, m * n, &[spec.out.dtype()])?,
         Epilogue::Residual(residual, _) => {
             expect("packed product", "residual", residual, m * n, &[DType::F32])?;
-            expect("packed product", "out after a residual", spec.out, m * n, &[DType::F32])?;
+            at_least("out after a residual", spec.out, m * n, &[DType::F32])?;
         }
         Epilogue::None | Epilogue::ActivationGrad(..) => {}
     }

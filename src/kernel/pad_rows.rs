@@ -43,7 +43,14 @@ pub fn pad_rows(
     out: &Buffer,
     [height, width]: [usize; 2],
 ) -> Result<()> {
-    expect(KERNEL.name, "x", x, rows * cols, FLOATS)?;
+    if x.len() < rows * cols || !FLOATS.contains(&x.dtype()) {
+        let got = format!("{} elements, {}", x.len(), x.dtype());
+        return Err(crate::Error::shape(
+            KERNEL.name,
+            format!("x of at least {} elements, f32 or f16", rows * cols),
+            got,
+        ));
+    }
     expect(KERNEL.name, "out", out, height * width, if x.dtype() == DType::F16 { FLOATS } else { &[DType::F32] })?;
     if rows > height || cols > width {
         let got = format!("{rows} x {cols}");

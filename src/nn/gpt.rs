@@ -319,6 +319,9 @@ impl Gpt {
         if cache.shape != own {
             return Err(Error::shape("gpt", format!("a cache of {own:?}"), format!("{:?}", cache.shape)));
         }
+        if cache.len == 0 {
+            cache.weights = self.packed_weights()?;
+        }
         cache.tokens.write(bytemuck::bytes_of(&token))?;
         cache.length.write(bytemuck::bytes_of(&(cache.len as u32)))?;
         let logits = context.no_grad(|| {
@@ -369,17 +372,17 @@ struct CacheShape {
     embd: usize,
     block: usize,
     dtype: DType,
+    quantizer: Option<Quantizer>,
 }
 
 impl CacheShape {
     fn of(gpt: &Gpt) -> Self {
-        let GptConfig { layers, heads, embd, block, .. } = gpt.config;
-        Self { layers, heads, embd, block, dtype: gpt.dtype }
+        let GptConfig { layers, heads, embd, block, quantizer, .. } = gpt.config;
+        Self { layers, heads, embd, block, dtype: gpt.dtype, quantizer }
     }
 }
 
-/// Keys and values of the tokens that a [`Gpt`] has seen, one sequence; and its weights as they were quantized when the cache was made or
-/// cleared.
+/// Keys and values of the tokens that a [`Gpt`] has seen, one sequence; and its weights as they were quantized at the first of them.
 #[derive(Debug)]
 pub struct KvCache {
     shape: CacheShape,
@@ -403,7 +406,7 @@ impl KvCache {
             || -> Result<[Buffer; 2]> { Ok([context.alloc(room, gpt.dtype)?, context.alloc(room, gpt.dtype)?]) };
         Ok(Self {
             shape: CacheShape::of(gpt),
-            weights: gpt.packed_weights()?,
+            weights: HashMap::new(),
             layers: (0..gpt.config.layers).map(|_| layer()).collect::<Result<_>>()?,
             tokens: Tensor::zeros(context, &[1, 1], DType::U32)?,
             length: Tensor::zeros(context, &[1], DType::U32)?,

@@ -13,6 +13,10 @@ fn beside(path: &Path) -> PathBuf {
 
 /// Writes a file beside `path` with `write`, sees to it that it is on the disk, and renames it to `path`.
 pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    // A device or a pipe would be replaced by an ordinary file.
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(Error::file(path, "a regular file or none to write to", "something else of that name"));
+    }
     let partial = beside(path);
     let result = write(&partial).and_then(|()| {
         let file = File::options().write(true).open(&partial).map_err(Error::io(&partial, "open"))?;
