@@ -113,7 +113,8 @@ fn bad_flags_say_what_there_is() {
     refused(&["--kernel", "rope", "--shape", "1x2x3"], &["--kernel: expected", "matmul_tn", "found `rope`"]);
     refused(&["--shape", "12x34"], &["--shape: expected MxNxK", "found `12x34`"]);
     refused(&["--shape", "12x0x34"], &["--shape: expected MxNxK"]);
-    refused(&["--shape", "1000000x1000000x1", "--format", "f32", "--json"], &["needs", "limit"]);
+    refused(&["--shape", "1000000x1000000x1"], &["2^30 elements", "found `1000000x1000000x1`"]);
+    refused(&["--shape", "32768x32768x1", "--format", "f32", "--json"], &["needs", "limit"]);
     for seconds in ["0", "-1", "nan", "inf"] {
         refused(&["--seconds", seconds], &["--seconds: expected a number above 0"]);
     }

@@ -234,7 +234,7 @@ fn timings_span_copies_and_need_a_dispatch() {
         let copy = || small.write(bytemuck::bytes_of(&1.0f32));
         heavy().and_then(|()| light()).and_then(|()| context.synchronize()).unwrap();
         let shortest = |work: &dyn Fn() -> walsh::Result<()>| {
-            (0..3).map(|_| context.gpu_time(work).unwrap()).fold(f64::INFINITY, f64::min)
+            (0..9).map(|_| context.gpu_time(work).unwrap()).fold(f64::INFINITY, f64::min)
         };
         let alone = shortest(&heavy);
         let first = shortest(&|| heavy().and_then(|()| copy()).and_then(|()| light()));
@@ -243,7 +243,8 @@ fn timings_span_copies_and_need_a_dispatch() {
             light().and_then(|()| copy()).and_then(|()| heavy()).and_then(|()| copy()).and_then(|()| light())
         });
         for time in [first, last, middle] {
-            assert!(time > 0.5 * alone && time < 100.0 * alone, "{alone}: {first} {last} {middle}");
+            // A timer that missed the large product would show a thousandth of it; other work of the machine may double any of these.
+            assert!(time > 0.1 * alone && time < 100.0 * alone, "{alone}: {first} {last} {middle}");
         }
         for work in [&copy as &dyn Fn() -> walsh::Result<()>, &|| Ok(()), &|| light().and_then(|()| context.submit())] {
             let result = context.gpu_time(work);

@@ -206,7 +206,8 @@ pub fn refusals(ctx: &Context, run: Run) {
     let matrix = PackedMatrix::zeros("int4:g32".parse().unwrap(), 4, 64).unwrap();
     let packed = Packed::from_host(ctx, &matrix).unwrap();
     let tensor = |len: usize| Tensor::zeros(ctx, &[len], DType::F32).unwrap();
-    let (a, short, out) = (tensor(128), tensor(127), tensor(8));
+    let (a, out) = (tensor(128), tensor(8));
+    let short = [127, 7, 3].map(tensor);
     let good = PackedMatmul {
         form: Form::Nt,
         m: 2,
@@ -224,11 +225,11 @@ pub fn refusals(ctx: &Context, run: Run) {
     let shape = |spec: PackedMatmul<'_>| assert!(matches!(run(ctx, &spec), Err(Error::Shape { .. })), "{spec:?}");
     let unsupported =
         |spec: PackedMatmul<'_>| assert!(matches!(run(ctx, &spec), Err(Error::Unsupported { .. })), "{spec:?}");
-    shape(PackedMatmul { a: Operand::Dense(short.buffer()), ..good });
-    shape(PackedMatmul { out: short.buffer(), ..good });
+    shape(PackedMatmul { a: Operand::Dense(short[0].buffer()), ..good });
+    shape(PackedMatmul { out: short[1].buffer(), ..good });
     shape(PackedMatmul { n: 5, ..good });
     shape(PackedMatmul { k: 32, ..good });
-    shape(PackedMatmul { bias: Some(a.buffer()), ..good });
+    shape(PackedMatmul { bias: Some(short[2].buffer()), ..good });
     unsupported(PackedMatmul { form: Form::Nn, ..good });
     unsupported(PackedMatmul { m: 65, ..good });
 }
