@@ -8,7 +8,7 @@ use walsh::kernel::packed::Packed;
 use walsh::kernel::quantize::{Options as QuantizeOptions, quantize};
 use walsh::op::{LinearOptions, linear};
 use walsh::qat::Quantizer;
-use walsh::{Context, DType, Gradients, Tensor};
+use walsh::{Context, DType, Error, Gradients, Tensor};
 
 fn format(text: &str) -> Format {
     text.parse().unwrap()
@@ -131,7 +131,8 @@ fn an_input_dies_with_its_last_owner_where_only_codes_are_kept() {
 
 #[test]
 fn operands_that_do_not_go_together_are_typed_errors() {
-    let context = &every_tier()[0];
+    let contexts = every_tier();
+    let context = &contexts[0];
     let x = Tensor::from_f32(context, &[1.0; 64], &[2, 32]).unwrap();
     let weight = Tensor::from_f32(context, &[1.0; 96], &[3, 32]).unwrap();
     let quantizer = Quantizer::new(Some(format("int4:g32")), None).unwrap().unwrap();
@@ -143,6 +144,13 @@ fn operands_that_do_not_go_together_are_typed_errors() {
     assert!(error.contains("quantizer"), "{error}");
     let error = Quantizer::new(None, Some(format("int4"))).unwrap_err().to_string();
     assert!(error.contains("--weights"), "{error}");
+    if let Some(other) = contexts.get(1) {
+        let elsewhere = Tensor::from_f32(other, &[1.0; 96], &[3, 32]).unwrap();
+        let foreign = quantizer.weight(&elsewhere).unwrap();
+        let options = LinearOptions { quantizer: Some(quantizer), packed_weight: Some(&foreign), ..Default::default() };
+        let result = linear(&x, &weight, options);
+        assert!(matches!(result, Err(Error::ContextMismatch { .. })), "{result:?}");
+    }
     let given = quantizer.weight(&weight).unwrap();
     let before = linear(&x, &weight, with(Some(quantizer), Some(&given))).unwrap().to_vec().unwrap();
     assert_eq!(linear(&x, &weight, with(Some(quantizer), None)).unwrap().to_vec().unwrap(), before);

@@ -4,7 +4,7 @@ mod common;
 
 use common::every_tier;
 use walsh::format::Format;
-use walsh::nn::{Gpt, GptConfig, TrainPass};
+use walsh::nn::{Gpt, GptConfig, KvCache, TrainPass};
 use walsh::op::LossOptions;
 use walsh::optim::{AdamW, AdamWOptions, Schedule};
 use walsh::qat::Quantizer;
@@ -107,6 +107,25 @@ fn the_loss_falls_in_every_format() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_cleared_cache_sees_the_weights_as_they_are() {
+    for context in best_tiers() {
+        let quantizer = Quantizer::new(Some("int4:row:f32".parse().unwrap()), None).unwrap();
+        let gpt = Gpt::new(&context, config(32, quantizer), 3, DType::F32).unwrap();
+        let mut cache = KvCache::new(&gpt).unwrap();
+        let before = gpt.decode(1, &mut cache).unwrap().to_vec().unwrap();
+        for (_, tensor) in gpt.parameters().iter().filter(|(info, _)| info.name.contains("c_fc")) {
+            let values: Vec<f32> = (0..tensor.len()).map(|i| (i % 7) as f32 * 0.1 - 0.3).collect();
+            tensor.write(bytemuck::cast_slice(&values)).unwrap();
+        }
+        cache.clear();
+        let cleared = gpt.decode(1, &mut cache).unwrap().to_vec().unwrap();
+        let mut fresh = KvCache::new(&gpt).unwrap();
+        assert_eq!(cleared, gpt.decode(1, &mut fresh).unwrap().to_vec().unwrap());
+        assert_ne!(cleared, before);
     }
 }
 
