@@ -38,7 +38,7 @@ fn bad_flags() {
     train(&["--precision", "f8"], &["--precision", "auto, f32, f16", "f8"]);
     train(&["--method", "none", "--weights", "int4"], &["--weights: expected no format beside --method none"]);
     train(&["--method", "ste"], &["--method: expected none where there are no --weights, found ste"]);
-    train(&["--method", "magic"], &["--method", "none, ste", "magic"]);
+    train(&["--method", "magic"], &["--method", "none, ptq, ste", "magic"]);
     train(&["--activations", "int4"], &["--activations: expected --weights beside it"]);
     train(&["--resume"], &["--resume: expected --out"]);
     train(&["--colour"], &["--colour"]);

@@ -7,11 +7,15 @@ use walsh::format::Format;
 use walsh::kernel::packed::Packed;
 use walsh::kernel::quantize::{Options as QuantizeOptions, quantize};
 use walsh::op::{LinearOptions, linear};
-use walsh::qat::Quantizer;
+use walsh::qat::{Method, Quantizer, Ste};
 use walsh::{Context, DType, Error, Gradients, Tensor};
 
 fn format(text: &str) -> Format {
     text.parse().unwrap()
+}
+
+fn ste(weights: Format, activations: Option<Format>) -> Quantizer {
+    Quantizer::new(Method::Ste(Ste), weights, activations, None).unwrap()
 }
 
 /// The values that `x` has once it is quantized.
@@ -47,7 +51,7 @@ fn values_and_gradients_are_those_of_the_quantized_operands() {
                 ("nvfp4", Some("nvfp4")),
                 ("int3:asym", Some("int5:asym")),
             ] {
-                let quantizer = Quantizer::new(Some(format(weights)), activations.map(format)).unwrap().unwrap();
+                let quantizer = ste(format(weights), activations.map(format));
                 let mut random = Gen::new(5);
                 let (x, x_values) = floats(&context, &random.normals(m * k), &[m, k], dtype);
                 let weight = Tensor::from_f32(&context, &random.normals(n * k), &[n, k]).unwrap();
@@ -101,7 +105,7 @@ fn what_is_kept_of_inputs_is_their_codes() {
         drop(dense);
         assert_eq!(context.kept_bytes(), before, "kept after the graph is gone");
         let four = format("int4:centred:row:f32:mse");
-        let quantizer = Quantizer::new(Some(four), Some(four)).unwrap();
+        let quantizer = Some(ste(four, Some(four)));
         let packed = linear(&x, &weight, LinearOptions { quantizer, ..Default::default() }).unwrap();
         let kept = context.kept_bytes() - before;
         assert!(kept * 6 <= (m * k * 4) as u64, "{kept} bytes of codes and scales for {} of f32", m * k * 4);
@@ -115,7 +119,7 @@ fn an_input_dies_with_its_last_owner_where_only_codes_are_kept() {
     for context in every_tier() {
         let weight = Tensor::from_f32(&context, &vec![0.5; n * k], &[n, k]).unwrap().with_grad();
         let four = format("int4:row:f32");
-        let quantizer = Quantizer::new(Some(four), Some(four)).unwrap();
+        let quantizer = Some(ste(four, Some(four)));
         let mut outputs = Vec::new();
         let mut held = Vec::new();
         for _ in 0..4 {
@@ -135,15 +139,13 @@ fn operands_that_do_not_go_together_are_typed_errors() {
     let context = &contexts[0];
     let x = Tensor::from_f32(context, &[1.0; 64], &[2, 32]).unwrap();
     let weight = Tensor::from_f32(context, &[1.0; 96], &[3, 32]).unwrap();
-    let quantizer = Quantizer::new(Some(format("int4:g32")), None).unwrap().unwrap();
+    let quantizer = ste(format("int4:g32"), None);
     let other = Packed::empty(context, format("nf4"), 3, 32).unwrap();
     let with = |quantizer, packed_weight| LinearOptions { quantizer, packed_weight, ..Default::default() };
     let error = linear(&x, &weight, with(Some(quantizer), Some(&other))).unwrap_err().to_string();
     assert!(error.contains("int4:g32") && error.contains("nf4"), "{error}");
     let error = linear(&x, &weight, with(None, Some(&other))).unwrap_err().to_string();
     assert!(error.contains("quantizer"), "{error}");
-    let error = Quantizer::new(None, Some(format("int4"))).unwrap_err().to_string();
-    assert!(error.contains("--weights"), "{error}");
     if let Some(other) = contexts.get(1) {
         let elsewhere = Tensor::from_f32(other, &[1.0; 96], &[3, 32]).unwrap();
         let foreign = quantizer.weight(&elsewhere).unwrap();

@@ -7,13 +7,17 @@ use walsh::format::Format;
 use walsh::nn::{Gpt, GptConfig, KvCache, TrainPass};
 use walsh::op::LossOptions;
 use walsh::optim::{AdamW, AdamWOptions, Schedule};
-use walsh::qat::Quantizer;
+use walsh::qat::{Method, Quantizer, Ste};
 use walsh::{Context, DType, Tensor};
 
 const BATCH: usize = 4;
 const BLOCK: usize = 16;
 const VOCAB: usize = 16;
 const STEPS: usize = 200;
+
+fn ste(weights: Format, activations: Option<Format>) -> Quantizer {
+    Quantizer::new(Method::Ste(Ste), weights, activations, None).unwrap()
+}
 
 fn config(embd: usize, quantizer: Option<Quantizer>) -> GptConfig {
     GptConfig { layers: 1, heads: 2, embd, block: BLOCK, vocab: VOCAB, dropout: 0.0, bias: false, quantizer }
@@ -90,7 +94,7 @@ fn the_loss_falls_in_every_format() {
         let full = train(&context, None, DType::F32);
         for (number, format) in formats().into_iter().enumerate() {
             for activations in [None, Some(format)] {
-                let quantizer = Quantizer::new(Some(format), activations).unwrap();
+                let quantizer = Some(ste(format, activations));
                 for dtype in common::dtypes(&context) {
                     let (first, last) = train(&context, quantizer, dtype);
                     // A run starts at about ln 16, and no token says anything of the next one without that before it: what embeddings and head
@@ -113,7 +117,7 @@ fn the_loss_falls_in_every_format() {
 #[test]
 fn a_cleared_cache_sees_the_weights_as_they_are() {
     for context in best_tiers() {
-        let quantizer = Quantizer::new(Some("int4:row:f32".parse().unwrap()), None).unwrap();
+        let quantizer = Some(ste("int4:row:f32".parse().unwrap(), None));
         let gpt = Gpt::new(&context, config(32, quantizer), 3, DType::F32).unwrap();
         let mut cache = KvCache::new(&gpt).unwrap();
         let before = gpt.decode(1, &mut cache).unwrap().to_vec().unwrap();
@@ -147,7 +151,7 @@ fn what_a_four_bit_run_keeps_of_inputs_is_a_sixth_at_most() {
         assert_eq!(dense, (BATCH * BLOCK * 7 * 64 * 4) as u64, "four inputs, one of them four times as wide");
         for format in ["int4:centred:row:f32:mse", "int4", "nf4", "mxfp4", "nvfp4"] {
             let format = format.parse().unwrap();
-            let packed = kept(Quantizer::new(Some(format), Some(format)).unwrap());
+            let packed = kept(Some(ste(format, Some(format))));
             assert!(packed * 6 <= dense, "{format}: {packed} bytes of {dense}");
         }
     }

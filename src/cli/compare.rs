@@ -368,7 +368,7 @@ mod tests {
     #[test]
     fn columns_are_as_wide_as_their_cells() {
         let row = Row {
-            method: walsh::qat::Method::Ste,
+            method: walsh::qat::Method::Ste(walsh::qat::Ste),
             optimizer: "adamw",
             weights: Some("int4:row:centred".parse().unwrap()),
             activations: None,

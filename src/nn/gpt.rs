@@ -67,6 +67,9 @@ impl GptConfig {
                 format!("{} / {} = {head_dim}", self.embd, self.heads),
             ));
         }
+        if let Some(quantizer) = &self.quantizer {
+            quantizer.validate(&self.widths())?;
+        }
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(Error::invalid(
                 "dropout (--dropout)",
@@ -83,6 +86,12 @@ impl GptConfig {
     pub fn projections(&self) -> [[usize; 2]; 4] {
         let c = self.embd;
         [[3 * c, c], [c, c], [4 * c, c], [c, 4 * c]]
+    }
+
+    /// Widths of the inputs of a block's linear layers.
+    #[must_use]
+    pub fn widths(&self) -> Vec<usize> {
+        self.projections().map(|[_, k]| k).to_vec()
     }
 
     /// Bits that a weight of the blocks' linear layers takes in its format, scales included, on average; `None` where they are dense.
@@ -259,7 +268,7 @@ impl Gpt {
         };
         let norm = |x: &Tensor, n: &Norm| x.layer_norm(&p[n.weight], n.bias.map(|b| &p[b]), EPS, dtype);
         // One linear layer; what it does besides multiplying is the caller's.
-        let quantizer = self.config.quantizer;
+        let quantizer = self.config.quantizer.filter(|quantizer| train.is_none() || quantizer.trains_quantized());
         let project = |x: &Tensor, l: &Projection, options: LinearOptions<'_>| {
             linear(x, &p[l.weight], LinearOptions { bias: l.bias.map(|b| &p[b]), quantizer, ..options })
         };
@@ -365,7 +374,7 @@ impl Gpt {
 }
 
 /// What a cache and its model must agree on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct CacheShape {
     layers: usize,
     heads: usize,

@@ -1,11 +1,13 @@
 //! `y = x W^T + b` and what follows it in a transformer, fused: an activation, or dropout and a residual.
 
+use crate::autograd::Target;
+use crate::kernel::hadamard::Hadamard;
 use crate::kernel::matmul::{Activation, Dims, Epilogue, Form, Matmul, matmul};
 use crate::kernel::packed::Packed;
 use crate::kernel::packed_matmul::{self, PackedMatmul, packed_matmul};
 use crate::kernel::{self, FLOATS};
 use crate::nn::Dropout;
-use crate::qat::{self, Quantizer};
+use crate::qat::{Coding, Encoded, Quantizer, pass_back};
 use crate::tensor::Inner;
 use crate::{Buffer, Context, DType, Error, Result, Tensor};
 
@@ -49,6 +51,8 @@ struct Output<'a> {
     out: &'a Buffer,
     bias: Option<&'a Buffer>,
     epilogue: Epilogue<'a>,
+    /// For the gradient of a quantized operand.
+    mask: Option<&'a Buffer>,
     accumulate: bool,
 }
 
@@ -61,7 +65,7 @@ fn multiply(
     b: &Operand,
     output: Output<'_>,
 ) -> Result<()> {
-    let Output { out, bias, epilogue, accumulate } = output;
+    let Output { out, bias, epilogue, mask, accumulate } = output;
     let a = match a {
         Operand::Dense(buffer) => packed_matmul::Operand::Dense(buffer),
         Operand::Packed(packed) => packed_matmul::Operand::Packed(packed),
@@ -73,7 +77,7 @@ fn multiply(
         ),
         (a, Operand::Packed(b)) => packed_matmul(
             context,
-            &PackedMatmul { form, m, n, k, a, b, out, alpha: 1.0, bias, epilogue, accumulate, mask: None },
+            &PackedMatmul { form, m, n, k, a, b, out, alpha: 1.0, bias, epilogue, accumulate, mask },
         ),
         (packed_matmul::Operand::Packed(_), Operand::Dense(_)) => {
             Err(Error::invalid("linear", "quantized weights beside quantized activations", "a dense weight"))
@@ -107,10 +111,73 @@ fn operand(context: &Context, x: &Tensor, dtype: DType) -> Result<Buffer> {
     Ok(copy)
 }
 
+/// An operand as the product sees it, and what its gradient goes through on its way back.
+#[derive(Debug)]
+struct Side {
+    operand: Operand,
+    /// A bit per element, 1 where the gradient passes.
+    mask: Option<Buffer>,
+    /// The block by which it was rotated.
+    hadamard: Option<u32>,
+}
+
+impl Side {
+    fn encoded(Encoded { packed, mask }: Encoded, coding: &Coding) -> Self {
+        Self { operand: Operand::Packed(packed), mask, hadamard: coding.hadamard }
+    }
+}
+
+/// The input's side of a product with a quantized weight that `hadamard` rotates.
+fn input(x: &Tensor, coding: Option<Coding>, hadamard: Option<u32>, rows: usize, differentiable: bool) -> Result<Side> {
+    let shape = [rows, x.columns()];
+    match (coding, hadamard) {
+        (Some(coding), _) => Ok(Side::encoded(coding.encode(x, shape, differentiable)?, &coding)),
+        (None, None) => Ok(Side { operand: Operand::Dense(x.buffer().clone()), mask: None, hadamard: None }),
+        (None, Some(block)) => {
+            let rotated = x.context().alloc(x.len(), x.dtype())?;
+            let task = Hadamard::new(rows, x.columns(), block as usize);
+            kernel::hadamard::hadamard(x.context(), &task, Some(x.buffer()), &rotated)?;
+            Ok(Side { operand: Operand::Dense(rotated), mask: None, hadamard })
+        }
+    }
+}
+
+/// The weight's side.
+fn weight_side(weight: &Tensor, options: &LinearOptions<'_>, dtype: DType, differentiable: bool) -> Result<Side> {
+    let context = weight.context();
+    let (n, k) = (weight.rows(), weight.columns());
+    match (options.quantizer, options.packed_weight) {
+        (None, None) => {
+            Ok(Side { operand: Operand::Dense(operand(context, weight, dtype)?), mask: None, hadamard: None })
+        }
+        (None, Some(_)) => Err(Error::shape("linear", "a quantized weight together with a quantizer", "no quantizer")),
+        (Some(quantizer), Some(packed)) => {
+            let layout = packed.layout();
+            if packed.format() != quantizer.weights || [layout.rows, layout.cols] != [n, k] {
+                return Err(Error::shape(
+                    "linear",
+                    format!("a weight of [{n}, {k}] in {}", quantizer.weights),
+                    format!("[{}, {}] in {}", layout.rows, layout.cols, packed.format()),
+                ));
+            }
+            let coding = quantizer.weight_coding();
+            if differentiable && coding.bound.is_some() {
+                let expected = format!("no quantized weight where the gradient asks {} for a mask", quantizer.method);
+                return Err(Error::shape("linear", expected, "one"));
+            }
+            Ok(Side::encoded(Encoded { packed: packed.clone(), mask: None }, &coding))
+        }
+        (Some(quantizer), None) => {
+            let coding = quantizer.weight_coding();
+            Ok(Side::encoded(coding.encode(weight, [n, k], differentiable)?, &coding))
+        }
+    }
+}
+
 /// `y = residual + dropout(act(x W^T + bias))`, with the parts that `options` name.
 ///
-/// With a quantizer, `x` and `W` stand for their quantized values. The gradients of those are handed on as the gradients of `x` and `W` (the
-/// straight-through estimator of Bengio, Leonard and Courville, arXiv 1308.3432), and are computed from the codes.
+/// With a quantizer, `x` and `W` stand for their quantized values: rotated, `Q(x H) Q(W H)^T`, where it says so. The gradients of those go on,
+/// masked and rotated back, as the gradients of `x` and `W`, and are computed from the codes; see [`crate::qat`].
 ///
 /// # Shapes
 /// `x` `[.., k]` (f32 or f16), `weight` `[n, k]` f32, `bias` `[n]` f32, `residual` like the result, which is `[.., n]`.
@@ -168,28 +235,10 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
     let bias = options.bias.map(Tensor::buffer);
     let needs_grad = context.grad_enabled()
         && [Some(x), Some(weight), options.bias].into_iter().flatten().any(Tensor::requires_grad);
-    let w = match (options.quantizer, options.packed_weight) {
-        (None, None) => Operand::Dense(operand(context, weight, dtype)?),
-        (None, Some(_)) => {
-            return Err(Error::shape(OP, "a quantized weight together with a quantizer", "no quantizer"));
-        }
-        (Some(quantizer), Some(packed)) => {
-            let layout = packed.layout();
-            if packed.format() != quantizer.weights || [layout.rows, layout.cols] != [n, k] {
-                return Err(Error::shape(
-                    OP,
-                    format!("a weight of [{n}, {k}] in {}", quantizer.weights),
-                    format!("[{}, {}] in {}", layout.rows, layout.cols, packed.format()),
-                ));
-            }
-            Operand::Packed(packed.clone())
-        }
-        (Some(quantizer), None) => Operand::Packed(quantizer.weight(weight)?),
-    };
-    let input = match options.quantizer {
-        Some(Quantizer { activations: Some(format), .. }) => Operand::Packed(qat::encode(x, format, [m, k])?),
-        _ => Operand::Dense(x.buffer().clone()),
-    };
+    let learns = |t: &Tensor| context.grad_enabled() && t.requires_grad();
+    let w = weight_side(weight, &options, dtype, learns(weight))?;
+    let coding = options.quantizer.and_then(|quantizer| quantizer.activation_coding());
+    let input = input(x, coding, w.hadamard, m, learns(x))?;
     let pre = match options.activation {
         Some(_) => Some(Tensor::empty(context, &shape, out_dtype)?),
         None => None,
@@ -200,8 +249,8 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
         (_, _, Some(residual)) => Epilogue::Residual(residual.buffer(), options.dropout.map(Dropout::kernel)),
         _ => Epilogue::None,
     };
-    let forward = Output { out: out.buffer(), bias, epilogue, accumulate: false };
-    multiply(context, Form::Nt, [m, n, k], &input, &w, forward)?;
+    let forward = Output { out: out.buffer(), bias, epilogue, mask: None, accumulate: false };
+    multiply(context, Form::Nt, [m, n, k], &input.operand, &w.operand, forward)?;
     if !needs_grad && !options.residual.is_some_and(Tensor::requires_grad) {
         return Ok(out);
     }
@@ -209,11 +258,14 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
     let backward = {
         // Not the input itself: what is kept of it is `input`, which may be its codes alone.
         let activation = x.0.activation.clone();
-        let (x, weight) = (x.as_input(), weight.clone());
         let (bias, residual) = (options.bias.cloned(), options.residual.map(Tensor::as_input));
         let dropout = options.dropout.cloned();
-        let kept = context.keep(input.bytes());
+        // An operand is for the gradient of the other one.
+        let Side { operand: input, mask, hadamard } = input;
+        let input = learns(weight).then_some(input);
+        let kept = context.keep(input.as_ref().map_or(0, Operand::bytes) + mask.as_ref().map_or(0, Buffer::bytes));
         let context = context.clone();
+        let (x, weight) = (x.as_input(), weight.clone());
         move |gradient: Tensor, gradients: &mut crate::Gradients| {
             if let Some(residual) = &residual {
                 gradients.add_to(residual, gradient.clone())?;
@@ -229,26 +281,39 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
             };
             drop(gradient);
             let masked = Operand::Dense(masked);
-            // An input that is an activation passes its gradient on to what the activation was computed from.
+            // An input that is an activation passes its gradient on to what the activation was computed from, unless it was rotated.
             let (target, epilogue) = match &activation {
-                Some((activation, pre)) => {
+                Some((activation, pre)) if hadamard.is_none() => {
                     (gradients.target(pre)?, Epilogue::ActivationGrad(*activation, pre.buffer()))
                 }
-                None => (gradients.target_of(&x)?, Epilogue::None),
+                _ => (gradients.target_of(&x)?, Epilogue::None),
             };
-            if let Some(target) = target {
-                let output =
-                    Output { out: target.tensor.buffer(), bias: None, epilogue, accumulate: target.accumulate };
-                multiply(&context, Form::Nn, [m, k, n], &masked, &w, output)?;
-            }
-            if let Some(target) = gradients.target(&weight)? {
-                let output = Output {
-                    out: target.tensor.buffer(),
-                    bias: None,
-                    epilogue: Epilogue::None,
-                    accumulate: target.accumulate,
+            if let Some(Target { tensor, accumulate }) = target {
+                let product = |out: &Buffer, mask: Option<&Buffer>, accumulate: bool| {
+                    let output = Output { out, bias: None, epilogue, mask, accumulate };
+                    multiply(&context, Form::Nn, [m, k, n], &masked, &w.operand, output)
                 };
-                multiply(&context, Form::Tn, [n, k, m], &masked, &input, output)?;
+                if hadamard.is_some() {
+                    let rotated = context.alloc(m * k, tensor.dtype())?;
+                    product(&rotated, None, false)?;
+                    pass_back(&context, &rotated, mask.as_ref(), hadamard, tensor.buffer(), [m, k], accumulate)?;
+                } else {
+                    product(tensor.buffer(), mask.as_ref(), accumulate)?;
+                }
+            }
+            drop(mask);
+            if let (Some(Target { tensor, accumulate }), Some(input)) = (gradients.target(&weight)?, &input) {
+                let product = |out: &Buffer, accumulate: bool| {
+                    let output = Output { out, bias: None, epilogue: Epilogue::None, mask: None, accumulate };
+                    multiply(&context, Form::Tn, [n, k, m], &masked, input, output)
+                };
+                if w.hadamard.is_some() || w.mask.is_some() {
+                    let rotated = context.alloc(n * k, tensor.dtype())?;
+                    product(&rotated, false)?;
+                    pass_back(&context, &rotated, w.mask.as_ref(), w.hadamard, tensor.buffer(), [n, k], accumulate)?;
+                } else {
+                    product(tensor.buffer(), accumulate)?;
+                }
             }
             drop((input, kept));
             if let (Some(bias), Operand::Dense(masked)) = (&bias, &masked)

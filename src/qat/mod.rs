@@ -1,92 +1,382 @@
-//! Quantization-aware training: how linear layers quantize their operands.
+//! Quantization-aware training: how linear layers quantize their operands, and what their gradients make of it.
+//!
+//! A [`Method`] is one file here. It says which formats it takes, which of them a bare name means, whether operands are rotated, and, for
+//! each operand, its [`Coding`]; [`crate::op::linear`] asks for the codings and knows no method, and kernels know neither.
+//!
+//! Weights stay f32 in the optimizer and are quantized at every forward pass. Products multiply codes; what is kept for the backward pass is
+//! codes, scales and a bit per element.
 
-use crate::format::Format;
+mod clipped;
+mod ptq;
+mod quest;
+mod ste;
+
+pub use clipped::Clipped;
+pub use ptq::Ptq;
+pub use quest::Quest;
+pub use ste::Ste;
+
+use crate::format::{Format, Grid, Store};
+use crate::kernel::hadamard::{Hadamard, hadamard};
+use crate::kernel::mask;
 use crate::kernel::packed::Packed;
 use crate::kernel::quantize::{Options as QuantizeOptions, quantize};
-use crate::{Error, Result, Tensor, Tier};
-use serde::{Deserialize, Serialize};
+use crate::{Buffer, Context, DType, Error, Result, Tensor, Tier};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::str::FromStr;
 
-/// How quantizers pass gradients on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// How weights and inputs of linear layers are quantized and what gradients make of it. Spelled `name[:option...]`, as in `quest` or
+/// `quest:trust=1.3`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Method {
     /// Nothing is quantized.
     #[default]
     None,
-    /// Straight-through estimation: gradients pass quantizers as if these were not there.
-    Ste,
+    /// Training in full precision; evaluation and sampling with quantized operands.
+    Ptq(Ptq),
+    /// Straight-through estimation.
+    Ste(Ste),
+    /// Straight-through estimation without what saturates.
+    Clipped(Clipped),
+    /// QuEST.
+    Quest(Quest),
 }
+
+/// What one method decides.
+trait Rule {
+    /// Its name and options.
+    fn spell(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
+
+    /// The format of an operand for which `asked` was asked for, or an error that names the flag; `None`: it stays dense.
+    fn format(&self, operand: Operand, asked: Option<Asked>) -> Result<Option<Format>>;
+
+    /// Whether operands are rotated where nothing is said about it.
+    fn rotates(&self) -> bool {
+        false
+    }
+
+    /// How an operand is quantized.
+    fn coding(&self, operand: Operand, format: Format, hadamard: Option<u32>) -> Coding;
+
+    /// Whether the forward passes of training quantize, and not only the others.
+    fn trains_quantized(&self) -> bool {
+        true
+    }
+}
+
+/// An operand of a linear layer's product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operand {
+    Weights,
+    Activations,
+}
+
+impl Operand {
+    fn flag(self) -> &'static str {
+        match self {
+            Self::Weights => "--weights",
+            Self::Activations => "--activations",
+        }
+    }
+}
+
+/// Spellings of all methods, with their options, for messages and help.
+pub const SPELLINGS: &str = "none, ptq, ste, clipped[:BOUND], quest[:trust=S]";
 
 impl Method {
-    /// Every method.
-    pub const ALL: [Self; 2] = [Self::None, Self::Ste];
-
-    /// The name used by flags and files.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Ste => "ste",
-        }
+    fn rule(&self) -> Option<&dyn Rule> {
+        Some(match self {
+            Self::None => return None,
+            Self::Ptq(rule) => rule,
+            Self::Ste(rule) => rule,
+            Self::Clipped(rule) => rule,
+            Self::Quest(rule) => rule,
+        })
     }
 
-    /// What it makes of the formats that flags name.
+    /// Its quantizer with the formats and the rotation that were asked for, those left open filled in; none for [`Method::None`].
     ///
     /// # Errors
-    /// [`Error::Invalid`], naming the flag, for formats without a method, a method without formats, or as [`Quantizer::new`].
-    pub fn quantizer(self, weights: Option<Format>, activations: Option<Format>) -> Result<Option<Quantizer>> {
-        let given = [("--weights", weights), ("--activations", activations)];
-        match (self, given.into_iter().find_map(|(flag, format)| Some((flag, format?)))) {
-            (Self::None, None) => Ok(None),
-            (Self::None, Some((flag, format))) => {
-                Err(Error::invalid(flag, "no format beside --method none", format!("`{format}`")))
+    /// [`Error::Invalid`], naming the flag, for what the method cannot do, and as [`Quantizer::validate`].
+    pub fn quantizer(self, asked: &Settings) -> Result<Option<Quantizer>> {
+        let Some(rule) = self.rule() else {
+            return match (asked.weights.and_then(Asked::format), asked.activations.and_then(Asked::format)) {
+                (Some(format), _) => Err(beside_none("--weights", "no format", format)),
+                (None, Some(format)) => Err(beside_none("--activations", "no format", format)),
+                (None, None) => match asked.hadamard {
+                    Some(Rotation(Some(block))) => Err(beside_none("--hadamard", "no rotation", block)),
+                    _ => Ok(None),
+                },
+            };
+        };
+        let activations = rule.format(Operand::Activations, asked.activations)?;
+        let Some(weights) = rule.format(Operand::Weights, asked.weights)? else {
+            return Err(match activations {
+                Some(_) => Error::invalid("--activations", "--weights beside it", "--activations alone"),
+                None => Error::invalid("--method", "none where there are no --weights", self.to_string()),
+            });
+        };
+        let hadamard = match asked.hadamard {
+            Some(Rotation(block)) => block,
+            None if rule.rotates() => {
+                let fits = |block: &u32| asked.widths.iter().all(|w| w.is_multiple_of(*block as usize));
+                let block = [128, 64, 32, 16].into_iter().find(fits).ok_or_else(|| {
+                    let widths = "widths that 16 divides, or --hadamard off";
+                    Error::invalid(format!("--method {self}"), widths, format!("widths {:?}", asked.widths))
+                });
+                Some(block?)
             }
-            (Self::Ste, None) => Err(Error::invalid("--method", "none where there are no --weights", "ste")),
-            (Self::Ste, Some(_)) => Quantizer::new(weights, activations),
+            None => None,
+        };
+        let quantizer = Quantizer { method: self, weights, activations, hadamard };
+        quantizer.validate(&asked.widths)?;
+        Ok(Some(quantizer))
+    }
+}
+
+fn beside_none(flag: &str, expected: &str, got: impl fmt::Display) -> Error {
+    Error::invalid(flag, format!("{expected} beside --method none"), format!("`{got}`"))
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.rule() {
+            None => f.write_str("none"),
+            Some(rule) => rule.spell(f),
         }
     }
 }
 
-impl std::fmt::Display for Method {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
+impl FromStr for Method {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let unknown = || Error::invalid("--method", format!("one of {SPELLINGS}"), format!("`{text}`"));
+        let mut parts = text.split(':');
+        let name = parts.next().unwrap_or_default();
+        let options: Vec<&str> = parts.collect();
+        let method = match name {
+            "none" if options.is_empty() => Self::None,
+            "ptq" if options.is_empty() => Self::Ptq(Ptq),
+            "ste" if options.is_empty() => Self::Ste(Ste),
+            "clipped" => Self::Clipped(Clipped::parse(&options).ok_or_else(unknown)?),
+            "quest" => Self::Quest(Quest::parse(&options).ok_or_else(unknown)?),
+            _ => return Err(unknown()),
+        };
+        Ok(method)
     }
 }
 
-impl std::str::FromStr for Method {
+/// Reads an option that is a positive finite number, as `NUMBER` or, with a name, as `name=NUMBER`.
+fn number(option: &str, name: Option<&str>) -> Option<f32> {
+    let text = match name {
+        Some(name) => option.strip_prefix(name)?.strip_prefix('=')?,
+        None => option,
+    };
+    text.parse().ok().filter(|value: &f32| value.is_finite() && *value > 0.0)
+}
+
+/// Serde by Display and `FromStr`.
+macro_rules! by_spelling {
+    ($($type:ty),*) => {$(
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    )*};
+}
+
+by_spelling!(Method, Asked);
+
+/// What is asked for as the format of an operand: `dense`, or a format. One without options stands for the method's own variant of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Asked {
+    /// Not quantized.
+    Dense,
+    /// A name without options, with the field's defaults for it.
+    Named(Format),
+    /// A format with options: exactly this one.
+    Spelled(Format),
+}
+
+impl Asked {
+    /// The format, if any.
+    #[must_use]
+    pub fn format(self) -> Option<Format> {
+        match self {
+            Self::Dense => None,
+            Self::Named(format) | Self::Spelled(format) => Some(format),
+        }
+    }
+}
+
+impl From<Option<Format>> for Asked {
+    fn from(format: Option<Format>) -> Self {
+        format.map_or(Self::Dense, Self::Spelled)
+    }
+}
+
+impl From<Asked> for Option<Format> {
+    fn from(asked: Asked) -> Self {
+        asked.format()
+    }
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dense => f.write_str("dense"),
+            Self::Named(format) => f.write_str(format.name()),
+            Self::Spelled(format) => format.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Asked {
     type Err = Error;
 
-    fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|method| method.name() == name).ok_or_else(|| {
-            let names = Self::ALL.map(Self::name).join(", ");
-            Error::invalid("--method", format!("one of {names}"), format!("`{name}`"))
+    fn from_str(text: &str) -> Result<Self> {
+        Ok(match text {
+            "dense" => Self::Dense,
+            _ if text.contains(':') => Self::Spelled(text.parse()?),
+            _ => Self::Named(text.parse()?),
         })
     }
 }
 
-/// The formats of a linear layer's operands. Weights stay f32 in the optimizer and are quantized at every forward pass; gradients pass the
-/// quantizers as if these were not there (straight-through estimation).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The block of the Walsh-Hadamard transform by which both operands are rotated; spelled as a number, or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotation(pub Option<u32>);
+
+impl From<Rotation> for Option<u32> {
+    fn from(rotation: Rotation) -> Self {
+        rotation.0
+    }
+}
+
+impl FromStr for Rotation {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let block = |text: &str| text.parse().ok().filter(|block| BLOCKS.contains(block));
+        match text {
+            "off" => Ok(Self(None)),
+            _ => block(text)
+                .map(|block| Self(Some(block)))
+                .ok_or_else(|| Error::invalid("--hadamard", format!("off or one of {BLOCKS:?}"), format!("`{text}`"))),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Rotation {
+    /// From a number or a string.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Spelled {
+            Number(u32),
+            Text(String),
+        }
+        let text = match Spelled::deserialize(deserializer)? {
+            Spelled::Number(block) => block.to_string(),
+            Spelled::Text(text) => text,
+        };
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// The blocks of rotations.
+pub const BLOCKS: [u32; 5] = [16, 32, 64, 128, 256];
+
+/// What is asked for beside a method.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// For weights.
+    pub weights: Option<Asked>,
+    /// For inputs.
+    pub activations: Option<Asked>,
+    /// The rotation.
+    pub hadamard: Option<Rotation>,
+    /// Widths of the layers' inputs.
+    pub widths: Vec<usize>,
+}
+
+/// How the operands of linear layers are quantized.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quantizer {
-    /// Of weights, along their rows.
+    /// The method.
+    pub method: Method,
+    /// Format of weights, along their rows.
     pub weights: Format,
-    /// Of inputs, along the width of the layer; `None`: they stay dense.
+    /// Format of inputs, along the width of the layer; `None`: they stay dense.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activations: Option<Format>,
+    /// Block of the orthonormal Walsh-Hadamard transform that both operands go through first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hadamard: Option<u32>,
 }
 
 impl Quantizer {
-    /// The formats that flags name, if any.
+    /// A quantizer with these very settings.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for activations without weights: products need quantized weights beside quantized activations.
-    pub fn new(weights: Option<Format>, activations: Option<Format>) -> Result<Option<Self>> {
-        match (weights, activations) {
-            (Some(weights), activations) => Ok(Some(Self { weights, activations })),
-            (None, None) => Ok(None),
-            (None, Some(_)) => Err(Error::invalid("--activations", "--weights beside it", "--activations alone")),
+    /// As [`Method::quantizer`]; [`Error::Invalid`] for [`Method::None`].
+    pub fn new(method: Method, weights: Format, activations: Option<Format>, hadamard: Option<u32>) -> Result<Self> {
+        let asked = Settings {
+            weights: Some(Asked::Spelled(weights)),
+            activations: Some(activations.into()),
+            hadamard: Some(Rotation(hadamard)),
+            widths: Vec::new(),
+        };
+        method.quantizer(&asked)?.ok_or_else(|| beside_none("--weights", "no format", weights))
+    }
+
+    /// Checks that the rotation is one that there is, and that its block divides the widths of all layers.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the flag, with what is possible instead.
+    pub fn validate(&self, widths: &[usize]) -> Result<()> {
+        let Some(block) = self.hadamard else { return Ok(()) };
+        let divides = |block: u32| widths.iter().all(|width| width.is_multiple_of(block as usize));
+        if BLOCKS.contains(&block) && divides(block) {
+            return Ok(());
         }
+        let fits: Vec<String> =
+            BLOCKS.into_iter().filter(|block| divides(*block)).map(|block| block.to_string()).collect();
+        let blocks = if fits.is_empty() { String::new() } else { format!(" or one of {}", fits.join(", ")) };
+        Err(Error::invalid("--hadamard", format!("off{blocks} for layers of width {widths:?}"), block.to_string()))
+    }
+
+    /// Whether the forward passes of training quantize, and not only evaluation and sampling.
+    #[must_use]
+    pub fn trains_quantized(&self) -> bool {
+        self.method.rule().is_some_and(Rule::trains_quantized)
+    }
+
+    /// How weights are quantized.
+    #[must_use]
+    pub fn weight_coding(&self) -> Coding {
+        self.coding(Operand::Weights, self.weights)
+    }
+
+    /// How inputs are quantized, if they are.
+    #[must_use]
+    pub fn activation_coding(&self) -> Option<Coding> {
+        self.activations.map(|format| self.coding(Operand::Activations, format))
+    }
+
+    fn coding(&self, operand: Operand, format: Format) -> Coding {
+        let plain = Coding { format, hadamard: self.hadamard, bound: None };
+        self.method.rule().map_or(plain, |rule| rule.coding(operand, format, self.hadamard))
     }
 
     /// The quantized weight.
@@ -100,52 +390,190 @@ impl Quantizer {
         let &[n, k] = weight.shape() else {
             return Err(Error::shape("quantize", "a weight of shape [n, k]", format!("{:?}", weight.shape())));
         };
-        encode(weight, self.weights, [n, k])
+        Ok(self.weight_coding().encode(weight, [n, k], false)?.packed)
     }
 }
 
-/// `x` as a matrix in `format`.
-pub(crate) fn encode(x: &Tensor, format: Format, [rows, cols]: [usize; 2]) -> Result<Packed> {
-    let context = x.context();
-    let packed = Packed::empty(context, format, rows, cols)?;
-    // Only products by cooperative matrices ask for the norm.
-    let options = QuantizeOptions { skip_norm: context.tier() < Tier::Coop, ..QuantizeOptions::default() };
-    quantize(context, x.buffer(), &packed, options)?;
-    Ok(packed)
-}
-
-impl std::fmt::Display for Quantizer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.activations {
-            Some(activations) => write!(f, "weights {}, activations {activations}", self.weights),
-            None => write!(f, "weights {}", self.weights),
+impl fmt::Display for Quantizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, weights {}", self.method, self.weights)?;
+        if let Some(activations) = &self.activations {
+            write!(f, ", activations {activations}")?;
+        }
+        match self.hadamard {
+            Some(block) => write!(f, ", rotated by {block}"),
+            None => Ok(()),
         }
     }
+}
+
+/// How an operand is quantized, and which of its elements get a gradient.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Coding {
+    /// The format.
+    pub format: Format,
+    /// Block of the orthonormal Walsh-Hadamard transform that comes first.
+    pub hadamard: Option<u32>,
+    /// The gradient passes where the magnitude, after the transform, is at most so many stored scales; everywhere if there is none.
+    pub bound: Option<f32>,
+}
+
+/// A quantized operand.
+#[derive(Clone, Debug)]
+pub(crate) struct Encoded {
+    pub packed: Packed,
+    /// A bit per element, 1 where the gradient passes.
+    pub mask: Option<Buffer>,
+}
+
+impl Coding {
+    /// Quantizes `x`, `[rows, cols]`; with a mask only if the gradient will ask for it.
+    pub(crate) fn encode(&self, x: &Tensor, [rows, cols]: [usize; 2], differentiable: bool) -> Result<Encoded> {
+        let context = x.context();
+        let packed = Packed::empty(context, self.format, rows, cols)?;
+        let bound = self.bound.filter(|_| differentiable);
+        let mask = match bound {
+            Some(bound) => Some((context.alloc(mask::words(rows, cols), DType::U32)?, bound)),
+            None => None,
+        };
+        let options = QuantizeOptions {
+            mask: mask.as_ref().map(|(mask, bound)| (mask, *bound)),
+            hadamard: self.hadamard.map(|block| block as usize),
+            // Only products by cooperative matrices ask for the norm.
+            skip_norm: context.tier() < Tier::Coop,
+            ..QuantizeOptions::default()
+        };
+        quantize(context, x.buffer(), &packed, options)?;
+        Ok(Encoded { packed, mask: mask.map(|(mask, _)| mask) })
+    }
+}
+
+/// The way back of a gradient of quantized values to those that were quantized: masked, then transformed back, `(M . g) H^T`, into `out`.
+pub(crate) fn pass_back(
+    context: &Context,
+    gradient: &Buffer,
+    mask: Option<&Buffer>,
+    block: Option<u32>,
+    out: &Buffer,
+    [rows, cols]: [usize; 2],
+    accumulate: bool,
+) -> Result<()> {
+    let n = block.map_or(1, |block| block as usize);
+    let task = Hadamard { transpose: true, mask, accumulate, ..Hadamard::new(rows, cols, n) };
+    hadamard(context, &task, Some(gradient), out)
+}
+
+/// The format of `operand` as it was asked for, for methods that have no variant of their own.
+fn as_asked(asked: Option<Asked>) -> Option<Format> {
+    asked.and_then(Asked::format)
+}
+
+/// As it was asked for, but a bare name of integers or `e2m1` stands for one scale per row, the least squares for normal data, and for
+/// integers the grid without zero: QuEST's formats.
+fn gaussian_rows(asked: Option<Asked>) -> Option<Format> {
+    match asked? {
+        Asked::Dense => None,
+        Asked::Spelled(format) => Some(format),
+        Asked::Named(format) => {
+            let name = format.name();
+            let own = match format.grid() {
+                Grid::Int { .. } if name.starts_with("int") => format!("{name}:row:f32:centred:mse"),
+                Grid::Centred { .. } | Grid::Float(_) if format.store() == Store::F32 => format!("{name}:row:f32:mse"),
+                _ => return Some(format),
+            };
+            Some(own.parse().unwrap_or(format))
+        }
+    }
+}
+
+/// Refuses formats whose range a bound on the magnitude does not describe.
+fn refuse_without_bound(method: &str, operand: Operand, format: Format) -> Result<()> {
+    let symmetric = !matches!(format.grid(), Grid::ZeroPoint { .. } | Grid::Nf3);
+    if symmetric && format.store() != Store::Double {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        operand.flag(),
+        format!("a format whose range is symmetric, with scales stored once, beside --method {method} (ste takes all)"),
+        format!("`{format}`"),
+    ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn asked(weights: &str, activations: &str, hadamard: &str) -> Settings {
+        fn read<T: FromStr<Err = Error>>(text: &str) -> Option<T> {
+            (!text.is_empty()).then(|| text.parse().unwrap())
+        }
+        Settings {
+            weights: read(weights),
+            activations: read(activations),
+            hadamard: read(hadamard),
+            widths: vec![384, 1536],
+        }
+    }
+
+    fn quantizer(method: &str, weights: &str, activations: &str, hadamard: &str) -> Result<Option<Quantizer>> {
+        method.parse::<Method>().unwrap().quantizer(&asked(weights, activations, hadamard))
+    }
+
     #[test]
-    fn methods_go_with_their_formats() {
-        let format = |name: &str| Some(name.parse::<Format>().unwrap());
-        let (four, eight) = (format("int4"), format("int8:row"));
-        assert_eq!(Method::None.quantizer(None, None).unwrap(), None);
-        let quantizer = Method::Ste.quantizer(four, eight).unwrap().unwrap();
-        assert_eq!((Some(quantizer.weights), quantizer.activations), (four, eight));
-        for (method, weights, activations, message) in [
-            (Method::None, four, None, "--weights: expected no format beside --method none, found `int4`"),
-            (Method::None, None, eight, "--activations: expected no format beside --method none"),
-            (Method::Ste, None, None, "--method: expected none where there are no --weights, found ste"),
-            (Method::Ste, None, eight, "--activations: expected --weights beside it"),
+    fn what_is_left_open_is_the_methods() {
+        for (method, weights, activations, hadamard, expected) in [
+            ("ste", "int4", "", "", "ste, weights int4"),
+            ("ste", "int4", "int8:row", "64", "ste, weights int4, activations int8:row, rotated by 64"),
+            ("ptq", "nf4", "dense", "", "ptq, weights nf4"),
+            ("clipped", "int4", "", "", "clipped, weights int4:row:f32:centred:mse"),
+            ("clipped:1.5", "mxfp4", "mxfp4", "32", "clipped:1.5, weights mxfp4, activations mxfp4, rotated by 32"),
+            (
+                "quest",
+                "int4",
+                "int4",
+                "",
+                "quest, weights int4:row:f32:centred:mse, activations int4:row:f32:centred:mse, rotated by 128",
+            ),
+            ("quest", "int2", "", "off", "quest, weights int2:row:f32:centred:mse"),
+            ("quest:trust=1.2", "binary", "", "", "quest:trust=1.2, weights binary:mse, rotated by 128"),
+            ("quest", "e2m1", "", "off", "quest, weights e2m1:mse"),
         ] {
-            let error = method.quantizer(weights, activations).unwrap_err().to_string();
-            assert!(error.starts_with(message), "{error}");
+            let quantizer = quantizer(method, weights, activations, hadamard).unwrap().unwrap();
+            assert_eq!(quantizer.to_string(), expected);
+            let again: Quantizer = serde_json::from_str(&serde_json::to_string(&quantizer).unwrap()).unwrap();
+            assert_eq!(again, quantizer);
+            // What is spelled in full stays as it is.
+            let full = Quantizer::new(quantizer.method, quantizer.weights, quantizer.activations, quantizer.hadamard);
+            assert_eq!(full.unwrap(), quantizer);
         }
-        for method in Method::ALL {
-            assert_eq!(method.name().parse::<Method>().unwrap(), method);
+        assert_eq!(quantizer("none", "", "dense", "off").unwrap(), None);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_flag() {
+        for (method, weights, activations, hadamard, message) in [
+            ("none", "int4", "", "", "--weights: expected no format beside --method none, found `int4"),
+            ("none", "", "int8:row", "", "--activations: expected no format beside --method none"),
+            ("none", "", "", "64", "--hadamard: expected no rotation beside --method none"),
+            ("ste", "", "", "", "--method: expected none where there are no --weights, found ste"),
+            ("ste", "dense", "int8", "", "--activations: expected --weights beside it"),
+            ("quest", "int4", "", "256", "--hadamard: expected off or one of 16, 32, 64, 128 for layers of width"),
+            ("quest", "nf4", "", "", "--weights: expected "),
+            ("quest", "int4:g128", "", "", "--weights: expected "),
+            ("quest", "int4", "mxfp4", "", "--activations: expected "),
+            ("clipped", "int4:asym", "", "", "--weights: expected a format whose range is symmetric"),
+            ("clipped", "nf4:dq", "", "", "--weights: expected a format whose range is symmetric"),
+        ] {
+            let error = quantizer(method, weights, activations, hadamard).unwrap_err().to_string();
+            assert!(error.starts_with(message), "{method} {weights} {activations} {hadamard}: {error}");
         }
-        assert!("magic".parse::<Method>().unwrap_err().to_string().contains("one of none, ste, found `magic`"));
+        for name in ["magic", "ste:1", "clipped:0", "clipped:nan", "quest:1.3", "quest:trust=-1", "none:x"] {
+            let error = name.parse::<Method>().unwrap_err().to_string();
+            assert!(error.contains(&format!("one of {SPELLINGS}, found `{name}`")), "{error}");
+        }
+        for block in ["12", "512", "on", "0", "-16"] {
+            let error = block.parse::<Rotation>().unwrap_err().to_string();
+            assert!(error.starts_with("--hadamard: expected off or one of"), "{error}");
+        }
     }
 }

@@ -170,13 +170,14 @@ impl Row {
     pub fn label(&self) -> String {
         let Some(weights) = self.weights else { return "full precision".to_owned() };
         let activations = self.activations.map_or(String::new(), |format| format!(" x {format}"));
-        format!("{} {weights}{activations}", self.method)
+        let rotation = self.hadamard.map_or(String::new(), |block| format!(", hadamard {block}"));
+        format!("{} {weights}{activations}{rotation}", self.method)
     }
 }
 
 /// What is compared, all but learning rates and seeds.
-fn key(config: &TrainConfig) -> (Method, Option<Format>, Option<Format>, u64) {
-    (config.method, config.weights, config.activations, config.steps)
+fn key(config: &TrainConfig) -> (Method, Option<Format>, Option<Format>, Option<u32>, u64) {
+    (config.method, config.weights, config.activations, config.hadamard, config.steps)
 }
 
 /// The rows to which finished runs come, in the order of each one's first record.
@@ -227,7 +228,7 @@ fn row(records: &[&Record]) -> Option<Row> {
         optimizer: "adamw",
         weights: config.weights,
         activations: config.activations,
-        hadamard: None,
+        hadamard: config.hadamard,
         lr: config.lr,
         steps: config.steps,
         seeds: best.iter().map(|record| record.info.config.seed).collect(),
@@ -283,6 +284,7 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::qat::Ste;
     use crate::train::run::tests::info;
 
     /// A run in the formats named (`""`: full precision) that ended with that loss, or diverged.
@@ -291,7 +293,7 @@ mod tests {
         info.config.lr = lr;
         info.config.seed = seed;
         if !weights.is_empty() {
-            info.config.method = Method::Ste;
+            info.config.method = Method::Ste(Ste);
             info.config.weights = Some(weights.parse().unwrap());
         }
         Record {

@@ -1,9 +1,9 @@
 //! What a run is made of: model and training settings, presets, the learning-rate schedule, and what may change when a run is resumed.
 
-use super::sweep::{Combination, Operand, one_or_many};
+use super::sweep::{Combination, one_or_many};
 use crate::format::Format;
 use crate::nn::GptConfig;
-use crate::qat::{Method, Quantizer};
+use crate::qat::{Asked, Method, Quantizer, Rotation, Settings, Ste};
 use crate::{Context, Error, Result, Tier};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -83,6 +83,7 @@ impl Preset {
             method: Method::None,
             weights: None,
             activations: None,
+            hadamard: None,
             adapter: None,
             max_tier: None,
         };
@@ -257,6 +258,9 @@ pub struct TrainConfig {
     /// Format of the inputs of linear layers; dense if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activations: Option<Format>,
+    /// Block of the Walsh-Hadamard transform that both go through first; none if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hadamard: Option<u32>,
     /// Part of the adapter's name.
     pub adapter: Option<String>,
     /// Use no tier above this one.
@@ -275,7 +279,22 @@ impl TrainConfig {
             vocab,
             dropout: self.dropout,
             bias: self.bias,
-            quantizer: self.weights.map(|weights| Quantizer { weights, activations: self.activations }),
+            quantizer: self.weights.map(|weights| Quantizer {
+                method: self.method,
+                weights,
+                activations: self.activations,
+                hadamard: self.hadamard,
+            }),
+        }
+    }
+
+    /// Formats and rotation, as they are.
+    fn settings(&self) -> Settings {
+        Settings {
+            weights: Some(self.weights.into()),
+            activations: Some(self.activations.into()),
+            hadamard: Some(Rotation(self.hadamard)),
+            widths: self.gpt(1).widths(),
         }
     }
 
@@ -298,7 +317,7 @@ impl TrainConfig {
     /// [`Error::Invalid`], naming the flag.
     pub fn validate(&self) -> Result<()> {
         self.gpt(1).validate()?;
-        self.method.quantizer(self.weights, self.activations)?;
+        self.method.quantizer(&self.settings())?;
         at_least_one("--batch", self.batch as u64)?;
         at_least_one("--accumulate", self.accumulate as u64)?;
         // Each micro-batch keeps tokens of its own on the device.
@@ -446,18 +465,22 @@ macro_rules! sweep {
         #[serde(default, deny_unknown_fields)]
         #[cfg_attr(feature = "cli", derive(clap::Args))]
         pub struct Sweep {
-            /// List of how quantizers pass gradients on: none, ste [default: ste]
+            /// List of methods, as of walsh train [default: ste]
             #[serde(alias = "method", deserialize_with = "one_or_many")]
             #[cfg_attr(feature = "cli", arg(long, visible_alias = "method", value_delimiter = ','))]
             pub methods: Vec<Method>,
             /// List of formats of the weights of linear layers, as in int4,int2:row
             #[serde(deserialize_with = "one_or_many")]
             #[cfg_attr(feature = "cli", arg(long, value_delimiter = ','))]
-            pub weights: Vec<Format>,
-            /// List of formats of the inputs of linear layers, or dense [default: dense]
+            pub weights: Vec<Asked>,
+            /// List of formats of the inputs of linear layers, or dense [default: the method's; dense]
             #[serde(deserialize_with = "one_or_many")]
             #[cfg_attr(feature = "cli", arg(long, value_delimiter = ','))]
-            pub activations: Vec<Operand>,
+            pub activations: Vec<Asked>,
+            /// List of blocks by which operands are rotated, or off [default: the method's]
+            #[serde(deserialize_with = "one_or_many")]
+            #[cfg_attr(feature = "cli", arg(long, value_delimiter = ','))]
+            pub hadamard: Vec<Rotation>,
             /// List of highest learning rates; a row has the one that ends lowest [default: the preset's]
             #[serde(deserialize_with = "one_or_many")]
             #[cfg_attr(feature = "cli", arg(long, value_delimiter = ','))]
@@ -490,6 +513,7 @@ macro_rules! sweep {
                     methods: list(self.methods, other.methods),
                     weights: list(self.weights, other.weights),
                     activations: list(self.activations, other.activations),
+                    hadamard: list(self.hadamard, other.hadamard),
                     lr: list(self.lr, other.lr),
                     steps: list(self.steps, other.steps),
                     seeds: list(self.seeds, other.seeds),
@@ -541,12 +565,15 @@ settings! {
         steps: u64, "--steps", Fixed;
         /// Seed of weights, dropout and the order of the data
         seed: u64, "--seed", Fixed;
-        /// How quantizers pass gradients on: none or ste [default: ste where there are --weights]
+        /// How linear layers are quantized and what gradients make of it: none, ptq, ste, clipped, quest [default: ste where there are
+        /// --weights]
         method: Method, "--method", Fixed;
-        /// Format of the weights of linear layers, as in int4:g128 [default: dense]
-        weights: Format, "--weights", Fixed;
+        /// Format of the weights of linear layers, as in int4 (the method's own variant) or int4:g128, or dense [default: dense]
+        weights: Asked, "--weights", Fixed;
         /// Format of the inputs of linear layers; needs --weights [default: dense]
-        activations: Format, "--activations", Fixed;
+        activations: Asked, "--activations", Fixed;
+        /// Block of the Hadamard transform by which both operands are rotated: 16 to 256, or off [default: the method's]
+        hadamard: Rotation, "--hadamard", Fixed;
         /// Highest learning rate
         lr: f64, "--lr", Fixed;
     }
@@ -598,9 +625,11 @@ impl Overrides {
         let mut config = defaults.clone();
         self.set(&mut config, |_| true);
         config.preset = preset;
-        if self.method.is_none() && (self.weights.is_some() || self.activations.is_some()) {
-            config.method = Method::Ste;
+        let quantized = |asked: Option<Asked>| asked.is_some_and(|asked| asked != Asked::Dense);
+        if self.method.is_none() && (quantized(self.weights) || quantized(self.activations)) {
+            config.method = Method::Ste(Ste);
         }
+        self.resolve(&mut config, Settings::default())?;
         if self.min_lr.is_none() && self.lr.is_some() {
             config.min_lr = config.lr * (defaults.min_lr / defaults.lr);
         }
@@ -615,6 +644,21 @@ impl Overrides {
         Ok(config)
     }
 
+    /// Fills in what was left open of formats and rotation: with `run`'s, then with what the method makes of it.
+    fn resolve(&self, config: &mut TrainConfig, run: Settings) -> Result<()> {
+        let asked = Settings {
+            weights: self.weights.or(run.weights),
+            activations: self.activations.or(run.activations),
+            hadamard: self.hadamard.or(run.hadamard),
+            widths: config.gpt(1).widths(),
+        };
+        let quantizer = config.method.quantizer(&asked)?;
+        config.weights = quantizer.map(|quantizer| quantizer.weights);
+        config.activations = quantizer.and_then(|quantizer| quantizer.activations);
+        config.hadamard = quantizer.and_then(|quantizer| quantizer.hadamard);
+        Ok(())
+    }
+
     /// The settings with which a run goes on.
     ///
     /// # Errors
@@ -622,7 +666,10 @@ impl Overrides {
     pub fn resumed(&self, run: &TrainConfig) -> Result<TrainConfig> {
         let mut asked = run.clone();
         self.set(&mut asked, |rule| rule == Rule::Fixed);
+        // What does not fit the run's method is another setting than the run's, too.
+        let filled = self.resolve(&mut asked, run.settings());
         asked.check(run, |rule| rule == Rule::Fixed)?;
+        filled?;
         let mut config = run.clone();
         self.set(&mut config, |rule| matches!(rule, Rule::Measured | Rule::Free));
         config.validate()?;

@@ -28,5 +28,5 @@ pub use data::{CharVocab, Dataset, IGNORE, Windows};
 pub use gpt_run::{BatchShape, GptDecoder, GptRun};
 pub use run::{DeviceInfo, Evaluation, Found, Run, RunInfo, RunState};
 pub use sample::{Decoder, Sampling, generate};
-pub use sweep::{Combination, Operand, Planned};
+pub use sweep::{Combination, Planned};
 pub use trainer::{Model, Options, PendingStats, Progress, Silent, Status, StepStats, Summary, train};

@@ -237,7 +237,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(COMPARISON_FILE);
         let row = |weights: Option<&str>, steps, mean, spread| Row {
-            method: if weights.is_some() { crate::qat::Method::Ste } else { crate::qat::Method::None },
+            method: if weights.is_some() { crate::qat::Method::Ste(crate::qat::Ste) } else { crate::qat::Method::None },
             optimizer: "adamw",
             weights: weights.map(|name| name.parse().unwrap()),
             activations: None,

@@ -1,44 +1,26 @@
 //! From what a comparison is asked for to its runs.
 
 use super::config::{Overrides, Preset, Sweep, TrainConfig};
-use crate::format::Format;
-use crate::qat::Method;
+use crate::qat::{Asked, Method, Rotation, Settings, Ste};
 use crate::{Error, Result};
 use serde::de::value::SeqAccessDeserializer;
 use serde::de::{IntoDeserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
 use std::marker::PhantomData;
-use std::str::FromStr;
-
-/// A format, or none: the choice for operands that may stay dense. Spelled `dense` or as the format.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Operand(pub Option<Format>);
-
-impl FromStr for Operand {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        if text == "dense" { Ok(Self(None)) } else { text.parse().map(|format| Self(Some(format))) }
-    }
-}
-
-impl<'de> Deserialize<'de> for Operand {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
 
 /// A row of a comparison by name: a `[[run]]` of its file.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Combination {
-    /// How quantizers pass gradients on; `ste` where there are weights.
+    /// The method; `ste` where there are weights.
     pub method: Option<Method>,
-    /// Format of weights; dense if there is none.
-    pub weights: Option<Format>,
-    /// Format of inputs; dense if there is none.
-    pub activations: Option<Operand>,
+    /// Format of weights; the method's, or dense, if there is none.
+    pub weights: Option<Asked>,
+    /// Format of inputs; the method's, or dense, if there is none.
+    pub activations: Option<Asked>,
+    /// Block of the rotation; the method's if there is none.
+    pub hadamard: Option<Rotation>,
     /// Learning rates to choose from; those of the whole comparison if there are none.
     #[serde(deserialize_with = "one_or_many")]
     pub lr: Vec<f64>,
@@ -102,9 +84,10 @@ pub struct Planned {
 /// What a row differs in, but for steps and seeds.
 #[derive(Clone)]
 struct Variant<'a> {
-    method: Method,
-    weights: Option<Format>,
-    activations: Option<Format>,
+    method: Option<Method>,
+    weights: Option<Asked>,
+    activations: Option<Asked>,
+    hadamard: Option<Rotation>,
     lr: &'a [f64],
 }
 
@@ -115,21 +98,19 @@ impl Sweep {
     /// # Errors
     /// [`Error::Invalid`], naming the flag.
     pub fn plan(&self, preset: Preset) -> Result<Vec<Planned>> {
-        fn choices<T: Copy>(values: &[T]) -> Vec<Option<T>> {
-            if values.is_empty() { vec![None] } else { values.iter().copied().map(Some).collect() }
-        }
         let variants = self.variants()?;
         let mut plan: Vec<Planned> = Vec::new();
         for steps in choices(&self.steps) {
             for variant in &variants {
                 for lr in choices(variant.lr) {
                     for seed in choices(&self.seeds) {
-                        let Variant { method, weights, activations, .. } = *variant;
+                        let Variant { method, weights, activations, hadamard, .. } = *variant;
                         let overrides = Overrides {
                             preset: Some(preset),
-                            method: Some(method),
+                            method,
                             weights,
                             activations,
+                            hadamard,
                             lr,
                             steps,
                             seed,
@@ -149,9 +130,13 @@ impl Sweep {
     }
 
     fn variants(&self) -> Result<Vec<Variant<'_>>> {
-        let full = Variant { method: Method::None, weights: None, activations: None, lr: &self.lr };
+        let none = Some(Method::None);
+        let full = Variant { method: none, weights: None, activations: None, hadamard: None, lr: &self.lr };
         let mut variants = if self.run.is_empty() { self.lists(&full)? } else { self.combinations()? };
-        if !self.no_full && variants.iter().all(|variant| variant.method != Method::None) {
+        let is_full = |variant: &Variant<'_>| {
+            variant.method == none || (variant.method.is_none() && variant.weights.is_none_or(|w| w == Asked::Dense))
+        };
+        if !self.no_full && !variants.iter().any(is_full) {
             variants.insert(0, full);
         }
         if variants.is_empty() {
@@ -160,14 +145,20 @@ impl Sweep {
         Ok(variants)
     }
 
-    /// All that the lists of methods and formats give together.
+    /// All that the lists of methods, formats and rotations give together.
     fn lists<'a>(&'a self, full: &Variant<'a>) -> Result<Vec<Variant<'a>>> {
-        let ste: &[Method] = if self.weights.is_empty() && self.activations.is_empty() { &[] } else { &[Method::Ste] };
+        let quantized = !(self.weights.is_empty() && self.activations.is_empty() && self.hadamard.is_empty());
+        let ste: &[Method] = if quantized { &[Method::Ste(Ste)] } else { &[] };
         let methods = if self.methods.is_empty() { ste } else { &self.methods };
-        if methods.iter().all(|method| *method == Method::None) {
-            // Formats that no run would have.
-            let weights = self.weights.first().copied();
-            Method::None.quantizer(weights, self.activations.iter().find_map(|operand| operand.0))?;
+        if quantized && methods.iter().all(|method| *method == Method::None) {
+            // Settings that no run would have.
+            let activations = self.activations.iter().find(|a| **a != Asked::Dense);
+            Method::None.quantizer(&Settings {
+                weights: self.weights.first().copied(),
+                activations: activations.copied(),
+                hadamard: self.hadamard.first().copied(),
+                ..Settings::default()
+            })?;
         }
         let mut variants = Vec::new();
         for &method in methods {
@@ -175,13 +166,11 @@ impl Sweep {
                 variants.push(full.clone());
                 continue;
             }
-            let dense = [Operand(None)];
-            let activations = if self.activations.is_empty() { &dense[..] } else { &self.activations };
-            for &Operand(activations) in activations {
-                // Where there are none, this is the error.
-                method.quantizer(self.weights.first().copied(), activations)?;
-                for &weights in &self.weights {
-                    variants.push(Variant { method, weights: Some(weights), activations, ..full.clone() });
+            for hadamard in choices(&self.hadamard) {
+                for activations in choices(&self.activations) {
+                    for weights in choices(&self.weights) {
+                        variants.push(Variant { method: Some(method), weights, activations, hadamard, ..full.clone() });
+                    }
                 }
             }
         }
@@ -194,26 +183,26 @@ impl Sweep {
             ("--methods", self.methods.is_empty()),
             ("--weights", self.weights.is_empty()),
             ("--activations", self.activations.is_empty()),
+            ("--hadamard", self.hadamard.is_empty()),
         ];
         if let Some((flag, _)) = lists.into_iter().find(|(_, empty)| !empty) {
             return Err(Error::invalid(flag, "no list beside rows by name ([[run]])", "one"));
         }
         let variant = |run: &'_ Combination| {
-            let (weights, activations) = (run.weights, run.activations.and_then(|operand| operand.0));
-            let quantized = weights.is_some() || activations.is_some();
-            let method = run.method.unwrap_or(if quantized { Method::Ste } else { Method::None });
-            method.quantizer(weights, activations)?;
-            Ok((method, weights, activations))
+            let Combination { method, weights, activations, hadamard, .. } = *run;
+            (method, weights, activations, hadamard)
         };
-        self.run
-            .iter()
-            .map(|run| {
-                let (method, weights, activations) = variant(run)?;
-                let lr = if run.lr.is_empty() { &self.lr } else { &run.lr };
-                Ok(Variant { method, weights, activations, lr })
-            })
-            .collect()
+        let rows = self.run.iter().map(|run| {
+            let (method, weights, activations, hadamard) = variant(run);
+            let lr = if run.lr.is_empty() { &self.lr } else { &run.lr };
+            Variant { method, weights, activations, hadamard, lr }
+        });
+        Ok(rows.collect())
     }
+}
+
+fn choices<T: Copy>(values: &[T]) -> Vec<Option<T>> {
+    if values.is_empty() { vec![None] } else { values.iter().copied().map(Some).collect() }
 }
 
 /// What tells a run from the others of its comparison, as the name of a directory.
@@ -223,6 +212,9 @@ fn name(config: &TrainConfig) -> String {
         if let Some(format) = format {
             name.push_str(&format!(",{what}={format}"));
         }
+    }
+    if let Some(block) = config.hadamard {
+        name.push_str(&format!(",hadamard={block}"));
     }
     name.push_str(&format!(",lr={},steps={},seed={}", config.lr, config.steps, config.seed));
     // Not every system has colons in names.
@@ -237,11 +229,7 @@ mod tests {
         sweep.plan(Preset::Nano).unwrap().into_iter().map(|planned| planned.name).collect()
     }
 
-    fn formats(names: &[&str]) -> Vec<Format> {
-        names.iter().map(|name| name.parse().unwrap()).collect()
-    }
-
-    fn operands(names: &[&str]) -> Vec<Operand> {
+    fn formats(names: &[&str]) -> Vec<Asked> {
         names.iter().map(|name| name.parse().unwrap()).collect()
     }
 
@@ -250,7 +238,7 @@ mod tests {
         assert_eq!(names(&Sweep::default()), ["none,lr=0.004,steps=1500,seed=1337"]);
         let sweep = Sweep {
             weights: formats(&["int4", "int2:row"]),
-            activations: operands(&["dense", "int8:row"]),
+            activations: formats(&["dense", "int8:row"]),
             lr: vec![0.001, 0.002],
             steps: vec![20],
             seeds: vec![1, 2, 1],
@@ -264,12 +252,12 @@ mod tests {
         assert_eq!(plan[4].name, "ste,weights=int4,lr=0.001,steps=20,seed=1");
         let last = &plan[plan.len() - 1];
         assert_eq!(last.name, "ste,weights=int2.row,activations=int8.row,lr=0.002,steps=20,seed=2");
-        assert_eq!((last.config.weights, last.config.method), (Some(formats(&["int2:row"])[0]), Method::Ste));
+        assert_eq!((last.config.weights, last.config.method), (formats(&["int2:row"])[0].format(), Method::Ste(Ste)));
         assert_eq!((last.config.lr, last.config.steps, last.config.seed, last.config.keep), (0.002, 20, 2, 1));
 
         let without = Sweep { no_full: true, steps: vec![20, 40], ..sweep.clone() };
         assert_eq!(names(&without).len(), 2 * 4 * 2 * 2);
-        let both = Sweep { methods: vec![Method::Ste, Method::None], ..sweep };
+        let both = Sweep { methods: vec![Method::Ste(Ste), Method::None], ..sweep };
         let both = names(&both);
         assert_eq!(both.len(), plan.len());
         assert!(both[0].starts_with("ste") && both[both.len() - 1].starts_with("none"), "{both:?}");
@@ -312,8 +300,8 @@ mod tests {
         };
         let base = Sweep::default;
         refused(Sweep { methods: none.clone(), weights: int4.clone(), ..base() }, "--weights: expected no format");
-        refused(Sweep { methods: vec![Method::Ste], ..base() }, "--method: expected none");
-        refused(Sweep { activations: operands(&["int4"]), ..base() }, "--activations: expected --weights");
+        refused(Sweep { methods: vec![Method::Ste(Ste)], ..base() }, "--method: expected none");
+        refused(Sweep { activations: formats(&["int4"]), ..base() }, "--activations: expected --weights");
         refused(Sweep { no_full: true, ..base() }, "--no-full: expected --weights");
         refused(Sweep { lr: vec![0.1, -1.0], ..base() }, "--lr: expected a number above 0, found -1");
         refused(Sweep { steps: vec![0], ..base() }, "--steps: expected at least 1");
