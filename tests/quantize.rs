@@ -259,7 +259,7 @@ impl Case<'_> {
     }
 }
 
-/// Quantizes on the device into memory full of ones, and checks all of it; with tiles and without where the device and the shape have both.
+/// Quantizes on the device into memory full of ones, and checks all of it; divided in each way that the device and the shape have.
 #[track_caller]
 fn run(
     context: &Context,
@@ -278,7 +278,7 @@ fn run(
     let masked = format.store() != Store::Double;
     let units = cols.div_ceil(32);
     let both = kernel::tiles(context) && cols.is_multiple_of(4) && format.span() != Span::Tensor;
-    for tiles in [false, true].into_iter().take(if both { 2 } else { 1 }) {
+    for division in kernel::Division::ALL.into_iter().take(if both { 3 } else { 1 }) {
         let packed = Packed::from_host(context, &garbage).unwrap();
         let mask = Tensor::from_u32(context, &vec![u32::MAX; rows * units], &[rows, units]).unwrap();
         let options = Options {
@@ -288,12 +288,13 @@ fn run(
                 step: Step::Number(r.step),
             }),
             mask: masked.then_some((mask.buffer(), bound as f32)),
-            tiles: Some(tiles),
+            division: Some(division),
             ..Options::default()
         };
         quantize(context, tensor.buffer(), &packed, options).unwrap();
         let adapter = &context.capabilities().adapter.name;
-        let what = format!("{format} of {rows} x {cols} {dtype}, tiles: {tiles}, on {adapter}, {}", context.tier());
+        let what =
+            format!("{format} of {rows} x {cols} {dtype}, division {division:?}, on {adapter}, {}", context.tier());
         let rounding = random.map_or(Rounding::Nearest, Rounding::Stochastic);
         let case = Case { what, format, x: &x, rows, cols, rounding, bound: f64::from(bound as f32) };
         let mask = masked.then(|| mask.to_vec_u32().unwrap());

@@ -94,6 +94,7 @@ pub static ALL: &[&Kernel] = &[
     &quantize::ROWS,
     &quantize::TILE,
     &quantize::ROWS_TILE,
+    &quantize::ROWS_SUBGROUP,
     &quantize::TENSOR,
     &quantize::DOUBLE,
     &quantize::NORM,

@@ -78,6 +78,23 @@ pub static ROWS_TILE: Kernel = Kernel {
     proven_bounds: true,
 };
 
+/// Subgroups that own a row of integers each, in registers.
+pub static ROWS_SUBGROUP: Kernel = Kernel {
+    name: "quantize_rows_subgroup",
+    source: include_str!("../../shaders/quantize_rows_subgroup.wgsl"),
+    tiers: &[Tier::Subgroup],
+    variants: || {
+        // Only f32 has numbers that count as zero.
+        let inputs = [(Scalar::F32, true), (Scalar::F16, false)];
+        let inputs = inputs.map(|(x, flush)| vec![("X", x.into()), ("FLUSH", flush.into())]).to_vec();
+        product(&[each("CLASS", &[0u32]), inputs, each("REGS", &REGISTERS)])
+    },
+    proven_bounds: true,
+};
+
+/// Vec4 of a row that a lane of [`ROWS_SUBGROUP`] may have.
+const REGISTERS: [u32; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
+
 /// The statistics of a tensor.
 pub static TENSOR: Kernel = Kernel {
     name: "quantize_tensor",
@@ -186,8 +203,25 @@ pub struct Options<'a> {
     pub hadamard: Option<usize>,
     /// Leaves the header's norm at 1, for consumers that do not ask for it: one dispatch less.
     pub skip_norm: bool,
-    /// Whether subgroups share tiles where the shape allows that, instead of what suits the adapter; only where [`tiles`] says that they can.
-    pub tiles: Option<bool>,
+    /// How the work is divided, instead of as suits the adapter.
+    pub division: Option<Division>,
+}
+
+/// How the work is divided among invocations. [`quantize`] chooses; this is for tests and measurements. Where a format or a shape does not
+/// take one, the one before it is taken; those with subgroups need what [`tiles`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Division {
+    /// Invocations have units of columns, workgroups long spans.
+    Units,
+    /// Teams of eight lanes have tiles.
+    Tiles,
+    /// Subgroups have rows: integers with a scale per row and no zero points, to the nearest.
+    Rows,
+}
+
+impl Division {
+    /// Every division.
+    pub const ALL: [Self; 3] = [Self::Units, Self::Tiles, Self::Rows];
 }
 
 /// Whether a device's subgroups can share tiles of the work: their size is fixed, and eight divides it.
@@ -457,13 +491,29 @@ fn encode(
     let aligned = layout.cols.is_multiple_of(4);
     let plain = [defines.as_slice(), &[("HALVES", 2u32.into()), ("WIDTH", width(layout.cols).into())]].concat();
     let cpu = context.capabilities().is_cpu();
+    let suiting = match cpu {
+        false => Division::Rows,
+        true if layout.rows * layout.units > 128 => Division::Tiles,
+        true => Division::Units,
+    };
+    let division = if aligned && tiles(context) { options.division.unwrap_or(suiting) } else { Division::Units };
+    if division == Division::Rows
+        && let Some(registers) = registers(context, recipe, &format, layout.cols, stochastic)
+    {
+        let f32 = x.dtype() == DType::F32;
+        let defines: Defines =
+            vec![("CLASS", 0u32.into()), ("X", x.dtype().into()), ("FLUSH", f32.into()), ("REGS", registers.into())];
+        let rows = 128 / context.capabilities().subgroup_size.0;
+        let workgroups = layout.rows.div_ceil(rows as usize);
+        return context.dispatch(&ROWS_SUBGROUP, &defines, recipe, bindings, Grid::Linear(workgroups as u64));
+    }
     defines.push(("WIDTH", 4u32.into()));
-    if aligned && tiles(context) && options.tiles.unwrap_or(!cpu || layout.rows * layout.units > 128) {
+    if division >= Division::Tiles {
         let simple = recipe.rule == 0 && format.grid() != Levels::Nf3;
         match format.span() {
             Span::Row => {
                 // Up to 512 columns stay in a team's registers; on a GPU a workgroup shares rows of more than 1024.
-                let long = layout.units > 32 && (!cpu || options.tiles == Some(true));
+                let long = layout.units > 32 && (!cpu || options.division.is_some());
                 let halves = match layout.units {
                     units if !long => dim(units.div_ceil(4))?.min(4),
                     // 32 teams have 128 units at a time by four.
@@ -512,6 +562,19 @@ fn encode(
         defines.push(("WG_SIZE", 64u32.into()));
         context.dispatch(&KERNEL, &defines, recipe, bindings, Grid::Linear(count.div_ceil(64)))
     }
+}
+
+/// Vec4 per lane with which [`ROWS_SUBGROUP`] has a row, if it can.
+fn registers(context: &Context, recipe: &Recipe, format: &Format, cols: usize, stochastic: bool) -> Option<u32> {
+    let grid = matches!(format.grid(), Levels::Int { .. } | Levels::Centred { .. });
+    // One bit has no levels in between for ties to matter but zero, which goes up.
+    let ties = if format.bits() == 1 { format.ties() == Ties::Up } else { format.ties() == Ties::Even };
+    let rule = matches!(format.rule(), Rule::AbsMax | Rule::AbsMean | Rule::Gaussian);
+    let size = context.capabilities().subgroup_size.0;
+    let fits = |registers: &u32| (registers * size * 4) as usize >= cols.next_multiple_of(UNIT);
+    let rotation = recipe.rotated == 0 || recipe.rotation_units * 8 <= 8 * size;
+    let row = grid && ties && rule && !stochastic && format.span() == Span::Row && rotation && size <= 128;
+    REGISTERS.into_iter().find(fits).filter(|_| row)
 }
 
 /// Elements of a group that an invocation takes alone at most.
