@@ -1,8 +1,9 @@
-// quantize_rows_subgroup.wgsl: as quantize.wgsl for integers without zero points, with a scale per row, to the nearest. A subgroup owns a row and
-// keeps it in registers, REGS vec4 per lane: lane l has vec4 l, l + size, l + 2 size and so on, so that loads, exchanges and stores are of
-// neighbours and a row is read once. What is chosen at run time is chosen once per row, not per element. Bounds: a vec4 is loaded where the row
-// has it, a word written where the row has its unit; what is beyond the last row is a row of nothing. Tier: subgroup, of a fixed size that
-// eight divides.
+// quantize_rows_subgroup.wgsl: as quantize.wgsl for integers without zero points, with a scale per row, to the nearest. A team of `params.pieces`
+// neighbouring lanes of a subgroup, a power of two from 4 on, owns a row and keeps it in registers: lane t has units t, t + team, .. of 32
+// columns, UNITS of them. So a row is read once, words of codes need no exchange, and only two stages of a rotation by 128 cross lanes (a shuffle
+// costs as much as four additions, a conversion as much as eight, hence the rounding by a large addend). What is chosen at run time is chosen once
+// per row. Bounds: a vec4 is loaded where the row has it, a word written where the row has its unit; what is beyond the last row is a row of
+// nothing. Tier: subgroup, of a fixed size that eight divides.
 #import quantize_span
 @group(0) @binding(0) var<uniform> params: Recipe;
 @group(0) @binding(1) var<storage, read> x: array<vec4<X>>;
@@ -26,158 +27,206 @@ fn join(c: vec4<u32>, width: u32) -> u32 { return c.x | c.y << width | c.z << (2
 
 @compute @workgroup_size(128)
 fn main(lane: Lane) {
-    let l = lane.lane;
-    let row = (lane.wg.y * lane.grid.x + lane.wg.x) * (128u / lane.size) + lane.subgroup;
+    let team = params.pieces;
+    let thread = lane.subgroup * lane.size + lane.lane;
+    let t = thread % team;
+    let row = (lane.wg.y * lane.grid.x + lane.wg.x) * (128u / team) + thread / team;
     let there = row < params.rows;
-    put_header(select(0u, params.header_words, row == 0u && l == 0u));
+    put_header(select(0u, params.header_words, row == 0u && t == 0u));
     let quads = select(0u, params.p.cols / 4u, there);
-#for r 0 REGS
-    let at{r} = {r}u * lane.size + l;
-    var v{r} = select(vec4<f32>(), vec4<f32>(x[select(0u, row * quads + at{r}, at{r} < quads)]), at{r} < quads);
+#for u 0 UNITS
+    let unit{u} = {u}u * team + t;
+#for q 0 8
+    let has{u}_{q} = unit{u} * 8u + {q}u < quads;
+    var v{u}_{q} = select(vec4<f32>(), vec4<f32>(x[select(0u, row * quads + unit{u} * 8u + {q}u, has{u}_{q})]), has{u}_{q});
+#endfor
 #endfor
 
     if params.rotated == 1u {
-        // Vec4 in a block: neighbours in a lane, then lanes, then registers.
-        let span = select(4u, 8u * params.rotation_units, params.last_stage == 1u);
-#for r 0 REGS
-        v{r} *= params.rotation_factor;
-        v{r} = vec4<f32>(v{r}.xz + v{r}.yw, v{r}.xz - v{r}.yw).xzyw;
-        v{r} = vec4<f32>(v{r}.xy + v{r}.zw, v{r}.xy - v{r}.zw);
+#for u 0 UNITS
+#for q 0 8
+        v{u}_{q} *= params.rotation_factor;
+        v{u}_{q} = vec4<f32>(v{u}_{q}.xz + v{u}_{q}.yw, v{u}_{q}.xz - v{u}_{q}.yw).xzyw;
+        v{u}_{q} = vec4<f32>(v{u}_{q}.xy + v{u}_{q}.zw, v{u}_{q}.xy - v{u}_{q}.zw);
 #endfor
-        for (var d = 1u; d < min(span, lane.size); d *= 2u) {
-            let sign = vec4<f32>(select(1.0, -1.0, (l & d) != 0u));
-#for r 0 REGS
-            v{r} = fma(v{r}, sign, subgroupShuffleXor(v{r}, d));
+        { let a = v{u}_0; v{u}_0 = a + v{u}_1; v{u}_1 = a - v{u}_1; }
+        { let a = v{u}_2; v{u}_2 = a + v{u}_3; v{u}_3 = a - v{u}_3; }
+        { let a = v{u}_4; v{u}_4 = a + v{u}_5; v{u}_5 = a - v{u}_5; }
+        { let a = v{u}_6; v{u}_6 = a + v{u}_7; v{u}_7 = a - v{u}_7; }
+        { let a = v{u}_0; v{u}_0 = a + v{u}_2; v{u}_2 = a - v{u}_2; }
+        { let a = v{u}_1; v{u}_1 = a + v{u}_3; v{u}_3 = a - v{u}_3; }
+        { let a = v{u}_4; v{u}_4 = a + v{u}_6; v{u}_6 = a - v{u}_6; }
+        { let a = v{u}_5; v{u}_5 = a + v{u}_7; v{u}_7 = a - v{u}_7; }
+        if params.last_stage == 1u {
+            { let a = v{u}_0; v{u}_0 = a + v{u}_4; v{u}_4 = a - v{u}_4; }
+            { let a = v{u}_1; v{u}_1 = a + v{u}_5; v{u}_5 = a - v{u}_5; }
+            { let a = v{u}_2; v{u}_2 = a + v{u}_6; v{u}_6 = a - v{u}_6; }
+            { let a = v{u}_3; v{u}_3 = a + v{u}_7; v{u}_7 = a - v{u}_7; }
+        }
+#endfor
+        // Of further stages units are the elements: lanes first, then registers where a block has more units than the team lanes.
+        for (var d = 1u; d < min(params.rotation_units, team); d *= 2u) {
+            let sign = vec4<f32>(select(1.0, -1.0, (t & d) != 0u));
+#for u 0 UNITS
+#for q 0 8
+            v{u}_{q} = fma(v{u}_{q}, sign, subgroupShuffleXor(v{u}_{q}, d));
+#endfor
 #endfor
         }
-#for stage 0 3
-        if span > lane.size << {stage}u {
-            let before = array<vec4<f32>, REGS>(
-#for r 0 REGS
-                v{r},
-#endfor
-            );
-#for r 0 REGS
-#if REGS == 1
+#if UNITS == 1
 #else
-            // A block that is not whole is beyond the row's end.
-            v{r} = before[min({r}u ^ (1u << {stage}u), REGS - 1u)] + select(before[{r}], -before[{r}], ({r}u >> {stage}u & 1u) == 1u);
+        if params.rotation_units > team {
+#for q 0 8
+            { let a = v0_{q}; v0_{q} = a + v1_{q}; v1_{q} = a - v1_{q}; }
+#if UNITS == 4
+            { let a = v2_{q}; v2_{q} = a + v3_{q}; v3_{q} = a - v3_{q}; }
 #endif
 #endfor
         }
-#endfor
+#endif
     }
 #if FLUSH
     // Subnormal numbers count as zero. Of f16 elements there are none.
-#for r 0 REGS
-    v{r} = select(v{r}, vec4<f32>(), (bitcast<vec4<u32>>(v{r}) & vec4<u32>(0x7f800000u)) == vec4<u32>());
+#for u 0 UNITS
+#for q 0 8
+    v{u}_{q} = select(v{u}_{q}, vec4<f32>(), (bitcast<vec4<u32>>(v{u}_{q}) & vec4<u32>(0x7f800000u)) == vec4<u32>());
+#endfor
 #endfor
 #endif
 
     var most = vec4<u32>();
-#for r 0 REGS
-    most = max(most, bitcast<vec4<u32>>(v{r}) & vec4<u32>(0x7fffffffu));
+#for u 0 UNITS
+#for q 0 8
+    most = max(most, bitcast<vec4<u32>>(v{u}_{q}) & vec4<u32>(0x7fffffffu));
 #endfor
-    let m = subgroupMax(max(max(most.x, most.y), max(most.z, most.w)));
+#endfor
+    var m = max(max(most.x, most.y), max(most.z, most.w));
+    for (var d = 1u; d < team; d *= 2u) { m = max(m, subgroupShuffleXor(m, d)); }
     var total = Total(m, 0u, 0.0, 0.0);
     if params.rule >= 3u {
-        let power = select(1.0, 0.0, params.rule == 3u);
+        let mean = params.rule == 3u;
         var small = vec4<f32>();
         var large = vec4<f32>();
         if m <= bitcast<u32>(params.big) {
-            if params.rule == 3u {
-#for r 0 REGS
-                small += abs(v{r});
+            if mean {
+#for u 0 UNITS
+#for q 0 8
+                small += abs(v{u}_{q});
+#endfor
 #endfor
             } else {
-#for r 0 REGS
-                small = fma(v{r}, v{r}, small);
+#for u 0 UNITS
+#for q 0 8
+                small = fma(v{u}_{q}, v{u}_{q}, small);
+#endfor
 #endfor
             }
         } else {
-            let mean = vec4<bool>(params.rule == 3u);
-#for r 0 REGS
+#for u 0 UNITS
+#for q 0 8
             {
-                let beyond = abs(v{r}) > vec4<f32>(params.big);
-                let s = select(v{r}, vec4<f32>(), beyond);
-                let t = select(vec4<f32>(), v{r} * params.big_factor, beyond);
-                small += select(s * s, abs(s), mean);
-                large += select(t * t, abs(t), mean);
+                let beyond = abs(v{u}_{q}) > vec4<f32>(params.big);
+                let a = select(v{u}_{q}, vec4<f32>(), beyond);
+                let b = select(vec4<f32>(), v{u}_{q} * params.big_factor, beyond);
+                small += select(a * a, abs(a), mean);
+                large += select(b * b, abs(b), mean);
             }
 #endfor
+#endfor
         }
-        total.a = subgroupAdd(sum(small));
-        total.b = subgroupAdd(sum(large));
+        total.a = sum(small);
+        total.b = sum(large);
+        for (var d = 1u; d < team; d *= 2u) {
+            total.a += subgroupShuffleXor(total.a, d);
+            total.b += subgroupShuffleXor(total.b, d);
+        }
     }
 
     let stored = stored_of(total, f32(params.p.cols), 1.0);
-    if there && l == 0u { put_scale(row, 0u, stored); }
+    if there && t == 0u { put_scale(row, 0u, stored); }
     let value = stored_value(stored.bits.x, 1.0);
     let scaling = scaling_of(select(value, stored.pick.x, params.exact == 1u));
     if params.masked == 1u {
         let limit = vec4<f32>(select(-1.0, params.bound * abs(value), stored.good));
-#for r 0 REGS
+#for u 0 UNITS
         {
-            var word = join(select(vec4<u32>(), vec4<u32>(1u), abs(v{r}) <= limit), 1u) << (4u * (l % 8u));
-            word = select(0u, word, at{r} < quads);
-#for d 0 3
-            word |= subgroupShuffleXor(word, 1u << {d}u);
+            var word = 0u;
+#for q 0 8
+            word |= select(0u, join(select(vec4<u32>(), vec4<u32>(1u), abs(v{u}_{q}) <= limit), 1u) << ({q}u * 4u), has{u}_{q});
 #endfor
-            if there && l % 8u == 0u && at{r} / 8u < params.units { mask[row * params.units + at{r} / 8u] = word; }
+            if there && unit{u} < params.units { mask[row * params.units + unit{u}] = word; }
         }
 #endfor
     }
 
     // Where there is no scale, codes are those of zero.
-    let zero = vec4<bool>(!stored.good || scaling.y == 0.0);
-#for r 0 REGS
+    let without = vec4<bool>(!stored.good || scaling.y == 0.0);
+    let low = vec4<f32>(params.low);
+    let high = vec4<f32>(params.high);
+    let one = params.bits == 1u;
+    // Its last bits count by 1; the sum with what is less than 2^22 is rounded to the nearest, ties to even.
+    let magic = 12582912.0;
+    let minus = vec4<u32>(bitcast<u32>(magic) - u32(params.add));
+#for u 0 UNITS
+#for q 0 8
     {
-        let w = select(v{r} * scaling.x * scaling.y, vec4<f32>(), zero);
-        var level = round(w - params.centre);
-        // One bit: w - 1/2 would lose a small w.
-        if params.bits == 1u { level = select(vec4<f32>(params.low), vec4<f32>(params.high), w >= vec4<f32>()); }
-        v{r} = select(vec4<f32>(), clamp(level, vec4<f32>(params.low), vec4<f32>(params.high)) + params.add, at{r} < quads);
+        let w = select(v{u}_{q} * scaling.x * scaling.y, vec4<f32>(), without);
+        // With one bit, w - 1/2 would lose a small w.
+        var level = clamp(w - params.centre, low, high);
+        if one { level = select(low, high, w >= vec4<f32>()); }
+        v{u}_{q} = bitcast<vec4<f32>>(select(vec4<u32>(), bitcast<vec4<u32>>(level + magic) - minus, has{u}_{q}));
     }
-    let c{r} = vec4<u32>(v{r});
-    let word{r} = (row * params.units + at{r} / 8u) * params.bits;
-    let inside{r} = there && at{r} / 8u < params.units;
+    let c{u}_{q} = bitcast<vec4<u32>>(v{u}_{q});
 #endfor
-    var low = 0u;
+    let inside{u} = there && unit{u} < params.units;
+    var word{u} = (row * params.units + unit{u}) * params.bits;
+#endfor
+    var shift = 0u;
     if params.bits == 8u {
-#for r 0 REGS
-        if inside{r} { codes[word{r} + l % 8u] = join(c{r}, 8u); }
+#for u 0 UNITS
+        if inside{u} {
+#for q 0 8
+            codes[word{u} + {q}u] = join(c{u}_{q}, 8u);
+#endfor
+        }
 #endfor
     }
     if (params.bits & 4u) != 0u {
-#for r 0 REGS
-        {
-            let field = join(c{r} & vec4<u32>(15u), 4u);
-            let other = subgroupShuffleXor(field, 1u);
-            if inside{r} && l % 2u == 0u { codes[word{r} + l % 8u / 2u] = field | other << 16u; }
+        let four = vec4<u32>(15u);
+#for u 0 UNITS
+        if inside{u} {
+            codes[word{u} + 0u] = join(c{u}_0 & four, 4u) | join(c{u}_1 & four, 4u) << 16u;
+            codes[word{u} + 1u] = join(c{u}_2 & four, 4u) | join(c{u}_3 & four, 4u) << 16u;
+            codes[word{u} + 2u] = join(c{u}_4 & four, 4u) | join(c{u}_5 & four, 4u) << 16u;
+            codes[word{u} + 3u] = join(c{u}_6 & four, 4u) | join(c{u}_7 & four, 4u) << 16u;
         }
+        word{u} += 4u;
 #endfor
-        low = 4u;
+        shift = 4u;
     }
     if (params.bits & 2u) != 0u {
-#for r 0 REGS
-        {
-            var word = join(c{r} >> vec4<u32>(low) & vec4<u32>(3u), 2u) << (8u * (l % 4u));
-#for d 0 2
-            word |= subgroupShuffleXor(word, 1u << {d}u);
-#endfor
-            if inside{r} && l % 4u == 0u { codes[word{r} + low + l % 8u / 4u] = word; }
+        let two = vec4<u32>(3u);
+        let by = vec4<u32>(shift);
+#for u 0 UNITS
+        if inside{u} {
+            codes[word{u} + 0u] = join(c{u}_0 >> by & two, 2u) | join(c{u}_1 >> by & two, 2u) << 8u
+                | join(c{u}_2 >> by & two, 2u) << 16u | join(c{u}_3 >> by & two, 2u) << 24u;
+            codes[word{u} + 1u] = join(c{u}_4 >> by & two, 2u) | join(c{u}_5 >> by & two, 2u) << 8u
+                | join(c{u}_6 >> by & two, 2u) << 16u | join(c{u}_7 >> by & two, 2u) << 24u;
         }
+        word{u} += 2u;
 #endfor
-        low += 2u;
+        shift += 2u;
     }
     if (params.bits & 1u) != 0u {
-#for r 0 REGS
-        {
-            var word = join(c{r} >> vec4<u32>(low) & vec4<u32>(1u), 1u) << (4u * (l % 8u));
-#for d 0 3
-            word |= subgroupShuffleXor(word, 1u << {d}u);
+        let by = vec4<u32>(shift);
+#for u 0 UNITS
+        if inside{u} {
+            var bits = 0u;
+#for q 0 8
+            bits |= join(c{u}_{q} >> by & vec4<u32>(1u), 1u) << ({q}u * 4u);
 #endfor
-            if inside{r} && l % 8u == 0u { codes[word{r} + low] = word; }
+            codes[word{u}] = bits;
         }
 #endfor
     }

@@ -119,10 +119,11 @@ fn exchange4(t: u32, l: u32) -> u32 {
 #endfor
     return word;
 }
+// What is beyond the tile's own units is another team's.
 fn put1(t: Tile, l: u32, fields: u32, at: u32, first: u32) {
     let word = exchange8(fields, l);
     let unit = first + l;
-    if unit < t.units { codes[(t.unit + unit) * params.bits + at] = word; }
+    if unit < min(t.units, 4u * HALVES) { codes[(t.unit + unit) * params.bits + at] = word; }
 }
 fn put2(t: Tile, l: u32, a: vec4<u32>, b: vec4<u32>, c: vec4<u32>, d: vec4<u32>, low: u32, at: u32, first: u32) {
     let shift = vec4<u32>(low);
@@ -194,11 +195,11 @@ fn put_tile(t: Tile, l: u32, c: Codes) {
     }
     if params.masked == 1u {
         let word = exchange8(c.inside.x | c.inside.y << 16u, l);
-        if l < t.units { mask[t.unit + l] = word; }
+        if l < min(t.units, 4u * HALVES) { mask[t.unit + l] = word; }
 #if HALVES < 3
 #else
         let next = exchange8(c.inside.z | c.inside.w << 16u, l);
-        if l + 8u < t.units { mask[t.unit + l + 8u] = next; }
+        if l + 8u < min(t.units, 4u * HALVES) { mask[t.unit + l + 8u] = next; }
 #endif
     }
 }

@@ -4,7 +4,9 @@ use super::packed::{Packed, PackedInfo};
 use super::{FLOATS, check_state, dim, each, expect, product, width};
 use crate::buffer::{Binding, Buffer};
 use crate::context::Grid;
-use crate::format::{Format, Grid as Levels, HEADER, PackedMatrix, Power, Rule, Span, Store, Ties, UNIT, tables};
+use crate::format::{
+    Format, Grid as Levels, HEADER, Layout, PackedMatrix, Power, Rule, Span, Store, Ties, UNIT, tables,
+};
 use crate::shader::{Define, Defines, Kernel, Scalar};
 use crate::{Context, DType, Error, Result, Tier};
 
@@ -78,7 +80,7 @@ pub static ROWS_TILE: Kernel = Kernel {
     proven_bounds: true,
 };
 
-/// Subgroups that own a row of integers each, in registers.
+/// Teams of lanes that own a row of integers each, in registers.
 pub static ROWS_SUBGROUP: Kernel = Kernel {
     name: "quantize_rows_subgroup",
     source: include_str!("../../shaders/quantize_rows_subgroup.wgsl"),
@@ -87,13 +89,10 @@ pub static ROWS_SUBGROUP: Kernel = Kernel {
         // Only f32 has numbers that count as zero.
         let inputs = [(Scalar::F32, true), (Scalar::F16, false)];
         let inputs = inputs.map(|(x, flush)| vec![("X", x.into()), ("FLUSH", flush.into())]).to_vec();
-        product(&[each("CLASS", &[0u32]), inputs, each("REGS", &REGISTERS)])
+        product(&[each("CLASS", &[0u32]), inputs, each("UNITS", &[1u32, 2, 3, 4])])
     },
     proven_bounds: true,
 };
-
-/// Vec4 of a row that a lane of [`ROWS_SUBGROUP`] may have.
-const REGISTERS: [u32; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
 
 /// The statistics of a tensor.
 pub static TENSOR: Kernel = Kernel {
@@ -498,13 +497,13 @@ fn encode(
     };
     let division = if aligned && tiles(context) { options.division.unwrap_or(suiting) } else { Division::Units };
     if division == Division::Rows
-        && let Some(registers) = registers(context, recipe, &format, layout.cols, stochastic)
+        && let Some([team, units]) = team(context, &format, layout, stochastic)
     {
         let f32 = x.dtype() == DType::F32;
         let defines: Defines =
-            vec![("CLASS", 0u32.into()), ("X", x.dtype().into()), ("FLUSH", f32.into()), ("REGS", registers.into())];
-        let rows = 128 / context.capabilities().subgroup_size.0;
-        let workgroups = layout.rows.div_ceil(rows as usize);
+            vec![("CLASS", 0u32.into()), ("X", x.dtype().into()), ("FLUSH", f32.into()), ("UNITS", units.into())];
+        recipe.pieces = team;
+        let workgroups = layout.rows.div_ceil(128 / team as usize);
         return context.dispatch(&ROWS_SUBGROUP, &defines, recipe, bindings, Grid::Linear(workgroups as u64));
     }
     defines.push(("WIDTH", 4u32.into()));
@@ -564,17 +563,20 @@ fn encode(
     }
 }
 
-/// Vec4 per lane with which [`ROWS_SUBGROUP`] has a row, if it can.
-fn registers(context: &Context, recipe: &Recipe, format: &Format, cols: usize, stochastic: bool) -> Option<u32> {
+/// Lanes and units per lane with which [`ROWS_SUBGROUP`] has a row, if it can. Four lanes at least, for rotations by 128.
+fn team(context: &Context, format: &Format, layout: &Layout, stochastic: bool) -> Option<[u32; 2]> {
     let grid = matches!(format.grid(), Levels::Int { .. } | Levels::Centred { .. });
     // One bit has no levels in between for ties to matter but zero, which goes up.
     let ties = if format.bits() == 1 { format.ties() == Ties::Up } else { format.ties() == Ties::Even };
     let rule = matches!(format.rule(), Rule::AbsMax | Rule::AbsMean | Rule::Gaussian);
-    let size = context.capabilities().subgroup_size.0;
-    let fits = |registers: &u32| (registers * size * 4) as usize >= cols.next_multiple_of(UNIT);
-    let rotation = recipe.rotated == 0 || recipe.rotation_units * 8 <= 8 * size;
-    let row = grid && ties && rule && !stochastic && format.span() == Span::Row && rotation && size <= 128;
-    REGISTERS.into_iter().find(fits).filter(|_| row)
+    if !(grid && ties && rule && format.span() == Span::Row) || stochastic {
+        return None;
+    }
+    let size = context.capabilities().subgroup_size.0.min(32);
+    let teams = std::iter::successors(Some(4u32), |team| Some(team * 2)).take_while(|team| *team <= size);
+    teams
+        .filter_map(|team| Some([team, dim(layout.units.div_ceil(team as usize)).ok()?]))
+        .find(|[_, units]| *units <= 4)
 }
 
 /// Elements of a group that an invocation takes alone at most.
