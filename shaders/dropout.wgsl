@@ -1,6 +1,7 @@
 // dropout.wgsl: out = x * factors (+ residual), inverted dropout; a plain conversion where threshold is 0. Four elements and one Philox call per
 // invocation. The last vec4 may be partly padding.
 #import philox
+#import philox_wide
 #import step_state
 struct Params {
     len: u32,
@@ -30,8 +31,8 @@ fn main(
     if i * 4u >= params.len { return; }
     var value = vec4<f32>(x[i]);
     if params.threshold != 0u {
-        value *= dropout_factors(vec2<u32>(params.seed_low, params.seed_high), i, params.op, state.step, params.micro,
-            params.threshold, params.scale);
+        let bits = philox_wide(vec2<u32>(params.seed_low, params.seed_high), vec4<u32>(i, params.op, state.step, params.micro));
+        value *= select(vec4<f32>(params.scale), vec4<f32>(), bits < vec4<u32>(params.threshold));
     }
 #if RESIDUAL
     value += residual[i];

@@ -1,9 +1,9 @@
 // quantize_rows_subgroup.wgsl: as quantize.wgsl for integers without zero points, with a scale per row, to the nearest. A team of `params.pieces`
-// neighbouring lanes of a subgroup, a power of two from 4 on, owns a row and keeps it in registers: lane t has units t, t + team, .. of 32
-// columns, UNITS of them. So a row is read once, words of codes need no exchange, and only two stages of a rotation by 128 cross lanes (a shuffle
-// costs as much as four additions, a conversion as much as eight, hence the rounding by a large addend). What is chosen at run time is chosen once
-// per row. Bounds: a vec4 is loaded where the row has it, a word written where the row has its unit; what is beyond the last row is a row of
-// nothing. Tier: subgroup, of a fixed size that eight divides.
+// neighbouring lanes of a subgroup, a power of two from 4 on, owns a row and keeps it in registers: lane t has halves t, t + team, .. of units,
+// CHUNKS of 16 columns each. So a row is read once, and of a rotation by 128 only three stages cross lanes. (A shuffle costs as much as four
+// additions, a conversion as much as eight, hence the rounding by a large addend; with whole units per lane shuffles are fewer, but so are the
+// lanes: rows of 384 take twice as long.) What is chosen at run time is chosen once per row. Bounds: a vec4 is loaded where the row has it, a word
+// written where the row has its unit; what is beyond the last row is a row of nothing. Tier: subgroup, of a fixed size that eight divides.
 #import quantize_span
 @group(0) @binding(0) var<uniform> params: Recipe;
 @group(0) @binding(1) var<storage, read> x: array<vec4<X>>;
@@ -34,69 +34,49 @@ fn main(lane: Lane) {
     let there = row < params.rows;
     put_header(select(0u, params.header_words, row == 0u && t == 0u));
     let quads = select(0u, params.p.cols / 4u, there);
-#for u 0 UNITS
-    let unit{u} = {u}u * team + t;
-#for q 0 8
-    let has{u}_{q} = unit{u} * 8u + {q}u < quads;
-    var v{u}_{q} = select(vec4<f32>(), vec4<f32>(x[select(0u, row * quads + unit{u} * 8u + {q}u, has{u}_{q})]), has{u}_{q});
+#for u 0 CHUNKS
+    let half{u} = {u}u * team + t;
+#for q 0 4
+    let has{u}_{q} = half{u} * 4u + {q}u < quads;
+    var v{u}_{q} = select(vec4<f32>(), vec4<f32>(x[select(0u, row * quads + half{u} * 4u + {q}u, has{u}_{q})]), has{u}_{q});
 #endfor
 #endfor
 
     if params.rotated == 1u {
-#for u 0 UNITS
-#for q 0 8
+#for u 0 CHUNKS
+#for q 0 4
         v{u}_{q} *= params.rotation_factor;
         v{u}_{q} = vec4<f32>(v{u}_{q}.xz + v{u}_{q}.yw, v{u}_{q}.xz - v{u}_{q}.yw).xzyw;
         v{u}_{q} = vec4<f32>(v{u}_{q}.xy + v{u}_{q}.zw, v{u}_{q}.xy - v{u}_{q}.zw);
 #endfor
         { let a = v{u}_0; v{u}_0 = a + v{u}_1; v{u}_1 = a - v{u}_1; }
         { let a = v{u}_2; v{u}_2 = a + v{u}_3; v{u}_3 = a - v{u}_3; }
-        { let a = v{u}_4; v{u}_4 = a + v{u}_5; v{u}_5 = a - v{u}_5; }
-        { let a = v{u}_6; v{u}_6 = a + v{u}_7; v{u}_7 = a - v{u}_7; }
         { let a = v{u}_0; v{u}_0 = a + v{u}_2; v{u}_2 = a - v{u}_2; }
         { let a = v{u}_1; v{u}_1 = a + v{u}_3; v{u}_3 = a - v{u}_3; }
-        { let a = v{u}_4; v{u}_4 = a + v{u}_6; v{u}_6 = a - v{u}_6; }
-        { let a = v{u}_5; v{u}_5 = a + v{u}_7; v{u}_7 = a - v{u}_7; }
-        if params.last_stage == 1u {
-            { let a = v{u}_0; v{u}_0 = a + v{u}_4; v{u}_4 = a - v{u}_4; }
-            { let a = v{u}_1; v{u}_1 = a + v{u}_5; v{u}_5 = a - v{u}_5; }
-            { let a = v{u}_2; v{u}_2 = a + v{u}_6; v{u}_6 = a - v{u}_6; }
-            { let a = v{u}_3; v{u}_3 = a + v{u}_7; v{u}_7 = a - v{u}_7; }
-        }
 #endfor
-        // Of further stages units are the elements: lanes first, then registers where a block has more units than the team lanes.
-        for (var d = 1u; d < min(params.rotation_units, team); d *= 2u) {
+        // Of further stages halves of units are the elements.
+        let halves = select(1u, 2u * params.rotation_units, params.last_stage == 1u);
+        for (var d = 1u; d < halves; d *= 2u) {
             let sign = vec4<f32>(select(1.0, -1.0, (t & d) != 0u));
-#for u 0 UNITS
-#for q 0 8
+#for u 0 CHUNKS
+#for q 0 4
             v{u}_{q} = fma(v{u}_{q}, sign, subgroupShuffleXor(v{u}_{q}, d));
 #endfor
 #endfor
         }
-#if UNITS == 1
-#else
-        if params.rotation_units > team {
-#for q 0 8
-            { let a = v0_{q}; v0_{q} = a + v1_{q}; v1_{q} = a - v1_{q}; }
-#if UNITS == 4
-            { let a = v2_{q}; v2_{q} = a + v3_{q}; v3_{q} = a - v3_{q}; }
-#endif
-#endfor
-        }
-#endif
     }
 #if FLUSH
     // Subnormal numbers count as zero. Of f16 elements there are none.
-#for u 0 UNITS
-#for q 0 8
+#for u 0 CHUNKS
+#for q 0 4
     v{u}_{q} = select(v{u}_{q}, vec4<f32>(), (bitcast<vec4<u32>>(v{u}_{q}) & vec4<u32>(0x7f800000u)) == vec4<u32>());
 #endfor
 #endfor
 #endif
 
     var most = vec4<u32>();
-#for u 0 UNITS
-#for q 0 8
+#for u 0 CHUNKS
+#for q 0 4
     most = max(most, bitcast<vec4<u32>>(v{u}_{q}) & vec4<u32>(0x7fffffffu));
 #endfor
 #endfor
@@ -109,21 +89,21 @@ fn main(lane: Lane) {
         var large = vec4<f32>();
         if m <= bitcast<u32>(params.big) {
             if mean {
-#for u 0 UNITS
-#for q 0 8
+#for u 0 CHUNKS
+#for q 0 4
                 small += abs(v{u}_{q});
 #endfor
 #endfor
             } else {
-#for u 0 UNITS
-#for q 0 8
+#for u 0 CHUNKS
+#for q 0 4
                 small = fma(v{u}_{q}, v{u}_{q}, small);
 #endfor
 #endfor
             }
         } else {
-#for u 0 UNITS
-#for q 0 8
+#for u 0 CHUNKS
+#for q 0 4
             {
                 let beyond = abs(v{u}_{q}) > vec4<f32>(params.big);
                 let a = select(v{u}_{q}, vec4<f32>(), beyond);
@@ -148,13 +128,14 @@ fn main(lane: Lane) {
     let scaling = scaling_of(select(value, stored.pick.x, params.exact == 1u));
     if params.masked == 1u {
         let limit = vec4<f32>(select(-1.0, params.bound * abs(value), stored.good));
-#for u 0 UNITS
+#for u 0 CHUNKS
         {
-            var word = 0u;
-#for q 0 8
-            word |= select(0u, join(select(vec4<u32>(), vec4<u32>(1u), abs(v{u}_{q}) <= limit), 1u) << ({q}u * 4u), has{u}_{q});
+            var bits = 0u;
+#for q 0 4
+            bits |= select(0u, join(select(vec4<u32>(), vec4<u32>(1u), abs(v{u}_{q}) <= limit), 1u) << ({q}u * 4u), has{u}_{q});
 #endfor
-            if there && unit{u} < params.units { mask[row * params.units + unit{u}] = word; }
+            bits |= subgroupShuffleXor(bits, 1u) << 16u;
+            if there && t % 2u == 0u && half{u} / 2u < params.units { mask[row * params.units + half{u} / 2u] = bits; }
         }
 #endfor
     }
@@ -167,8 +148,8 @@ fn main(lane: Lane) {
     // Its last bits count by 1; the sum with what is less than 2^22 is rounded to the nearest, ties to even.
     let magic = 12582912.0;
     let minus = vec4<u32>(bitcast<u32>(magic) - u32(params.add));
-#for u 0 UNITS
-#for q 0 8
+#for u 0 CHUNKS
+#for q 0 4
     {
         let w = select(v{u}_{q} * scaling.x * scaling.y, vec4<f32>(), without);
         // With one bit, w - 1/2 would lose a small w.
@@ -178,27 +159,25 @@ fn main(lane: Lane) {
     }
     let c{u}_{q} = bitcast<vec4<u32>>(v{u}_{q});
 #endfor
-    let inside{u} = there && unit{u} < params.units;
-    var word{u} = (row * params.units + unit{u}) * params.bits;
+    let inside{u} = there && half{u} / 2u < params.units;
+    var word{u} = (row * params.units + half{u} / 2u) * params.bits;
 #endfor
     var shift = 0u;
     if params.bits == 8u {
-#for u 0 UNITS
+#for u 0 CHUNKS
         if inside{u} {
-#for q 0 8
-            codes[word{u} + {q}u] = join(c{u}_{q}, 8u);
+#for q 0 4
+            codes[word{u} + t % 2u * 4u + {q}u] = join(c{u}_{q}, 8u);
 #endfor
         }
 #endfor
     }
     if (params.bits & 4u) != 0u {
         let four = vec4<u32>(15u);
-#for u 0 UNITS
+#for u 0 CHUNKS
         if inside{u} {
-            codes[word{u} + 0u] = join(c{u}_0 & four, 4u) | join(c{u}_1 & four, 4u) << 16u;
-            codes[word{u} + 1u] = join(c{u}_2 & four, 4u) | join(c{u}_3 & four, 4u) << 16u;
-            codes[word{u} + 2u] = join(c{u}_4 & four, 4u) | join(c{u}_5 & four, 4u) << 16u;
-            codes[word{u} + 3u] = join(c{u}_6 & four, 4u) | join(c{u}_7 & four, 4u) << 16u;
+            codes[word{u} + t % 2u * 2u] = join(c{u}_0 & four, 4u) | join(c{u}_1 & four, 4u) << 16u;
+            codes[word{u} + t % 2u * 2u + 1u] = join(c{u}_2 & four, 4u) | join(c{u}_3 & four, 4u) << 16u;
         }
         word{u} += 4u;
 #endfor
@@ -207,12 +186,10 @@ fn main(lane: Lane) {
     if (params.bits & 2u) != 0u {
         let two = vec4<u32>(3u);
         let by = vec4<u32>(shift);
-#for u 0 UNITS
+#for u 0 CHUNKS
         if inside{u} {
-            codes[word{u} + 0u] = join(c{u}_0 >> by & two, 2u) | join(c{u}_1 >> by & two, 2u) << 8u
+            codes[word{u} + t % 2u] = join(c{u}_0 >> by & two, 2u) | join(c{u}_1 >> by & two, 2u) << 8u
                 | join(c{u}_2 >> by & two, 2u) << 16u | join(c{u}_3 >> by & two, 2u) << 24u;
-            codes[word{u} + 1u] = join(c{u}_4 >> by & two, 2u) | join(c{u}_5 >> by & two, 2u) << 8u
-                | join(c{u}_6 >> by & two, 2u) << 16u | join(c{u}_7 >> by & two, 2u) << 24u;
         }
         word{u} += 2u;
 #endfor
@@ -220,13 +197,14 @@ fn main(lane: Lane) {
     }
     if (params.bits & 1u) != 0u {
         let by = vec4<u32>(shift);
-#for u 0 UNITS
-        if inside{u} {
+#for u 0 CHUNKS
+        {
             var bits = 0u;
-#for q 0 8
+#for q 0 4
             bits |= join(c{u}_{q} >> by & vec4<u32>(1u), 1u) << ({q}u * 4u);
 #endfor
-            codes[word{u}] = bits;
+            bits |= subgroupShuffleXor(bits, 1u) << 16u;
+            if inside{u} && t % 2u == 0u { codes[word{u}] = bits; }
         }
 #endfor
     }

@@ -10,6 +10,12 @@
 #enable wgpu_cooperative_matrix
 #import attention
 #import philox_wide
+// Dropout factors as attention_factors.
+fn factors_wide(bh: u32, t: u32, quad: u32, step: u32) -> vec4<f32> {
+    let index = (bh * params.seq + t) * ((params.seq + 3u) / 4u) + quad;
+    let bits = philox_wide(vec2<u32>(params.seed_low, params.seed_high), vec4<u32>(index, params.drop_op, step, params.drop_micro));
+    return select(vec4<f32>(params.drop_scale), vec4<f32>(), bits < vec4<u32>(params.drop_threshold));
+}
 const SUBGROUPS: u32 = 4u;
 const TILE: u32 = 16u;
 const ROWS: u32 = 16u * SUBGROUPS;        // rows that a workgroup owns

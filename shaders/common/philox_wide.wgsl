@@ -1,4 +1,4 @@
-// Dropout factors as attention_factors, with 64-bit products where the device has them (INT64): a fifth of the instructions.
+// philox with 64-bit products where the device has them (INT64): a fifth of the instructions.
 #if INT64
 fn philox_wide(key_in: vec2<u32>, counter: vec4<u32>) -> vec4<u32> {
     var c = counter;
@@ -16,9 +16,3 @@ fn philox_wide(key_in: vec2<u32>, counter: vec4<u32>) -> vec4<u32> {
 #else
 fn philox_wide(key: vec2<u32>, counter: vec4<u32>) -> vec4<u32> { return philox(key, counter); }
 #endif
-
-fn factors_wide(bh: u32, t: u32, quad: u32, step: u32) -> vec4<f32> {
-    let index = (bh * params.seq + t) * ((params.seq + 3u) / 4u) + quad;
-    let bits = philox_wide(vec2<u32>(params.seed_low, params.seed_high), vec4<u32>(index, params.drop_op, step, params.drop_micro));
-    return select(vec4<f32>(params.drop_scale), vec4<f32>(), bits < vec4<u32>(params.drop_threshold));
-}

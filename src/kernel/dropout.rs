@@ -3,7 +3,7 @@
 use super::{Dropout, FLOATS, dim, expect};
 use crate::buffer::Buffer;
 use crate::context::Grid;
-use crate::shader::{Defines, Kernel, Scalar};
+use crate::shader::{Define, Defines, Kernel, Scalar};
 use crate::{Context, DType, Result, Tier};
 
 /// The kernel.
@@ -19,12 +19,16 @@ fn variants() -> Vec<Defines> {
     let mut all = Vec::new();
     for x in [Scalar::F32, Scalar::F16] {
         for out in [Scalar::F32, Scalar::F16] {
-            for residual in [false, true] {
-                all.push(vec![("X", x.into()), ("Out", out.into()), ("RESIDUAL", residual.into())]);
+            for (residual, int64) in [(false, false), (false, true), (true, false), (true, true)] {
+                all.push(defines(x, out, residual, int64));
             }
         }
     }
     all
+}
+
+fn defines(x: impl Into<Define>, out: impl Into<Define>, residual: bool, int64: bool) -> Defines {
+    vec![("X", x.into()), ("Out", out.into()), ("RESIDUAL", residual.into()), ("INT64", int64.into())]
 }
 
 #[repr(C)]
@@ -78,11 +82,12 @@ pub fn dropout(
         seed_high,
         reserved: 0,
     };
+    let int64 = context.capabilities().features.contains(wgpu::Features::SHADER_INT64);
     let mut bindings = vec![x.read(), dropout.state.read(), out.write()];
     bindings.extend(residual.map(Buffer::read));
     context.dispatch(
         &KERNEL,
-        &[("X", x.dtype().into()), ("Out", out.dtype().into()), ("RESIDUAL", residual.is_some().into())],
+        &defines(x.dtype(), out.dtype(), residual.is_some(), int64),
         &params,
         &bindings,
         Grid::Linear((x.len() as u64).div_ceil(1024)),

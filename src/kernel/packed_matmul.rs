@@ -247,6 +247,7 @@ pub(super) fn defines(form: Form, a: Define, out: Define, epilogue: u32, vec: bo
         ("ACTIVATION", Define::U32(if matches!(epilogue, 1 | 2) { 4 } else { 0 })),
         ("DROPOUT", (epilogue == 3).into()),
         ("PACKED", true.into()),
+        ("OPEN", true.into()),
         ("OUT_AT", at.into()),
     ];
     if epilogue > 0 {
@@ -398,6 +399,10 @@ fn run(context: &Context, spec: &PackedMatmul<'_>, choice: Choice) -> Result<()>
         Choice::Tiled { shape, splits } => in_parts(context, spec, splits, |spec, split, parts| {
             packed_tiled::dispatch(context, spec, shape, split, parts)
         }),
+        // A kernel of its own draws random numbers while others load; in the epilogue of 16384 x 384 x 384 they took longer than the product.
+        Choice::Coop { .. } if matches!(spec.epilogue, Epilogue::Residual(_, Some(_))) => {
+            unfused(context, spec, choice)
+        }
         Choice::Coop { splits } => {
             in_parts(context, spec, splits, |spec, split, parts| packed_coop::dispatch(context, spec, split, parts))
         }

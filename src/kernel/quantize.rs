@@ -89,10 +89,13 @@ pub static ROWS_SUBGROUP: Kernel = Kernel {
         // Only f32 has numbers that count as zero.
         let inputs = [(Scalar::F32, true), (Scalar::F16, false)];
         let inputs = inputs.map(|(x, flush)| vec![("X", x.into()), ("FLUSH", flush.into())]).to_vec();
-        product(&[each("CLASS", &[0u32]), inputs, each("UNITS", &[1u32, 2, 3, 4])])
+        product(&[each("CLASS", &[0u32]), inputs, each("CHUNKS", &CHUNKS)])
     },
     proven_bounds: true,
 };
+
+/// Runs of 16 columns that a lane of [`ROWS_SUBGROUP`] may have.
+const CHUNKS: [u32; 6] = [1, 2, 3, 4, 6, 8];
 
 /// The statistics of a tensor.
 pub static TENSOR: Kernel = Kernel {
@@ -497,11 +500,11 @@ fn encode(
     };
     let division = if aligned && tiles(context) { options.division.unwrap_or(suiting) } else { Division::Units };
     if division == Division::Rows
-        && let Some([team, units]) = team(context, &format, layout, stochastic)
+        && let Some([team, chunks]) = team(context, &format, layout, stochastic, options.hadamard)
     {
         let f32 = x.dtype() == DType::F32;
         let defines: Defines =
-            vec![("CLASS", 0u32.into()), ("X", x.dtype().into()), ("FLUSH", f32.into()), ("UNITS", units.into())];
+            vec![("CLASS", 0u32.into()), ("X", x.dtype().into()), ("FLUSH", f32.into()), ("CHUNKS", chunks.into())];
         recipe.pieces = team;
         let workgroups = layout.rows.div_ceil(128 / team as usize);
         return context.dispatch(&ROWS_SUBGROUP, &defines, recipe, bindings, Grid::Linear(workgroups as u64));
@@ -563,8 +566,14 @@ fn encode(
     }
 }
 
-/// Lanes and units per lane with which [`ROWS_SUBGROUP`] has a row, if it can. Four lanes at least, for rotations by 128.
-fn team(context: &Context, format: &Format, layout: &Layout, stochastic: bool) -> Option<[u32; 2]> {
+/// Lanes, and runs of 16 columns of each, with which [`ROWS_SUBGROUP`] has a row, if it can: as many lanes as have work, up to a subgroup.
+fn team(
+    context: &Context,
+    format: &Format,
+    layout: &Layout,
+    stochastic: bool,
+    hadamard: Option<usize>,
+) -> Option<[u32; 2]> {
     let grid = matches!(format.grid(), Levels::Int { .. } | Levels::Centred { .. });
     // One bit has no levels in between for ties to matter but zero, which goes up.
     let ties = if format.bits() == 1 { format.ties() == Ties::Up } else { format.ties() == Ties::Even };
@@ -572,11 +581,11 @@ fn team(context: &Context, format: &Format, layout: &Layout, stochastic: bool) -
     if !(grid && ties && rule && format.span() == Span::Row) || stochastic {
         return None;
     }
-    let size = context.capabilities().subgroup_size.0.min(32);
-    let teams = std::iter::successors(Some(4u32), |team| Some(team * 2)).take_while(|team| *team <= size);
-    teams
-        .filter_map(|team| Some([team, dim(layout.units.div_ceil(team as usize)).ok()?]))
-        .find(|[_, units]| *units <= 4)
+    let halves = 2 * layout.units;
+    let team = halves.next_power_of_two().clamp(4, context.capabilities().subgroup_size.0.min(32) as usize);
+    let chunks = CHUNKS.into_iter().find(|chunks| *chunks as usize * team >= halves)?;
+    // A rotation's block is a team's in each of its runs.
+    (hadamard.unwrap_or(16) <= 16 * team).then_some([dim(team).ok()?, chunks])
 }
 
 /// Elements of a group that an invocation takes alone at most.
