@@ -9,7 +9,7 @@ use walsh::kernel::packed::Packed;
 use walsh::kernel::quantize::{Options as QuantizeOptions, quantize};
 use walsh::nn::{Gpt, GptConfig, KvCache};
 use walsh::op::{LinearOptions, linear};
-use walsh::optim::{AdamWOptions, Schedule};
+use walsh::optim::{AdamWOptions, Init, ParameterBuilder, Schedule};
 use walsh::qat::{LearnedScales, Quantizer};
 use walsh::reference::hadamard::hadamard;
 use walsh::reference::learned_scale_backward::{Learned, learned_scale_backward};
@@ -346,6 +346,56 @@ fn what_follows_an_activation_hands_its_gradient_on() {
                 let [a, b] = [&whole, &parts].map(|g| g.get(tensor).unwrap().to_vec().unwrap());
                 assert_eq!(a, b);
             }
+        }
+    }
+}
+
+#[test]
+fn gradients_in_an_arena_are_those_of_leaves_and_add_up() {
+    let four = "int4:tensor:f32:full";
+    let quantizer = quantizer("lsq:plus", four, four, None);
+    for context in every_tier() {
+        let mut random = Gen::new(12);
+        let w = random.normals(20 * 36);
+        let scalars = [0.3f32, 0.4, -0.2];
+        let mut builder = ParameterBuilder::new();
+        let weight = builder.add("weight", &[20, 36], Init::Values(w.clone()));
+        let [ws, xs, xo] = scalars.map(|v| builder.add("scalar", &[1], Init::Values(vec![v])));
+        let parameters = builder.build(&context, 1, false).unwrap();
+        let inputs = [0; 2].map(|_| Tensor::from_f32(&context, &random.normals(7 * 36), &[7, 36]).unwrap());
+        let dys = [0; 2].map(|_| Tensor::from_f32(&context, &random.normals(7 * 20), &[7, 20]).unwrap());
+        let backward = |n: usize, [weight, ws, xs, xo]: [&Tensor; 4]| {
+            let learned = LearnedScales { weight: ws, input: Some(xs), offset: Some(xo), initialize: false };
+            let options = LinearOptions { quantizer: Some(quantizer), learned: Some(learned), ..Default::default() };
+            let mut gradients = Gradients::default();
+            // The input has no gradient, its scale and offset do.
+            let y = linear(&inputs[n], weight, options).unwrap();
+            y.backward_from(dys[n].clone(), &mut gradients).unwrap();
+            gradients
+        };
+        let own = [weight, ws, xs, xo];
+        let in_arena = || own.map(|i| parameters.gradient(i).unwrap().to_vec().unwrap());
+        let mut alone = Vec::new();
+        for n in 0..2 {
+            let leaf = |v: &[f32], shape: &[usize]| Tensor::from_f32(&context, v, shape).unwrap().with_grad();
+            let [a, b, c] = scalars.map(|v| leaf(&[v], &[1]));
+            let leaves = [&leaf(&w, &[20, 36]), &a, &b, &c];
+            let gradients = backward(n, leaves);
+            alone.push(leaves.map(|t| gradients.get(t).unwrap().to_vec().unwrap()));
+            parameters.zero_grad();
+            backward(n, own.map(|i| &parameters[i]));
+            assert_eq!(in_arena(), alone[n]);
+        }
+        // The second pass is still there.
+        backward(0, own.map(|i| &parameters[i]));
+        let both = in_arena();
+        for (i, both) in both.iter().enumerate() {
+            let want: Vec<f64> =
+                alone[0][i].iter().zip(&alone[1][i]).map(|(a, b)| f64::from(*a) + f64::from(*b)).collect();
+            // One more rounding; a scalar's factor may be fused with its addition.
+            assert_within("both", both, &want, |e| {
+                4.0 * U32 * (f64::from(alone[0][i][e].abs()) + f64::from(alone[1][i][e].abs()))
+            });
         }
     }
 }
