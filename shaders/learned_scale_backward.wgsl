@@ -1,9 +1,9 @@
 // learned_scale_backward.wgsl: the gradient dy of x_hat = s level(round(v)) + offset, v = (x - offset) / s, handed on to x, to s and to the
-// offset. With w = v - centre and the level round(w) + centre: where w, or with `rounded` round(w), is between the limits `first` and `last`,
-// dx = dy, and dy (round(w) - w) goes to s; elsewhere dx = 0, and dy times the end level goes to s and dy to the offset. Workgroup g of
-// `groups` takes every groups-th block of 4 * WG_SIZE elements and leaves its two sums, which another kernel adds up. An invocation sums 64
-// vec4 at a time, and then those sums. Order fixed. Bounds: vec4 beyond the last are not read; those of it beyond the last element count as
-// zero. Tiers: baseline, subgroup.
+// offset. With w = v - centre and the level round(w) + centre: where w, or with `rounded` round(w), is between the limits `first` and
+// `last`, dx = dy, and dy (round(w) - w) goes to s; elsewhere dx = 0, and dy times the end level goes to s and dy to the offset. Workgroup
+// g of `groups` takes every groups-th block of 4 * WG_SIZE elements and leaves its two sums, which another kernel adds up. An invocation
+// sums 64 vec4 at a time, and then those sums. Order fixed. Bounds: vec4 beyond the last are not read; those of it beyond the last element
+// count as zero. Tiers: baseline, subgroup.
 #import row
 #import handed_scale
 struct Params {

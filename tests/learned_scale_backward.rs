@@ -74,7 +74,8 @@ fn compare(ctx: &Context, case: &Case, x: &[f32], dy: &[f32]) {
     let sign = if case.scale.is_sign_negative() { -1.0 } else { 1.0 };
     let (want_dx, want_s, want_offset) = reference(&x, &dy, definition, case.factor.into());
 
-    // Where rounding may take either side, and what the sums may be off by: x - offset, a reciprocal of 2.5 ulp and two products, and the centre.
+    // Where rounding may take either side, and what the sums may be off by: x - offset, a reciprocal of 2.5 ulp and two products, and the
+    // centre.
     let (mut either, mut slack, mut slack_offset) = (vec![false; len], 0.0, 0.0);
     let (mut size, mut size_offset) = (0.0, 0.0);
     for i in 0..len {

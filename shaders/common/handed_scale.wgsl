@@ -1,5 +1,5 @@
-// A scale and an offset that a caller has on the device, such as learned ones; and elements in units of them. All in bits where a value may be
-// no number.
+// A scale and an offset that a caller has on the device, such as learned ones; and elements in units of them. All in bits where a value may
+// be no number.
 fn handed_good(bits: u32) -> bool { return (bits & 0x7fffffffu) < 0x7f800000u; }
 // The scale is the magnitude, at least 2^-100.
 fn handed_magnitude(bits: u32) -> u32 { return clamp(bits & 0x7fffffffu, 0x0d800000u, 0x7f7fffffu); }

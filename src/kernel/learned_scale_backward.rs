@@ -80,24 +80,24 @@ pub struct Outputs<'a> {
 
 /// Hands on `dy`, the gradient of the quantized values of `x`.
 ///
-/// With `v = (x - offset) / s`, and in the range that [`Clip`] says: `dx = dy`, `ds = factor * sum(dy (q - v))` with `q` the level that `v` rounds to;
-/// outside `dx = 0`, `ds = factor * sum(dy q)` with `q` the end level, and the offset gets `factor * sum(dy)`. The gradient of the caller's scalar has
-/// its sign, since the scale is its magnitude.
+/// With `v = (x - offset) / s`, and in the range that [`Clip`] says: `dx = dy`, `ds = factor * sum(dy (q - v))` with `q` the level that `v`
+/// rounds to; outside `dx = 0`, `ds = factor * sum(dy q)` with `q` the end level, and the offset gets `factor * sum(dy)`. The gradient of
+/// the caller's scalar has its sign, since the scale is its magnitude.
 ///
 /// # Shapes
 /// `x` and `dy` of one length, f32 or f16 each; `dx` as `dy`, another buffer; scale and offset and their gradients `[1]` f32.
 ///
 /// # Errors
-/// [`Error::Shape`] for other buffers, and where only one of offset and its gradient is there; [`Error::Invalid`] for a grid of other levels than
-/// integers; [`Error::OutOfMemory`] for the workspace.
+/// [`Error::Shape`] for other buffers, and where only one of offset and its gradient is there; [`Error::Invalid`] for a grid of other
+/// levels than integers; [`Error::OutOfMemory`] for the workspace.
 ///
 /// # Numerics
 /// f32; sums are trees of sums of 64, in an order fixed by the length and the adapter. Within a few ulps of a limit or half-way between two
 /// levels either side may be taken. Elements that are not finite count as encoding has them; where the scale is not, all are in the range.
 ///
 /// # Source
-/// LSQ: Esser et al., arXiv 1902.08153, equations 2 to 5. LSQ+: Bhalgat et al., arXiv 2004.09576, section 3.1. A centred grid as QuEST's baselines
-/// (arXiv 2502.05003) have it.
+/// LSQ: Esser et al., arXiv 1902.08153, equations 2 to 5. LSQ+: Bhalgat et al., arXiv 2004.09576, section 3.1. A centred grid as QuEST's
+/// baselines (arXiv 2502.05003) have it.
 pub fn learned_scale_backward(
     context: &Context,
     x: &Buffer,

@@ -202,13 +202,13 @@ pub struct Options<'a> {
     pub hadamard: Option<usize>,
     /// Leaves the header's norm at 1, for consumers that do not ask for it: one dispatch less.
     pub skip_norm: bool,
-    /// The scale of all elements instead of a computed one, f32 `[1]`, for formats with one f32 or f16 scale per tensor: its magnitude, at least
-    /// 2^-100 (2^-24 where it is stored as f16), so that a learned scale may pass through zero. One that is not finite is stored as NaN, and
-    /// all codes are those of zero. Elements that are not finite say nothing about the scale: infinities take the ends of the grid, a NaN counts as
-    /// zero.
+    /// The scale of all elements instead of a computed one, f32 `[1]`, for formats with one f32 or f16 scale per tensor: its magnitude, at
+    /// least 2^-100 (2^-24 where it is stored as f16), so that a learned scale may pass through zero. One that is not finite is stored as
+    /// NaN, and all codes are those of zero. Elements that are not finite say nothing about the scale: infinities take the ends of the
+    /// grid, a NaN counts as zero.
     pub scale: Option<&'a Buffer>,
-    /// Subtracted from all elements after the rotation, f32 `[1]`; beside `scale` only. What is stored does not tell of it: the matrix stands
-    /// for its values plus the offset. Not finite: as a scale that is not.
+    /// Subtracted from all elements after the rotation, f32 `[1]`; beside `scale` only. What is stored does not tell of it: the matrix
+    /// stands for its values plus the offset. Not finite: as a scale that is not.
     pub offset: Option<&'a Buffer>,
     /// How the work is divided, instead of as suits the adapter.
     pub division: Option<Division>,
@@ -420,9 +420,9 @@ fn recipe(packed: &Packed) -> Result<Recipe> {
 /// code 0.
 ///
 /// # Errors
-/// [`Error::Shape`] for other buffers and for columns that a rotation's block does not divide; [`Error::Invalid`] for a block that is not one of
-/// 16, 32, 64, 128 and 256, for a mask with double-quantized scales, which are not known when it is written, for a scale of the caller's where the
-/// format has more than one or a zero point, and for an offset without a scale; [`Error::Limit`].
+/// [`Error::Shape`] for other buffers and for columns that a rotation's block does not divide; [`Error::Invalid`] for a block that is not
+/// one of 16, 32, 64, 128 and 256, for a mask with double-quantized scales, which are not known when it is written, for a scale of the
+/// caller's where the format has more than one or a zero point, and for an offset without a scale; [`Error::Limit`].
 ///
 /// # Numerics
 /// [`PackedMatrix::quantize`] in f32. E8M0 scales and codes by them are exact; other scales have a few roundings, and given the scale as it is

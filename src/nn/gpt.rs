@@ -297,8 +297,8 @@ impl Gpt {
         self.forward(tokens, train, false)
     }
 
-    /// Sets learned scales to what their method starts from, by the weights and by what a forward pass makes of `tokens`, layer after layer; does
-    /// nothing where none are learned.
+    /// Sets learned scales to what their method starts from, by the weights and by what a forward pass makes of `tokens`, layer after
+    /// layer; does nothing where none are learned.
     ///
     /// # Shapes
     /// `tokens` `[batch, t]` u32 with `t` at most the context.

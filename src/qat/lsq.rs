@@ -1,8 +1,8 @@
 //! Learned step sizes: the one scale of a tensor, and perhaps an offset, are parameters.
 //!
-//! LSQ (Esser et al., arXiv 1902.08153), LSQ+ (Bhalgat et al., arXiv 2004.09576), and the layer of tutorials that rounds, clamps and has one
-//! learnable scale. The scale is the magnitude of the parameter, so that a step through zero mirrors nothing. Weight decay leaves the parameters alone,
-//! since they have one dimension.
+//! LSQ (Esser et al., arXiv 1902.08153), LSQ+ (Bhalgat et al., arXiv 2004.09576), and the layer of tutorials that rounds, clamps and has
+//! one learnable scale. The scale is the magnitude of the parameter, so that a step through zero mirrors nothing. Weight decay leaves the
+//! parameters alone, since they have one dimension.
 
 use super::{Asked, Coding, Operand, Rule, pass_back};
 use crate::autograd::{Gradients, Target};
@@ -23,14 +23,14 @@ use std::fmt;
 /// The methods that learn scales. Integers with one f32 scale per tensor, weights alone or weights and inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lsq {
-    /// LSQ. Gradients of scales have the factor `1 / sqrt(N Qp)` for N elements and the largest level `Qp`, 1 where there is one bit; the range
-    /// ends at the outermost levels. Scales start at `2 mean|x| / sqrt(Qp)`.
+    /// LSQ. Gradients of scales have the factor `1 / sqrt(N Qp)` for N elements and the largest level `Qp`, 1 where there is one bit; the
+    /// range ends at the outermost levels. Scales start at `2 mean|x| / sqrt(Qp)`.
     Plain,
     /// LSQ+. The same, but inputs have an offset, too, with the same factor on its gradient: their range starts as that of the first batch.
     /// Scales of weights start at the least squares for normal data.
     Plus,
-    /// A learnable scale without LSQ's factor, 0.01 at first; the range ends half a step beyond the outermost levels, since values are rounded before
-    /// they are clamped. INT8 from -128 to 127 where no weights are named.
+    /// A learnable scale without LSQ's factor, 0.01 at first; the range ends half a step beyond the outermost levels, since values are
+    /// rounded before they are clamped. INT8 from -128 to 127 where no weights are named.
     Tutorial,
 }
 
