@@ -10,6 +10,11 @@
 @group(0) @binding(5) var<storage, read_write> mask: array<u32>;
 // The tensor's scale before it was rounded, or scales for double quantization.
 @group(0) @binding(6) var<storage, read_write> scratch: array<u32>;
+#if SPAN == 0
+// The caller's scale and offset of all elements.
+@group(0) @binding(7) var<storage, read> handed_scale: array<u32>;
+@group(0) @binding(8) var<storage, read> handed_offset: array<u32>;
+#endif
 #import quantize_load AT=1
 const STRIDE: u32 = 4u;
 #import quantize_scale
@@ -25,9 +30,44 @@ const STEP: u32 = 1u;
 
 fn elements(group: u32) -> f32 { return f32(min(params.group, params.p.cols - group * params.group)); }
 
+#if SPAN == 0
+#import handed_scale
+// The bits of the caller's scale; the smallest f16 is 2^-24.
+fn handed_bits() -> u32 { return max(handed_magnitude(handed_scale[0]), select(0u, 0x33800000u, params.p.store == 1u)); }
+fn handed() -> Stored {
+    var s: Stored;
+    let bits = handed_bits();
+    s.good = handed_good(handed_scale[0]);
+    for (var i = 0u; i < params.shifted; i++) { s.good = s.good && handed_good(handed_offset[0]); }
+    s.pick = vec2<f32>(bitcast<f32>(bits));
+    s.bits = vec2<u32>(select(bad_bits(), stored_bits(s.pick.x, bits, 1.0), s.good));
+    s.zero = 0u;
+    return s;
+}
+// A unit as the caller's scale and offset have it.
+fn fitted(v: Unit) -> Unit {
+    var u = v;
+    for (var i = 0u; i < params.handed; i++) {
+        let offset = handed_number(handed_offset[0] * params.shifted);
+        let limit = handed_limit(handed_bits());
+#for h 0 2
+#for q 0 4
+        u.q{h}{q} = handed_element(u.q{h}{q}, offset, limit);
+#endfor
+#endfor
+    }
+    return u;
+}
+#else
+fn fitted(v: Unit) -> Unit { return v; }
+#endif
+
 // The scale of all rows.
 fn given() -> Stored {
     var s: Stored;
+#if SPAN == 0
+    if params.handed == 1u { return handed(); }
+#endif
     let word = atomicLoad(&side[32]);
     s.bits = vec2<u32>(select(word, word & 0xffffu, params.p.store == 1u), 0u);
 #if CLASS == 4
@@ -91,6 +131,10 @@ fn main(@builtin(local_invocation_index) index: u32, @builtin(workgroup_id) wg: 
 #else
             var stored: Stored;
             for (var n = 0u; n < params.given; n++) { stored = given(); }
+            for (var n = 0u; n < once(params.handed == 1u && i == 0u); n++) {
+                put_scale(0u, 0u, stored);
+                put_norm(stored);
+            }
             for (var n = params.given; n < 1u; n++) {
                 stored = stored_of(total_of(seen), elements(piece), factor);
                 put_scale(row, piece, stored);
@@ -98,7 +142,7 @@ fn main(@builtin(local_invocation_index) index: u32, @builtin(workgroup_id) wg: 
 #endif
             scale = scale_of(stored, factor);
         }
-        for (var k = 0u; k < once(there && t + 1u >= rounds); k++) { put_unit(row, unit, u, scale, scale); }
+        for (var k = 0u; k < once(there && t + 1u >= rounds); k++) { put_unit(row, unit, fitted(u), scale, scale); }
     }
 #endif
 }

@@ -25,10 +25,7 @@ fn finish(t: Total) {
     put_scale(0u, 0u, s);
     scratch[0] = bitcast<u32>(s.pick.x);
     scratch[1] = bitcast<u32>(s.pick.y);
-    let magnitude = s.bits & vec2<u32>(select(0x7fffffffu, 0x7fffu, params.p.store == 1u));
-    let norm = norms(select(0u, max(magnitude.x, magnitude.y), s.good), 0x3f800000u);
-    atomicStore(&side[1], norm.x);
-    atomicStore(&side[2], norm.y);
+    put_norm(s);
 }
 
 @compute @workgroup_size(WG_SIZE)

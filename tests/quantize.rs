@@ -611,6 +611,177 @@ fn rotation_comes_before_everything_else() {
     }
 }
 
+/// What a given scale is stored as.
+fn stored(format: Format, scale: f32) -> f64 {
+    match format.store() {
+        _ if !scale.is_finite() => f64::NAN,
+        Store::F16 => half::f16::from_f64(f64::from(scale.abs()).clamp(2f64.powi(-24), 65504.0)).to_f64(),
+        _ => f64::from(scale.abs()).max(2f64.powi(-100)),
+    }
+}
+
+#[test]
+fn scales_and_offsets_may_be_given() {
+    let random = Uniform { seed: 3, op: 1, step: 2 };
+    for context in every_tier() {
+        let scalar = |v: f32| Tensor::from_f32(&context, &[v], &[1]).unwrap();
+        for (n, text) in [
+            "int4:tensor:f32:full",
+            "int8:tensor:f32",
+            "int3:tensor:centred:f32",
+            "binary:tensor",
+            "int4:tensor:f16",
+            "e2m1:tensor",
+            "nf4:tensor",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let format: Format = text.parse().unwrap();
+            for (m, [rows, cols]) in [[3, 33], [1, 1], [67, 64]].into_iter().enumerate() {
+                for scale in [0.25f32, 0.3, -0.7, 0.0, 1e-38, f32::NAN, f32::NEG_INFINITY] {
+                    let dtypes = dtypes(&context);
+                    let dtype = dtypes[(n + m) % dtypes.len()];
+                    let offset = [None, Some(0.2f32), Some(-1.0)][(n + m) % 3];
+                    let stochastic = (n + m) % 4 == 3;
+                    let (tensor, x) = floats(&context, &Gen::new(n as u64).hard(rows * cols), &[rows, cols], dtype);
+                    let sizes = PackedMatrix::zeros(format, rows, cols).unwrap();
+                    let ones = |words: &[u32]| vec![u32::MAX; words.len()];
+                    let garbage =
+                        PackedMatrix::from_words(format, rows, cols, ones(sizes.codes()), ones(sizes.side())).unwrap();
+                    let packed = Packed::from_host(&context, &garbage).unwrap();
+                    let (s, o) = (scalar(scale), offset.map(scalar));
+                    let rounding = if stochastic {
+                        kernel::Rounding::Stochastic { seed: 3, op: 1, step: Step::Number(2) }
+                    } else {
+                        kernel::Rounding::Nearest
+                    };
+                    let given = Options {
+                        rounding,
+                        scale: Some(s.buffer()),
+                        offset: o.as_ref().map(Tensor::buffer),
+                        ..Options::default()
+                    };
+                    quantize(&context, tensor.buffer(), &packed, given).unwrap();
+                    let got = packed.to_host(&context).unwrap();
+                    let what = format!("{format} {rows} x {cols} {dtype} by {scale}, {offset:?}, {}", context.tier());
+                    let by = stored(format, scale);
+                    let is = got.scale(0, 0, false);
+                    assert!(is == by || is.is_nan() && by.is_nan(), "{what}: scale {is:e}, want {by:e}");
+                    let mut normed = got.clone();
+                    normed.set_norm();
+                    assert_eq!(got.side()[..32], normed.side()[..32], "{what}: header");
+                    assert_eq!(got.header(Header::Factor), 1.0);
+                    assert_eq!(got.side()[4..32], sizes.side()[4..32], "{what}: the rest of the header");
+                    for (i, x) in x.iter().enumerate() {
+                        let x = x - f64::from(offset.unwrap_or(0.0));
+                        let v = if by.is_nan() { 0.0 } else { (x / by).clamp(-1e6, 1e6) };
+                        // The difference rounds once.
+                        let d = slack(format, v) + if v == 0.0 { 0.0 } else { 12.0 * U32 * v.abs() };
+                        let expected = [v - d, v, v + d].map(|v| match stochastic {
+                            false => format.nearest(v, 0),
+                            true => format.stochastic(v, 0, random.at(i as u32)),
+                        });
+                        let code = got.code(i / cols, i % cols);
+                        assert!(expected.contains(&code), "{what}: {i}: {code} for {v}, want one of {expected:?}");
+                    }
+                    let mut again = PackedMatrix::zeros(format, rows, cols).unwrap();
+                    (0..rows * cols).for_each(|i| again.set_code(i / cols, i % cols, got.code(i / cols, i % cols)));
+                    assert_eq!(again.codes(), got.codes(), "{what}: words of codes");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_given_scale_is_as_one_that_was_computed() {
+    for context in every_tier() {
+        for text in ["int8:tensor:f32", "ternary", "int4:tensor:centred:f32:mse"] {
+            let x = Tensor::from_f32(&context, &Gen::new(3).hard(65 * 36), &[65, 36]).unwrap();
+            let [computed, given] = [0; 2].map(|_| Packed::empty(&context, text.parse().unwrap(), 65, 36).unwrap());
+            quantize(&context, x.buffer(), &computed, Options::default()).unwrap();
+            let computed = computed.to_host(&context).unwrap();
+            let scale = Tensor::from_f32(&context, &[f32::from_bits(computed.scale_bits(0, 0))], &[1]).unwrap();
+            let options = Options { scale: Some(scale.buffer()), ..Options::default() };
+            quantize(&context, x.buffer(), &given, options).unwrap();
+            assert_eq!(given.to_host(&context).unwrap(), computed, "{text}");
+        }
+    }
+}
+
+#[test]
+fn elements_that_are_no_numbers_beside_a_given_scale() {
+    for context in every_tier() {
+        let x = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, -f32::MAX, -f32::NAN, 1.0, 0.0];
+        let tensor = Tensor::from_f32(&context, &x, &[1, 8]).unwrap();
+        for scale in [0.5f32, 1e-40] {
+            for (text, want) in [
+                ("int4:tensor:f32", [8, 15, 1, 15, 1, 8]),
+                ("int4:tensor:f32:full", [8, 15, 0, 15, 0, 8]),
+                ("binary:tensor", [1, 1, 0, 1, 0, 1]),
+            ] {
+                let packed = Packed::empty(&context, text.parse().unwrap(), 1, 8).unwrap();
+                let scale = Tensor::from_f32(&context, &[scale], &[1]).unwrap();
+                let options = Options { scale: Some(scale.buffer()), ..Options::default() };
+                quantize(&context, tensor.buffer(), &packed, options).unwrap();
+                let got = packed.to_host(&context).unwrap();
+                assert_eq!([0, 1, 2, 3, 4, 5].map(|col| got.code(0, col)), want, "{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn scales_of_tensors_match_their_definitions() {
+    use kernel::{Statistic, tensor_scale};
+    for context in every_tier() {
+        for len in [1, 3, 37, 5000, 140_000] {
+            for (dtype, factor) in dtypes(&context).into_iter().flat_map(|d| [(d, 1.0f32), (d, 1e-3)]) {
+                let data: Vec<f32> = Gen::new(len as u64).normals(len).iter().map(|v| v * factor).collect();
+                let (x, values) = floats(&context, &data, &[len], dtype);
+                let mean = values.iter().map(|v| v.abs()).sum::<f64>() / len as f64;
+                let rms = (values.iter().map(|v| v * v).sum::<f64>() / len as f64).sqrt();
+                for (statistic, want) in [
+                    (Statistic::Mean { gain: 0.75, least: 1e-8 }, 0.75 * mean),
+                    (Statistic::RootMeanSquare { gain: 1.25, epsilon: 0.5 }, 1.25 * rms + 0.5),
+                ] {
+                    let out = common::blank(&context, 1, false);
+                    tensor_scale(&context, x.buffer(), statistic, out.buffer()).unwrap();
+                    let got = f64::from(out.to_vec().unwrap()[0]);
+                    // As `scale_error` has it.
+                    let bound = (len as f64 + 40.0) * U32 * want;
+                    assert!((got - want).abs() <= bound, "{statistic:?} of {len} {dtype}: {got}, want {want}");
+                }
+            }
+        }
+        let x = Tensor::zeros(&context, &[7], DType::F32).unwrap();
+        let out = common::blank(&context, 1, false);
+        tensor_scale(&context, x.buffer(), Statistic::Mean { gain: 2.0, least: 1e-8 }, out.buffer()).unwrap();
+        assert_eq!(out.to_vec().unwrap(), [1e-8]);
+        assert!(tensor_scale(&context, x.buffer(), Statistic::Mean { gain: 2.0, least: 1e-8 }, x.buffer()).is_err());
+    }
+}
+
+#[test]
+fn scales_are_given_to_formats_that_have_one() {
+    let context = &every_tier()[0];
+    let x = Tensor::from_f32(context, &[0.0; 64], &[2, 32]).unwrap();
+    let [one, two] = [1, 2].map(|n| Tensor::zeros(context, &[n], DType::F32).unwrap());
+    let run = |text: &str, scale: Option<&Tensor>, offset: Option<&Tensor>| {
+        let packed = Packed::empty(context, text.parse().unwrap(), 2, 32).unwrap();
+        let (scale, offset) = (scale.map(Tensor::buffer), offset.map(Tensor::buffer));
+        quantize(context, x.buffer(), &packed, Options { scale, offset, ..Options::default() })
+    };
+    assert!(run("int4:tensor:f32", Some(&one), Some(&one)).is_ok());
+    for text in ["int4", "int4:row:f32", "mxfp4", "nvfp4", "nf3:tensor", "int4:tensor:asym"] {
+        let error = run(text, Some(&one), None).unwrap_err();
+        assert!(matches!(error, Error::Invalid { .. }) && error.to_string().contains(text), "{error}");
+    }
+    assert!(matches!(run("int4:tensor:f32", Some(&two), None), Err(Error::Shape { .. })));
+    assert!(matches!(run("int4:tensor:f32", None, Some(&one)), Err(Error::Invalid { .. })));
+}
+
 #[test]
 fn empty_matrices_have_a_header() {
     let context = &every_tier()[0];

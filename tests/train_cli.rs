@@ -162,3 +162,51 @@ fn a_run_killed_or_stopped_at_any_moment_gives_the_same_bits() {
         "{message}"
     );
 }
+
+#[test]
+fn learned_scales_are_trained_saved_and_sampled_from() {
+    let place = Place::new();
+    let lsq = ["--method", "lsq", "--weights", "int4", "--activations", "int4", "--accumulate", "1", "--lr", "0.004"];
+    let mut command = place.walsh(&["train", "--text", "text.txt", "--preset", "nano", "--out", "lsq", "--json"]);
+    command.args([
+        "--layers",
+        "1",
+        "--embd",
+        "32",
+        "--block",
+        "16",
+        "--batch",
+        "4",
+        "--steps",
+        "60",
+        "--log-every",
+        "1",
+    ]);
+    code(&command.args(["--eval-every", "60", "--eval-batches", "2"]).args(lsq).output().unwrap(), 0);
+    let losses: Vec<f64> = metrics::read(&place.out("lsq")).unwrap().iter().filter_map(|r| r.train_loss).collect();
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+    let (first, last) = (mean(&losses[..5]), mean(&losses[losses.len() - 5..]));
+    assert!(losses.len() == 60 && last < first - 0.5, "{first} to {last}");
+    let saved = checkpoint::Checkpoint::load(&checkpoint::path_of(&place.out("lsq"), 60)).unwrap();
+    let full = Some("int4:tensor:f32:full".parse().unwrap());
+    assert_eq!((saved.info.config.weights, saved.info.config.activations), (full, full));
+    for part in ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"] {
+        for (what, moment) in [("weight_scale", true), ("input_scale", true), ("input_offset", false)] {
+            let tensor = saved.tensor(&format!("model.transformer.h.0.{part}.{what}"));
+            assert_eq!(tensor.map(|t| t.shape.as_slice()), moment.then_some(&[1][..]), "{part}.{what}");
+        }
+    }
+    let sampled = place.walsh(&["sample", "lsq", "--tokens", "5"]).output().unwrap();
+    code(&sampled, 0);
+    for (flags, message) in [
+        (
+            ["--method", "lsq", "--weights", "mxfp4"],
+            "--weights: expected int2 to int8, binary or ternary beside --method lsq",
+        ),
+        (["--method", "learned", "--activations", "int4:g32"], "--activations: expected int2 to int8"),
+    ] {
+        let refused = place.walsh(&["train", "--out", "refused"]).args(flags).output().unwrap();
+        assert!(code(&refused, 2).contains(message), "{flags:?}");
+        assert!(!place.out("refused").exists());
+    }
+}

@@ -51,9 +51,9 @@ struct Recipe {
     scale_bits: u32,
     flat: u32,             // tiles go through the matrix as one row
     ue4m3: u32,            // E4M3 scales as ggml rounds them
-    reserved0: u32,
-    reserved1: u32,
-    reserved2: u32,
+    handed: u32,           // the scale is the caller's, in a buffer of its own
+    shifted: u32,          // so is an offset that elements are less by
+    reserved: u32,
     header: array<vec4<u32>, 8>,
 }
 // The trip count of a loop that stands for a branch: software adapters run both sides of an `if`, but no loop that ends at once.

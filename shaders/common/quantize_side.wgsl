@@ -31,6 +31,13 @@ fn put_scale(row: u32, group: u32, s: Stored) {
     }
 #endif
 }
+// The header's norm, for the only scale that there is.
+fn put_norm(s: Stored) {
+    let magnitude = s.bits & vec2<u32>(select(0x7fffffffu, 0x7fffu, params.p.store == 1u));
+    let norm = norms(select(0u, max(magnitude.x, magnitude.y), s.good), 0x3f800000u);
+    atomicStore(&side[1], norm.x);
+    atomicStore(&side[2], norm.y);
+}
 fn put_header(words: u32) {
     for (var i = 0u; i < words; i++) { atomicStore(&side[i], params.header[i / 4u][i % 4u]); }
 }

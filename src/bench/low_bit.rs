@@ -1,14 +1,15 @@
 //! Quantized matrices, in every format by its name: encoding, decoding, and products with packed weights or with both operands packed.
 
-use super::{Case, Prepared, Size, Work, packed_bytes, prepared, random_as, zeros, zeros_as};
+use super::{Case, Prepared, Size, Work, packed_bytes, prepared, random, random_as, zeros, zeros_as};
 use crate::format::Format;
 use crate::kernel::dequantize::dequantize;
+use crate::kernel::learned_scale_backward::{Clip, LearnedScale, Outputs, learned_scale_backward};
 use crate::kernel::matmul::{Epilogue, Form};
 use crate::kernel::packed::Packed;
 use crate::kernel::packed_matmul::{Operand, PackedMatmul, packed_matmul};
 use crate::kernel::pad_rows::pad_rows;
 use crate::kernel::quantize::{Options, quantize};
-use crate::{Context, DType, Result};
+use crate::{Context, DType, Error, Result, Tensor};
 
 /// Kernels that a product of quantized matrices may take.
 const PRODUCTS: &[&str] = &["packed_*", "matmul_*", "dequantize", "mask", "pad_rows"];
@@ -31,6 +32,12 @@ pub fn cases(size: Size) -> Vec<Case> {
             all.push(product(Form::Tn, format, a, [4 * width, width, rows]));
         }
     }
+    all.extend(
+        ["int4:tensor:f32:full", "int8:tensor:f32:full"]
+            .iter()
+            .filter_map(|f| f.parse().ok())
+            .flat_map(|format| [encode_by_scale(format, [rows, width]), learned(format, [rows, width])]),
+    );
     all.push(pad([rows - 1, width - 1], [rows, width]));
     all.extend(pairs().map(|format| both(format, [rows, 4 * width, width])));
     if size.is_large() {
@@ -70,6 +77,42 @@ fn encode(format: Format, [rows, cols]: [usize; 2]) -> Case {
         prepared(&[&out], move || quantize(&c, x.buffer(), &codes, Options::default()))
     };
     Case::new("quantize", [rows, cols, 0], work, prepare).format(format.to_string()).kernels(&["quantize*"])
+}
+
+/// Encoding by a scale that is on the device, as a learned one is.
+fn encode_by_scale(format: Format, [rows, cols]: [usize; 2]) -> Case {
+    let work = Work::bytes(packed_bytes(format, [rows, cols]) + 4 * rows * cols);
+    let prepare = move |context: &Context| -> Result<Prepared> {
+        let (x, out) = (random_as(context, rows * cols, DType::F32)?, zeros(context, rows * cols)?);
+        let scale = Tensor::from_f32(context, &[0.25], &[1])?;
+        let (codes, c) = (Packed::empty(context, format, rows, cols)?, context.clone());
+        let encode = move |c: &Context| {
+            quantize(c, x.buffer(), &codes, Options { scale: Some(scale.buffer()), ..Options::default() })?;
+            Ok::<_, Error>(codes.clone())
+        };
+        dequantize(context, &encode(context)?, out.buffer())?;
+        prepared(&[&out], move || encode(&c).map(drop))
+    };
+    Case::new("quantize", [rows, cols, 0], work, prepare).format(format.to_string()).kernels(&["quantize"])
+}
+
+fn learned(format: Format, [rows, cols]: [usize; 2]) -> Case {
+    let n = rows * cols;
+    let prepare = move |context: &Context| -> Result<Prepared> {
+        let (x, dy, dx) = (random(context, n)?, random(context, n)?, zeros(context, n)?);
+        let (scale, ds) = (Tensor::from_f32(context, &[0.25], &[1])?, zeros(context, 1)?);
+        let c = context.clone();
+        prepared(&[&dx.clone(), &ds.clone()], move || {
+            let (clip, offset, factor) = (Clip::BeforeRounding, None, 1.0);
+            let learned = LearnedScale { grid: format.grid(), clip, scale: scale.buffer(), offset, factor };
+            let (accumulate, accumulate_scalars) = (false, false);
+            let out = Outputs { dx: dx.buffer(), accumulate, scale: ds.buffer(), offset: None, accumulate_scalars };
+            learned_scale_backward(&c, x.buffer(), dy.buffer(), learned, out)
+        })
+    };
+    Case::new("learned_scale_backward", [rows, cols, 0], Work::bytes(12 * n), prepare)
+        .format(format.to_string())
+        .kernels(&["learned_scale_backward", "column_sum"])
 }
 
 fn decode(format: Format, [rows, cols]: [usize; 2]) -> Case {

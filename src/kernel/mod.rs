@@ -16,6 +16,7 @@ pub mod dropout;
 pub mod embedding;
 pub mod hadamard;
 pub mod layer_norm;
+pub mod learned_scale_backward;
 pub mod mask;
 pub mod matmul;
 pub mod multiply_peak;
@@ -59,6 +60,7 @@ pub static ALL: &[&Kernel] = &[
     &column_sum::KERNEL,
     &layer_norm::KERNEL,
     &layer_norm::BACKWARD,
+    &learned_scale_backward::KERNEL,
     &reduce::KERNEL,
     &rms_norm::KERNEL,
     &rms_norm::BACKWARD,

@@ -205,6 +205,14 @@ pub struct Options<'a> {
     pub hadamard: Option<usize>,
     /// Leaves the header's norm at 1, for consumers that do not ask for it: one dispatch less.
     pub skip_norm: bool,
+    /// The scale of all elements instead of a computed one, f32 `[1]`, for formats with one f32 or f16 scale per tensor: its magnitude, at
+    /// least 2^-100 (2^-24 where it is stored as f16), so that a learned scale may pass through zero. One that is not finite is stored as
+    /// NaN, and all codes are those of zero. Elements that are not finite say nothing about the scale: infinities take the ends of the
+    /// grid, a NaN counts as zero.
+    pub scale: Option<&'a Buffer>,
+    /// Subtracted from all elements after the rotation, f32 `[1]`; beside `scale` only. What is stored does not tell of it: the matrix
+    /// stands for its values plus the offset. Not finite: as a scale that is not.
+    pub offset: Option<&'a Buffer>,
     /// How the work is divided, instead of as suits the adapter.
     pub division: Option<Division>,
 }
@@ -287,7 +295,9 @@ struct Recipe {
     scale_bits: u32,
     flat: u32,
     ue4m3: u32,
-    reserved: [u32; 3],
+    handed: u32,
+    shifted: u32,
+    reserved: u32,
     header: [u32; HEADER],
 }
 
@@ -350,7 +360,7 @@ fn recipe(packed: &Packed) -> Result<Recipe> {
         (Rule::AbsMean, _) => (1.0, 0.0),
         _ => format.gaussian(),
     };
-    let (big, big_factor) = if format.rule() == Rule::AbsMean { (80, -40) } else { (47, -80) };
+    let (big, big_factor) = if format.rule() == Rule::AbsMean { BIG_SUM } else { BIG_SQUARE };
     let group = match format.span() {
         Span::Group(n) => n,
         Span::Row | Span::Tensor => dim(layout.cols)?,
@@ -413,9 +423,9 @@ fn recipe(packed: &Packed) -> Result<Recipe> {
 /// code 0.
 ///
 /// # Errors
-/// [`Error::Shape`] for other buffers and for columns that a rotation's block does not divide; [`Error::Invalid`] for a block that is not one of
-/// 16, 32, 64, 128 and 256, and for a mask with double-quantized scales, which are not known when it is written;
-/// [`Error::Limit`].
+/// [`Error::Shape`] for other buffers and for columns that a rotation's block does not divide; [`Error::Invalid`] for a block that is not
+/// one of 16, 32, 64, 128 and 256, for a mask with double-quantized scales, which are not known when it is written, for a scale of the
+/// caller's where the format has more than one or a zero point, and for an offset without a scale; [`Error::Limit`].
 ///
 /// # Numerics
 /// [`PackedMatrix::quantize`] in f32. E8M0 scales and codes by them are exact; other scales have a few roundings, and given the scale as it is
@@ -450,12 +460,13 @@ pub fn quantize(context: &Context, x: &Buffer, out: &Packed, options: Options<'_
     if let Some(block) = options.hadamard {
         rotate(&mut recipe, block, layout.cols)?;
     }
+    handed(&mut recipe, format, &options)?;
     if x.is_empty() {
         return context
             .upload(out.side(), bytemuck::cast_slice(PackedMatrix::zeros(format, layout.rows, layout.cols)?.side()));
     }
     recipe.given = u32::from(format.span() == Span::Tensor);
-    let tensor = recipe.given == 1 || format.store() == Store::E4M3;
+    let tensor = (recipe.given == 1 && recipe.handed == 0) || format.store() == Store::E4M3;
     recipe.header_words = if tensor { 0 } else { dim(HEADER)? };
     let scratch = match format.store() {
         Store::Double => layout.rows * layout.groups,
@@ -559,11 +570,14 @@ fn encode(
     let count = (layout.rows * pieces) as u64;
     if span == 2 {
         defines.extend(shape(context, units));
-        context.dispatch(&ROWS, &defines, recipe, bindings, Grid::Linear(count))
-    } else {
-        defines.push(("WG_SIZE", 64u32.into()));
-        context.dispatch(&KERNEL, &defines, recipe, bindings, Grid::Linear(count.div_ceil(64)))
+        return context.dispatch(&ROWS, &defines, recipe, bindings, Grid::Linear(count));
     }
+    defines.push(("WG_SIZE", 64u32.into()));
+    let mut bindings = bindings.to_vec();
+    if span == 0 {
+        bindings.extend([options.scale.unwrap_or(x).read(), options.offset.unwrap_or(x).read()]);
+    }
+    context.dispatch(&KERNEL, &defines, recipe, &bindings, Grid::Linear(count.div_ceil(64)))
 }
 
 /// Lanes, and runs of 16 columns of each, with which [`ROWS_SUBGROUP`] has a row, if it can: as many lanes as have work, up to a subgroup.
@@ -588,10 +602,37 @@ fn team(
     (hadamard.unwrap_or(16) <= 16 * team).then_some([dim(team).ok()?, chunks])
 }
 
+/// Magnitudes beyond the first power of two are summed apart, with the second as a factor: of themselves, and of their squares.
+const BIG_SUM: (i32, i32) = (80, -40);
+const BIG_SQUARE: (i32, i32) = (47, -80);
+
 /// Elements of a group that an invocation takes alone at most.
 const LONG: usize = 1024;
 /// Workgroups that reduce a tensor at most.
 const PARTIALS: usize = 256;
+
+/// The caller's scale and offset, if there are any.
+fn handed(recipe: &mut Recipe, format: Format, options: &Options<'_>) -> Result<()> {
+    for (name, buffer) in [("scale", options.scale), ("offset", options.offset)] {
+        let Some(buffer) = buffer else { continue };
+        expect(NAME, name, buffer, 1, &[DType::F32])?;
+    }
+    let floats = matches!(format.store(), Store::F32 | Store::F16);
+    let symmetric = !matches!(format.grid(), Levels::ZeroPoint { .. } | Levels::Nf3);
+    match (options.scale, options.offset) {
+        (Some(_), _) if format.span() == Span::Tensor && floats && symmetric => {
+            (recipe.handed, recipe.shifted) = (1, options.offset.is_some().into());
+            Ok(())
+        }
+        (Some(_), _) => {
+            let expected =
+                "one f32 or f16 scale per tensor and no zero point, such as `int4:tensor:f32`, for a given scale";
+            Err(Error::invalid(NAME, expected, format!("`{format}`")))
+        }
+        (None, Some(_)) => Err(Error::invalid(NAME, "a scale beside the offset", "an offset alone")),
+        (None, None) => Ok(()),
+    }
+}
 
 fn rotate(recipe: &mut Recipe, block: usize, cols: usize) -> Result<()> {
     if !(16..=256).contains(&block) || !block.is_power_of_two() {
@@ -608,6 +649,56 @@ fn rotate(recipe: &mut Recipe, block: usize, cols: usize) -> Result<()> {
     recipe.rotation_units = dim(block.div_ceil(UNIT))?;
     recipe.last_stage = u32::from(block > 16);
     recipe.rotation_factor = (block as f64).sqrt().recip() as f32;
+    Ok(())
+}
+
+/// What [`tensor_scale`] makes a scale of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Statistic {
+    /// `gain mean|x|`, at least `least`.
+    Mean {
+        /// The factor.
+        gain: f32,
+        /// The smallest result.
+        least: f32,
+    },
+    /// `gain sqrt(mean(x^2)) + epsilon`.
+    RootMeanSquare {
+        /// The factor.
+        gain: f32,
+        /// What is added.
+        epsilon: f32,
+    },
+}
+
+/// Sets `out[0]` to a scale for all of `x`, such as a learned one starts from.
+///
+/// # Shapes
+/// `x` of any length, f32 or f16; `out` f32 `[1]`.
+///
+/// # Errors
+/// [`Error::Shape`] for other buffers and where `x` is empty; [`Error::Limit`], [`Error::OutOfMemory`].
+///
+/// # Numerics
+/// As the statistics of a tensor that [`quantize`] takes: f32 sums in a fixed order, without overflow; not finite where an element is not.
+pub fn tensor_scale(context: &Context, x: &Buffer, statistic: Statistic, out: &Buffer) -> Result<()> {
+    const OP: &str = "tensor_scale";
+    expect(OP, "x", x, x.len().max(1), FLOATS)?;
+    expect(OP, "out", out, 1, &[DType::F32])?;
+    let grid = Levels::Int { bits: 8, full: false };
+    let format =
+        Format { grid, span: Span::Tensor, store: Store::F32, rule: Rule::AbsMax, ties: Ties::Even, exact: false };
+    // Only its scale is written; it is given back at once.
+    let packed = Packed::empty(context, format, 1, x.len())?;
+    let (rule, gain, epsilon, least, (big, big_factor)) = match statistic {
+        Statistic::Mean { gain, least } => (3, gain, 0.0, least, BIG_SUM),
+        Statistic::RootMeanSquare { gain, epsilon } => (4, gain, epsilon, 0.0, BIG_SQUARE),
+    };
+    let (big, big_factor) = (2f32.powi(big), 2f32.powi(big_factor));
+    let recipe = Recipe { rule, gain, epsilon, least, big, big_factor, given: 1, ..recipe(&packed)? };
+    let scratch = context.alloc(4 + 4 * PARTIALS, DType::F32)?;
+    tensor_statistics(context, recipe, x, &packed, &scratch)?;
+    context.copy(&scratch.slice(0, 1)?, out);
     Ok(())
 }
 

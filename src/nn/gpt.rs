@@ -7,7 +7,8 @@ use crate::kernel::matmul::Activation;
 use crate::kernel::packed::Packed;
 use crate::op::{LinearOptions, linear};
 use crate::optim::{Init, ParameterBuilder, Parameters, padded_len};
-use crate::qat::Quantizer;
+use crate::qat::lsq::START;
+use crate::qat::{LearnedScales, Quantizer};
 use crate::{Buffer, Context, DType, Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -110,7 +111,13 @@ impl GptConfig {
     pub fn parameters(&self) -> u64 {
         let (c, bias) = (self.embd as u64, u64::from(self.bias));
         // Two norms; query, key and value in one; their projection; the two halves of a four times wider MLP.
-        let layer = 2 * c * (1 + bias) + 12 * c * c + bias * (3 + 1 + 4 + 1) * c;
+        // What is learned beside the weights of the four linear layers.
+        let scales = self.quantizer.map_or(0, |q| match (q.learned(), q.activations) {
+            (None, _) => 0,
+            (Some(_), None) => 1,
+            (Some(lsq), Some(_)) => 2 + u64::from(lsq.shifts_inputs()),
+        });
+        let layer = 2 * c * (1 + bias) + 12 * c * c + bias * (3 + 1 + 4 + 1) * c + 4 * scales;
         (self.vocab as u64 + self.block as u64) * c + self.layers as u64 * layer + c * (1 + bias)
     }
 }
@@ -141,6 +148,15 @@ struct Norm {
 struct Projection {
     weight: usize,
     bias: Option<usize>,
+    scales: Option<Scales>,
+}
+
+/// Parameters of a quantizer that learns its scales.
+#[derive(Debug)]
+struct Scales {
+    weight: usize,
+    input: Option<usize>,
+    offset: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -151,6 +167,26 @@ struct Block {
     norm2: Norm,
     up: Projection,
     down: Projection,
+}
+
+impl Scales {
+    /// Those of one layer, added by name.
+    fn of(config: &GptConfig, mut add: impl FnMut(&str, Init) -> usize) -> Option<Self> {
+        let quantizer = config.quantizer.as_ref()?;
+        let lsq = quantizer.learned()?;
+        let start = || Init::Values(vec![START]);
+        let inputs = quantizer.activations.is_some();
+        Some(Self {
+            weight: add("weight_scale", start()),
+            input: inputs.then(|| add("input_scale", start())),
+            offset: (inputs && lsq.shifts_inputs()).then(|| add("input_offset", Init::Zeros)),
+        })
+    }
+
+    fn learned<'a>(&self, p: &'a Parameters, initialize: bool) -> LearnedScales<'a> {
+        let (weight, input, offset) = (&p[self.weight], self.input.map(|i| &p[i]), self.offset.map(|i| &p[i]));
+        LearnedScales { weight, input, offset, initialize }
+    }
 }
 
 /// A GPT and its parameters.
@@ -195,6 +231,7 @@ impl Gpt {
         let projection = |builder: &mut ParameterBuilder, name: &str, [n, k]: [usize; 2], std: f64| Projection {
             weight: builder.add(format!("{name}.weight"), &[n, k], Init::Normal(std)),
             bias: config.bias.then(|| builder.add(format!("{name}.bias"), &[n], Init::Zeros)),
+            scales: None,
         };
         let [qkv, out, up, down] = config.projections();
         let mut blocks = Vec::with_capacity(config.layers);
@@ -210,6 +247,17 @@ impl Gpt {
             });
         }
         let norm = norm(&mut builder, "transformer.ln_f");
+        // After all others, so that the weights of a seed are the same with every method.
+        for (layer, block) in blocks.iter_mut().enumerate() {
+            let parts = [("attn.c_attn", &mut block.qkv), ("attn.c_proj", &mut block.out)];
+            for (part, projection) in
+                parts.into_iter().chain([("mlp.c_fc", &mut block.up), ("mlp.c_proj", &mut block.down)])
+            {
+                let add =
+                    |what: &str, init: Init| builder.add(format!("transformer.h.{layer}.{part}.{what}"), &[1], init);
+                projection.scales = Scales::of(&config, add);
+            }
+        }
         let parameters = builder.build(context, seed, dtype == DType::F16)?;
         Ok(Self { config, dtype, parameters, tokens, positions, blocks, norm })
     }
@@ -246,6 +294,25 @@ impl Gpt {
     /// # Errors
     /// [`Error::Shape`] for other shapes; [`Error::ContextMismatch`]; [`Error::Limit`], [`Error::OutOfMemory`].
     pub fn logits(&self, tokens: &Tensor, train: Option<TrainPass<'_>>) -> Result<Tensor> {
+        self.forward(tokens, train, false)
+    }
+
+    /// Sets learned scales to what their method starts from, by the weights and by what a forward pass makes of `tokens`, layer after
+    /// layer; does nothing where none are learned.
+    ///
+    /// # Shapes
+    /// `tokens` `[batch, t]` u32 with `t` at most the context.
+    ///
+    /// # Errors
+    /// As [`Gpt::logits`].
+    pub fn initialize_scales(&self, tokens: &Tensor) -> Result<()> {
+        if self.config.quantizer.and_then(|quantizer| quantizer.learned()).is_none() {
+            return Ok(());
+        }
+        self.parameters.context().no_grad(|| self.forward(tokens, None, true)).map(drop)
+    }
+
+    fn forward(&self, tokens: &Tensor, train: Option<TrainPass<'_>>, initialize: bool) -> Result<Tensor> {
         let &[_, t] = tokens.shape() else {
             return Err(Error::shape("gpt", "tokens of shape [batch, t]", format!("{:?}", tokens.shape())));
         };
@@ -270,7 +337,8 @@ impl Gpt {
         // One linear layer; what it does besides multiplying is the caller's.
         let quantizer = self.config.quantizer.filter(|quantizer| train.is_none() || quantizer.trains_quantized());
         let project = |x: &Tensor, l: &Projection, options: LinearOptions<'_>| {
-            linear(x, &p[l.weight], LinearOptions { bias: l.bias.map(|b| &p[b]), quantizer, ..options })
+            let learned = l.scales.as_ref().map(|scales| scales.learned(p, initialize));
+            linear(x, &p[l.weight], LinearOptions { bias: l.bias.map(|b| &p[b]), quantizer, learned, ..options })
         };
         let mut x = tokens.embedding(&p[self.tokens], Some(&p[self.positions]), dropout().as_ref())?; // [b, t, c]
         for block in &self.blocks {
@@ -298,7 +366,9 @@ impl Gpt {
     fn packed_weights(&self) -> Result<HashMap<usize, Packed>> {
         let Some(quantizer) = self.config.quantizer else { return Ok(HashMap::new()) };
         let projections = self.blocks.iter().flat_map(|b| [&b.qkv, &b.out, &b.up, &b.down]);
-        projections.map(|l| Ok((l.weight, quantizer.weight(&self.parameters[l.weight])?))).collect()
+        let p = &self.parameters;
+        let packed = |l: &Projection| quantizer.weight_by(&p[l.weight], l.scales.as_ref().map(|s| &p[s.weight]));
+        projections.map(|l| Ok((l.weight, packed(l)?))).collect()
     }
 
     /// Adds `token` to `cache` and returns the logits of the next one.
@@ -340,10 +410,11 @@ impl Gpt {
             let (quantizer, weights) = (self.config.quantizer, &cache.weights);
             let project = |x: &Tensor, l: &Projection, options: LinearOptions<'_>| {
                 let packed_weight = weights.get(&l.weight);
+                let learned = l.scales.as_ref().map(|scales| scales.learned(p, false));
                 linear(
                     x,
                     &p[l.weight],
-                    LinearOptions { bias: l.bias.map(|b| &p[b]), quantizer, packed_weight, ..options },
+                    LinearOptions { bias: l.bias.map(|b| &p[b]), quantizer, learned, packed_weight, ..options },
                 )
             };
             let dims = CacheDims {

@@ -7,7 +7,8 @@ use crate::kernel::packed::Packed;
 use crate::kernel::packed_matmul::{self, PackedMatmul, packed_matmul};
 use crate::kernel::{self, FLOATS};
 use crate::nn::Dropout;
-use crate::qat::{Coding, Encoded, Quantizer, pass_back};
+use crate::qat::lsq::{Learned, offset_bias, with_offset};
+use crate::qat::{Coding, Encoded, LearnedScales, Lsq, Quantizer, pass_back};
 use crate::tensor::Inner;
 use crate::{Buffer, Context, DType, Error, Result, Tensor};
 
@@ -26,6 +27,8 @@ pub struct LinearOptions<'a> {
     pub out_f32: bool,
     /// Quantize the operands.
     pub quantizer: Option<Quantizer>,
+    /// The parameters of a quantizer that learns its scales.
+    pub learned: Option<LearnedScales<'a>>,
     /// The weight as `quantizer` makes it, where it was quantized before; otherwise it is quantized now.
     pub packed_weight: Option<&'a Packed>,
 }
@@ -119,25 +122,62 @@ struct Side {
     mask: Option<Buffer>,
     /// The block by which it was rotated.
     hadamard: Option<u32>,
+    /// What the gradient of a learned scale needs.
+    learned: Option<Learned>,
 }
 
 impl Side {
     fn encoded(Encoded { packed, mask }: Encoded, coding: &Coding) -> Self {
-        Self { operand: Operand::Packed(packed), mask, hadamard: coding.hadamard }
+        Self { operand: Operand::Packed(packed), mask, hadamard: coding.hadamard, learned: None }
+    }
+
+    fn dense(buffer: Buffer, hadamard: Option<u32>) -> Self {
+        Self { operand: Operand::Dense(buffer), mask: None, hadamard, learned: None }
+    }
+
+    /// By a learned scale and offset.
+    fn learned(
+        lsq: Lsq,
+        coding: Coding,
+        x: &Tensor,
+        rows: usize,
+        scales: [Option<&Tensor>; 2],
+        initialize: bool,
+    ) -> Result<Self> {
+        let (packed, learned) = Learned::encode(lsq, &coding, x, [rows, x.columns()], scales, initialize)?;
+        let operand = Operand::Packed(packed);
+        Ok(Self { operand, mask: None, hadamard: coding.hadamard, learned: Some(learned) })
+    }
+
+    /// The offset of all its quantized values.
+    fn offset(&self) -> Option<&Buffer> {
+        self.learned.as_ref().and_then(Learned::offset)
     }
 }
 
 /// The input's side of a product with a quantized weight that `hadamard` rotates.
-fn input(x: &Tensor, coding: Option<Coding>, hadamard: Option<u32>, rows: usize, differentiable: bool) -> Result<Side> {
+fn input(
+    x: &Tensor,
+    options: &LinearOptions<'_>,
+    hadamard: Option<u32>,
+    rows: usize,
+    differentiable: bool,
+) -> Result<Side> {
     let shape = [rows, x.columns()];
+    let coding = options.quantizer.and_then(|quantizer| quantizer.activation_coding());
+    if let (Some(coding), Some(lsq)) = (coding, options.quantizer.and_then(|quantizer| quantizer.learned())) {
+        let scales = options.learned.map_or([None; 2], |learned| [learned.input, learned.offset]);
+        let initialize = options.learned.is_some_and(|learned| learned.initialize);
+        return Side::learned(lsq, coding, x, rows, scales, initialize);
+    }
     match (coding, hadamard) {
         (Some(coding), _) => Ok(Side::encoded(coding.encode(x, shape, differentiable)?, &coding)),
-        (None, None) => Ok(Side { operand: Operand::Dense(x.buffer().clone()), mask: None, hadamard: None }),
+        (None, None) => Ok(Side::dense(x.buffer().clone(), None)),
         (None, Some(block)) => {
             let rotated = x.context().alloc(x.len(), x.dtype())?;
             let task = Hadamard::new(rows, x.columns(), block as usize);
             kernel::hadamard::hadamard(x.context(), &task, Some(x.buffer()), &rotated)?;
-            Ok(Side { operand: Operand::Dense(rotated), mask: None, hadamard })
+            Ok(Side::dense(rotated, hadamard))
         }
     }
 }
@@ -147,9 +187,7 @@ fn weight_side(weight: &Tensor, options: &LinearOptions<'_>, dtype: DType, diffe
     let context = weight.context();
     let (n, k) = (weight.rows(), weight.columns());
     match (options.quantizer, options.packed_weight) {
-        (None, None) => {
-            Ok(Side { operand: Operand::Dense(operand(context, weight, dtype)?), mask: None, hadamard: None })
-        }
+        (None, None) => Ok(Side::dense(operand(context, weight, dtype)?, None)),
         (None, Some(_)) => Err(Error::shape("linear", "a quantized weight together with a quantizer", "no quantizer")),
         (Some(quantizer), Some(packed)) => {
             let layout = packed.layout();
@@ -161,14 +199,20 @@ fn weight_side(weight: &Tensor, options: &LinearOptions<'_>, dtype: DType, diffe
                 ));
             }
             let coding = quantizer.weight_coding();
-            if differentiable && coding.bound.is_some() {
-                let expected = format!("no quantized weight where the gradient asks {} for a mask", quantizer.method);
+            if differentiable && (coding.bound.is_some() || quantizer.learned().is_some()) {
+                let expected =
+                    format!("no quantized weight where the gradient asks {} for more than codes", quantizer.method);
                 return Err(Error::shape("linear", expected, "one"));
             }
             Ok(Side::encoded(Encoded { packed: packed.clone(), mask: None }, &coding))
         }
         (Some(quantizer), None) => {
             let coding = quantizer.weight_coding();
+            if let Some(lsq) = quantizer.learned() {
+                let scale = options.learned.map(|learned| learned.weight);
+                let initialize = options.learned.is_some_and(|learned| learned.initialize);
+                return Side::learned(lsq, coding, weight, n, [scale, None], initialize);
+            }
             Ok(Side::encoded(coding.encode(weight, [n, k], differentiable)?, &coding))
         }
     }
@@ -214,7 +258,8 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
     if options.dropout.is_some() && options.residual.is_none() {
         return Err(Error::shape(OP, "dropout together with a residual", "dropout alone"));
     }
-    for other in [Some(weight), options.bias, options.residual].into_iter().flatten() {
+    let scales = || options.learned.iter().flat_map(LearnedScales::all);
+    for other in [Some(weight), options.bias, options.residual].into_iter().flatten().chain(scales()) {
         if !context.same(other.context()) {
             return Err(Error::ContextMismatch { op: OP });
         }
@@ -231,14 +276,27 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
             format!("{dtype}, {} and {:?}", weight.dtype(), options.bias.map(Tensor::dtype)),
         ));
     }
+    if let Some(learned) = options.learned {
+        let Some((lsq, quantizer)) = options.quantizer.and_then(|q| q.learned().zip(Some(q))) else {
+            return Err(Error::shape(OP, "learned scales beside a method that learns them", "others"));
+        };
+        learned.check(lsq, quantizer.activations.is_some())?;
+        if weight.dtype() != DType::F32 {
+            return Err(Error::shape(OP, "a weight of f32 beside learned scales", weight.dtype().to_string()));
+        }
+    }
     let out_dtype = if options.residual.is_some() || options.out_f32 { DType::F32 } else { dtype };
     let bias = options.bias.map(Tensor::buffer);
     let needs_grad = context.grad_enabled()
-        && [Some(x), Some(weight), options.bias].into_iter().flatten().any(Tensor::requires_grad);
+        && [Some(x), Some(weight), options.bias].into_iter().flatten().chain(scales()).any(Tensor::requires_grad);
     let learns = |t: &Tensor| context.grad_enabled() && t.requires_grad();
     let w = weight_side(weight, &options, dtype, learns(weight))?;
-    let coding = options.quantizer.and_then(|quantizer| quantizer.activation_coding());
-    let input = input(x, coding, w.hadamard, m, learns(x))?;
+    let input = input(x, &options, w.hadamard, m, learns(x))?;
+    let shifted = match (input.offset(), &w.operand) {
+        (Some(offset), Operand::Packed(packed)) => Some(offset_bias(context, packed, offset, bias)?),
+        _ => None,
+    };
+    let bias = shifted.as_ref().or(bias);
     let pre = match options.activation {
         Some(_) => Some(Tensor::empty(context, &shape, out_dtype)?),
         None => None,
@@ -261,9 +319,16 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
         let (bias, residual) = (options.bias.cloned(), options.residual.map(Tensor::as_input));
         let dropout = options.dropout.cloned();
         // An operand is for the gradient of the other one.
-        let Side { operand: input, mask, hadamard } = input;
-        let input = learns(weight).then_some(input);
-        let kept = context.keep(input.as_ref().map_or(0, Operand::bytes) + mask.as_ref().map_or(0, Buffer::bytes));
+        let Side { operand: input, mask, hadamard, learned } = input;
+        let learned = learned.filter(|learned| learns(x) || learned.requires_grad());
+        let w_learned = w.learned.filter(|learned| learns(weight) || learned.requires_grad());
+        let w = Side { learned: w_learned, ..w };
+        let input = (learns(weight) || w.learned.is_some()).then_some(input);
+        let kept = context.keep(
+            input.as_ref().map_or(0, Operand::bytes)
+                + mask.as_ref().map_or(0, Buffer::bytes)
+                + learned.as_ref().map_or(0, Learned::bytes),
+        );
         let context = context.clone();
         let (x, weight) = (x.as_input(), weight.clone());
         move |gradient: Tensor, gradients: &mut crate::Gradients| {
@@ -281,18 +346,23 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
             };
             drop(gradient);
             let masked = Operand::Dense(masked);
-            // An input that is an activation passes its gradient on to what the activation was computed from, unless it was rotated.
+            // An input that is an activation passes its gradient on to what the activation was computed from, unless it was rotated or its
+            // scale is learned.
             let (target, epilogue) = match &activation {
-                Some((activation, pre)) if hadamard.is_none() => {
+                Some((activation, pre)) if hadamard.is_none() && learned.is_none() => {
                     (gradients.target(pre)?, Epilogue::ActivationGrad(*activation, pre.buffer()))
                 }
                 _ => (gradients.target_of(&x)?, Epilogue::None),
             };
-            if let Some(Target { tensor, accumulate }) = target {
-                let product = |out: &Buffer, mask: Option<&Buffer>, accumulate: bool| {
-                    let output = Output { out, bias: None, epilogue, mask, accumulate };
-                    multiply(&context, Form::Nn, [m, k, n], &masked, &w.operand, output)
-                };
+            let product = |out: &Buffer, mask: Option<&Buffer>, accumulate: bool| {
+                let output = Output { out, bias: None, epilogue, mask, accumulate };
+                multiply(&context, Form::Nn, [m, k, n], &masked, &w.operand, output)
+            };
+            if let Some(learned) = &learned {
+                let quantized = context.alloc(m * k, dtype)?;
+                product(&quantized, None, false)?;
+                learned.hand_on(&quantized, target, hadamard, [m, k], gradients)?;
+            } else if let Some(Target { tensor, accumulate }) = target {
                 if hadamard.is_some() {
                     let rotated = context.alloc(m * k, tensor.dtype())?;
                     product(&rotated, None, false)?;
@@ -302,20 +372,28 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
                 }
             }
             drop(mask);
-            if let (Some(Target { tensor, accumulate }), Some(input)) = (gradients.target(&weight)?, &input) {
-                let product = |out: &Buffer, accumulate: bool| {
-                    let output = Output { out, bias: None, epilogue: Epilogue::None, mask: None, accumulate };
-                    multiply(&context, Form::Tn, [n, k, m], &masked, input, output)
-                };
+            let product = |input: &Operand, out: &Buffer, accumulate: bool| {
+                let output = Output { out, bias: None, epilogue: Epilogue::None, mask: None, accumulate };
+                multiply(&context, Form::Tn, [n, k, m], &masked, input, output)
+            };
+            let target = gradients.target(&weight)?;
+            if let (Some(own), Some(input), Operand::Dense(masked)) = (&w.learned, &input, &masked) {
+                let mut quantized = context.alloc(n * k, DType::F32)?;
+                product(input, &quantized, false)?;
+                if let Some(offset) = learned.as_ref().and_then(Learned::offset) {
+                    quantized = with_offset(&context, &quantized, masked, offset, [m, n, k])?;
+                }
+                own.hand_on(&quantized, target, w.hadamard, [n, k], gradients)?;
+            } else if let (Some(Target { tensor, accumulate }), Some(input)) = (target, &input) {
                 if w.hadamard.is_some() || w.mask.is_some() {
                     let rotated = context.alloc(n * k, tensor.dtype())?;
-                    product(&rotated, false)?;
+                    product(input, &rotated, false)?;
                     pass_back(&context, &rotated, w.mask.as_ref(), w.hadamard, tensor.buffer(), [n, k], accumulate)?;
                 } else {
-                    product(tensor.buffer(), accumulate)?;
+                    product(input, tensor.buffer(), accumulate)?;
                 }
             }
-            drop((input, kept));
+            drop((input, learned, kept));
             if let (Some(bias), Operand::Dense(masked)) = (&bias, &masked)
                 && let Some(target) = gradients.target(bias)?
             {
@@ -331,7 +409,8 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
             Ok(())
         }
     };
-    let inputs: Vec<&Tensor> = [Some(x), Some(weight), options.bias, options.residual].into_iter().flatten().collect();
+    let inputs: Vec<&Tensor> =
+        [Some(x), Some(weight), options.bias, options.residual].into_iter().flatten().chain(scales()).collect();
     let Some((activation, pre)) = options.activation.zip(pre) else {
         return Ok(Tensor::from_op_any(out, &inputs, backward));
     };

@@ -7,11 +7,13 @@
 //! codes, scales and a bit per element.
 
 mod clipped;
+pub(crate) mod lsq;
 mod ptq;
 mod quest;
 mod ste;
 
 pub use clipped::Clipped;
+pub use lsq::{LearnedScales, Lsq};
 pub use ptq::Ptq;
 pub use quest::Quest;
 pub use ste::Ste;
@@ -22,6 +24,7 @@ use crate::kernel::mask;
 use crate::kernel::packed::Packed;
 use crate::kernel::quantize::{Options as QuantizeOptions, quantize};
 use crate::{Buffer, Context, DType, Error, Result, Tensor, Tier};
+use lsq::Learned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
@@ -41,6 +44,8 @@ pub enum Method {
     Clipped(Clipped),
     /// QuEST.
     Quest(Quest),
+    /// Learned scales.
+    Lsq(Lsq),
 }
 
 /// What one method decides.
@@ -63,6 +68,11 @@ trait Rule {
     fn trains_quantized(&self) -> bool {
         true
     }
+
+    /// How scales are learned, if they are.
+    fn learned(&self) -> Option<Lsq> {
+        None
+    }
 }
 
 /// An operand of a linear layer's product.
@@ -82,7 +92,7 @@ impl Operand {
 }
 
 /// Spellings of all methods, with their options, for messages and help.
-pub const SPELLINGS: &str = "none, ptq, ste, clipped[:BOUND], quest[:trust=S]";
+pub const SPELLINGS: &str = "none, ptq, ste, clipped[:BOUND], lsq[:plus], learned, quest[:trust=S]";
 
 impl Method {
     fn rule(&self) -> Option<&dyn Rule> {
@@ -92,6 +102,7 @@ impl Method {
             Self::Ste(rule) => rule,
             Self::Clipped(rule) => rule,
             Self::Quest(rule) => rule,
+            Self::Lsq(rule) => rule,
         })
     }
 
@@ -161,6 +172,7 @@ impl FromStr for Method {
             "ptq" if options.is_empty() => Self::Ptq(Ptq),
             "ste" if options.is_empty() => Self::Ste(Ste),
             "clipped" => Self::Clipped(Clipped::parse(&options).ok_or_else(unknown)?),
+            "lsq" | "learned" => Self::Lsq(Lsq::parse(name, &options).ok_or_else(unknown)?),
             "quest" => Self::Quest(Quest::parse(&options).ok_or_else(unknown)?),
             _ => return Err(unknown()),
         };
@@ -362,6 +374,12 @@ impl Quantizer {
         self.method.rule().is_some_and(Rule::trains_quantized)
     }
 
+    /// How scales are learned, if they are: linear layers then ask for [`LearnedScales`].
+    #[must_use]
+    pub fn learned(&self) -> Option<Lsq> {
+        self.method.rule().and_then(Rule::learned)
+    }
+
     /// How weights are quantized.
     #[must_use]
     pub fn weight_coding(&self) -> Coding {
@@ -385,11 +403,29 @@ impl Quantizer {
     /// `weight` `[n, k]` f32.
     ///
     /// # Errors
-    /// [`Error::Shape`] for another shape; [`Error::Limit`], [`Error::OutOfMemory`].
+    /// [`Error::Shape`] for another shape, and where scales are learned; [`Error::Limit`], [`Error::OutOfMemory`].
     pub fn weight(&self, weight: &Tensor) -> Result<Packed> {
+        self.weight_by(weight, None)
+    }
+
+    /// The same; where scales are learned, by that of the weight.
+    ///
+    /// # Shapes
+    /// `weight` `[n, k]` f32, `scale` `[1]` f32.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for other shapes, and for a scale where none is learned or none where one is; [`Error::Limit`],
+    /// [`Error::OutOfMemory`].
+    pub fn weight_by(&self, weight: &Tensor, scale: Option<&Tensor>) -> Result<Packed> {
         let &[n, k] = weight.shape() else {
             return Err(Error::shape("quantize", "a weight of shape [n, k]", format!("{:?}", weight.shape())));
         };
+        if let Some(lsq) = self.learned() {
+            return Ok(Learned::encode(lsq, &self.weight_coding(), weight, [n, k], [scale, None], false)?.0);
+        }
+        if scale.is_some() {
+            return Err(Error::shape("quantize", format!("no learned scale beside --method {}", self.method), "one"));
+        }
         Ok(self.weight_coding().encode(weight, [n, k], false)?.packed)
     }
 }
@@ -537,6 +573,24 @@ mod tests {
             ("quest", "int2", "", "off", "quest, weights int2:row:f32:centred:mse"),
             ("quest:trust=1.2", "binary", "", "", "quest:trust=1.2, weights binary:mse, rotated by 128"),
             ("quest", "e2m1", "", "off", "quest, weights e2m1:mse"),
+            ("lsq", "int4", "int4", "", "lsq, weights int4:tensor:f32:full, activations int4:tensor:f32:full"),
+            ("lsq", "int3:tensor:f32:centred", "", "", "lsq, weights int3:tensor:f32:centred"),
+            ("lsq", "binary", "ternary", "", "lsq, weights binary:tensor, activations ternary"),
+            (
+                "lsq:plus",
+                "int2",
+                "int8",
+                "64",
+                "lsq:plus, weights int2:tensor:f32:full, activations int8:tensor:f32:full, rotated by 64",
+            ),
+            ("learned", "", "", "", "learned, weights int8:tensor:f32:full"),
+            (
+                "learned",
+                "int4:tensor:f32",
+                "int8",
+                "",
+                "learned, weights int4:tensor:f32, activations int8:tensor:f32:full",
+            ),
         ] {
             let quantizer = quantizer(method, weights, activations, hadamard).unwrap().unwrap();
             assert_eq!(quantizer.to_string(), expected);
@@ -563,11 +617,30 @@ mod tests {
             ("quest", "int4", "mxfp4", "", "--activations: expected "),
             ("clipped", "int4:asym", "", "", "--weights: expected a format whose range is symmetric"),
             ("clipped", "nf4:dq", "", "", "--weights: expected a format whose range is symmetric"),
+            ("lsq", "mxfp4", "", "", "--weights: expected int2 to int8, binary or ternary beside --method lsq"),
+            ("lsq", "int4:g128", "", "", "--weights: expected int2 to int8, binary or ternary beside --method lsq"),
+            ("lsq", "int4:tensor", "", "", "--weights: expected int2 to int8, binary or ternary beside --method lsq"),
+            ("lsq", "int4:tensor:f32:half-up", "", "", "--weights: expected int2 to int8"),
+            ("lsq:plus", "int4", "int4:row:f32", "", "--activations: expected int2 to int8"),
+            ("lsq", "int4:tensor:f32:asym", "", "", "--weights: expected int2 to int8"),
+            ("lsq", "", "", "", "--method: expected none where there are no --weights"),
+            ("learned", "dense", "", "", "--method: expected none where there are no --weights"),
+            ("learned", "nf4", "", "", "--weights: expected int2 to int8"),
         ] {
             let error = quantizer(method, weights, activations, hadamard).unwrap_err().to_string();
             assert!(error.starts_with(message), "{method} {weights} {activations} {hadamard}: {error}");
         }
-        for name in ["magic", "ste:1", "clipped:0", "clipped:nan", "quest:1.3", "quest:trust=-1", "none:x"] {
+        for name in [
+            "magic",
+            "ste:1",
+            "clipped:0",
+            "clipped:nan",
+            "quest:1.3",
+            "quest:trust=-1",
+            "none:x",
+            "lsq:minus",
+            "learned:plus",
+        ] {
             let error = name.parse::<Method>().unwrap_err().to_string();
             assert!(error.contains(&format!("one of {SPELLINGS}, found `{name}`")), "{error}");
         }

@@ -10,6 +10,7 @@ pub mod embedding;
 pub mod gpt;
 pub mod hadamard;
 pub mod layer_norm;
+pub mod learned_scale_backward;
 pub mod linear;
 pub mod mask;
 pub mod matmul;

@@ -44,6 +44,7 @@ const SNIPPETS: &[(&str, &str)] = &[
     ("packed_store", include_str!("../../shaders/common/packed_store.wgsl")),
     ("packed_epilogue", include_str!("../../shaders/common/packed_epilogue.wgsl")),
     ("packed_info", include_str!("../../shaders/common/packed_info.wgsl")),
+    ("handed_scale", include_str!("../../shaders/common/handed_scale.wgsl")),
     ("quantize_info", include_str!("../../shaders/common/quantize_info.wgsl")),
     ("quantize_load", include_str!("../../shaders/common/quantize_load.wgsl")),
     ("quantize_see", include_str!("../../shaders/common/quantize_see.wgsl")),

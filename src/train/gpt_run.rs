@@ -32,6 +32,8 @@ pub struct GptRun {
     batches: Vec<[Tensor; 2]>,
     /// Mean loss of the last step.
     loss: Tensor,
+    /// Whether scales that are learned are still to be set by the first batch.
+    fresh: bool,
 }
 
 /// Loss scale that f16 training starts with.
@@ -56,7 +58,7 @@ impl GptRun {
         let tokens = || Tensor::zeros(context, &[shape.batch, shape.block], DType::U32);
         let batches = (0..shape.accumulate).map(|_| Ok([tokens()?, tokens()?])).collect::<Result<_>>()?;
         let loss = Tensor::zeros(context, &[], DType::F32)?;
-        Ok(Self { context: context.clone(), gpt, optimizer, shape, seed, batches, loss })
+        Ok(Self { context: context.clone(), gpt, optimizer, shape, seed, batches, loss, fresh: true })
     }
 
     /// The model.
@@ -89,9 +91,14 @@ impl GptRun {
         let weights = config.parameters() * (16 + half_copy + 4 + 12);
         let tokens = (shape.batch as u64).saturating_mul(shape.block as u64);
         // Two norms, q k v, attention, the MLP before and after its activation; two points of the residual stream.
-        // Of inputs of linear layers that are quantized, codes stay; attention keeps its result besides.
+        // Of inputs of linear layers that are quantized, codes stay, and the inputs too where their scale is learned; attention keeps its
+        // result besides.
         let inputs = match config.quantizer.and_then(|q| q.activations) {
-            Some(format) => 7 * c * u64::from(format.bits() + 1).div_ceil(8),
+            Some(format) => {
+                let codes = 7 * c * u64::from(format.bits() + 1).div_ceil(8);
+                let learned = config.quantizer.is_some_and(|q| q.learned().is_some());
+                codes + if learned { 6 * c * elem } else { 0 }
+            }
             None => 6 * c * elem,
         };
         let layer = 8 * c * elem + inputs + 2 * c * 4;
@@ -132,6 +139,11 @@ impl Model for GptRun {
             let part = i * size..(i + 1) * size;
             self.upload("input tokens", tokens, inputs.get(part.clone()).unwrap_or_default())?;
             self.upload("target tokens", wanted, targets.get(part).unwrap_or_default())?;
+        }
+        if std::mem::take(&mut self.fresh)
+            && let Some([tokens, _]) = self.batches.first()
+        {
+            self.gpt.initialize_scales(tokens)?;
         }
         let weight = 1.0 / self.shape.accumulate as f32;
         for (micro, [tokens, wanted]) in (0u32..).zip(&self.batches) {
@@ -191,7 +203,9 @@ impl Model for GptRun {
         }
         let words = std::mem::size_of::<StepState>() / 4;
         let state = find(tensors, "state.step", DType::U32, &[words])?;
-        self.optimizer.write_state(&bytemuck::pod_read_unaligned(&state.bytes))?;
+        let state: StepState = bytemuck::pod_read_unaligned(&state.bytes);
+        self.optimizer.write_state(&state)?;
+        self.fresh = state.step == 0;
         self.context.synchronize()
     }
 
