@@ -12,7 +12,8 @@
 // M: 0 for powers of two, whose OUTER groups are the block's highest bits; else a block is M chunks of 2^k, chunk c is register c, and
 // their product with the M x M matrix comes first. Where a chunk is shorter than a vec4 (K below 2), an invocation owns a whole block.
 //
-// EXTRA: a mask of the input, random signs before (or, transposed, after) the transform, accumulation. Bit `column` of the row's Philox
+// EXTRA: a mask of the input, random signs before (or, transposed, after) the transform, accumulation; with GELU_GRAD the result times the
+// derivative of the exact GELU at `pre`. Bit `column` of the row's Philox
 // stream is the sign: word (column / 32) % 4 of the call with counter (column / 128, op, step, 0), lowest bit first, 1 is minus.
 //
 // PREFETCH: workgroups go on to further tiles and load AHEAD vec4 of the next one before they exchange those of this one, the rest as
@@ -25,6 +26,9 @@
 #if EXTRA
 #import philox
 #import step_state
+#if GELU_GRAD
+#import activation
+#endif
 #endif
 struct Params {
     vectors: u32,        // vec4 in x, the last one partly padding where n < 4
@@ -50,6 +54,7 @@ const SIGNS_BEFORE: u32 = 2u;
 const SIGNS_AFTER: u32 = 4u;
 const ACCUMULATE: u32 = 8u;
 const STEP_FROM_STATE: u32 = 16u;
+const MASK_FLAT: u32 = 32u; // rows of the mask are whole words, so that bit and element have one number
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read_write> out: array<vec4<Out>>;
@@ -58,6 +63,9 @@ const STEP_FROM_STATE: u32 = 16u;
 @group(0) @binding(3) var<storage, read> state: StepState;
 #if !IN_PLACE
 @group(0) @binding(4) var<storage, read> x: array<vec4<X>>;
+#endif
+#if GELU_GRAD
+@group(0) @binding(5) var<storage, read> pre: array<vec4<Out>>;
 #endif
 #else
 #if !IN_PLACE
@@ -354,9 +362,14 @@ fn minus(p: Places) -> vec4<bool> {
 // What is transformed of vec4 i.
 fn prepared(raw: vec4<f32>, i: u32) -> vec4<f32> {
     var value = raw;
-    let p = places(i);
-    if (params.flags & MASKED) != 0u { value = select(vec4<f32>(), value, kept(p)); }
-    if (params.flags & SIGNS_BEFORE) != 0u { value = select(value, -value, minus(p)); }
+    if (params.flags & MASK_FLAT) != 0u {
+        let first = 4u * min(i, params.vectors - 1u);
+        let word = mask[first / 32u] >> (first % 32u);
+        value = select(vec4<f32>(), value, (vec4<u32>(word) & vec4<u32>(1u, 2u, 4u, 8u)) != vec4<u32>());
+    } else if (params.flags & MASKED) != 0u {
+        value = select(vec4<f32>(), value, kept(places(i)));
+    }
+    if (params.flags & SIGNS_BEFORE) != 0u { value = select(value, -value, minus(places(i))); }
     return value;
 }
 #endif
@@ -519,6 +532,10 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
         if i < params.vectors {
 #if EXTRA
             if (params.flags & SIGNS_AFTER) != 0u { value = select(value, -value, minus(places(i))); }
+#if GELU_GRAD
+            let at_pre = vec4<f32>(pre[i]);
+            value *= vec4<f32>(activate_grad(at_pre.x), activate_grad(at_pre.y), activate_grad(at_pre.z), activate_grad(at_pre.w));
+#endif
             if (params.flags & ACCUMULATE) != 0u { value += vec4<f32>(out[i]); }
 #endif
 #if OWNED

@@ -1,6 +1,6 @@
 // quantize_norm.wgsl: the header's norm from the largest scale that is stored. Each of params.partials workgroups takes a share of the scales; a
 // single one, or with PARTIALS the second dispatch, writes the header. Bounds: loops end at the number of words, of groups and of
-// partial results, words beyond are not loaded; words of zero points in the last vec4 are left out. Tiers: baseline, subgroup for the reduction.
+// partial results; words of zero points in the last vec4 are left out. Tiers: baseline, subgroup for the reduction.
 @group(0) @binding(0) var<uniform> params: Recipe;
 @group(0) @binding(1) var<storage, read_write> side: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read_write> scratch: array<u32>;
@@ -52,17 +52,10 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>) {
             largest.x = max(largest.x, select(0u, bits, bits < 0x7f800000u && bitcast<u32>(nested) < 0x7f800000u));
         }
     } else {
-        // Four loads are on their way together. Beyond the end there are no scales.
-        let count = params.p.zeros_at - 32u;
-        for (var i = start; i < (count + 3u) / 4u; i += 4u * stride) {
-#for j 0 4
-            let at{j} = i + {j}u * stride;
-            let there{j} = vec4<u32>(4u * at{j}) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(count);
-            let v{j} = select(vec4<u32>(), side[select(0u, 8u + at{j}, there{j}.x)], there{j});
-#endfor
-#for j 0 4
-            largest = max(largest, select(vec4<u32>(), scales(v{j}), there{j}));
-#endfor
+        for (var i = start; i < (params.p.zeros_at - 29u) / 4u; i += stride) {
+            let left = params.p.zeros_at - 32u - 4u * i;
+            let v = select(vec4<u32>(), side[8u + i], vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(left));
+            largest = max(largest, scales(v));
         }
     }
 #endif

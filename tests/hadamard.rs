@@ -2,8 +2,11 @@
 
 mod common;
 
-use common::{Gen, U32, assert_gradient, assert_within, blank, every_tier, precisions, stored, tensor, wide};
+use common::{
+    Gen, U16, U32, assert_gradient, assert_within, blank, dtypes, every_tier, floats, precisions, stored, tensor, wide,
+};
 use walsh::kernel::hadamard::{Hadamard, Signs, Step, Strategy, hadamard, hadamard_with, sizes, supported};
+use walsh::kernel::unary::{Unary, unary_backward};
 use walsh::op::HadamardOptions;
 use walsh::reference::hadamard::{hadamard as reference, sign, signs};
 use walsh::{Buffer, Context, DType, Error, Gradients, Tensor, Tier};
@@ -266,6 +269,42 @@ fn what_is_not_finite_stays_in_its_block_and_a_mask_takes_it_out() {
                 let norm = norms(&wide(&data), n);
                 let want = reference(&wide(&data), n, false);
                 assert_within("masked", &out.to_vec().unwrap(), &want, |i| units(n) * U32 * norm[i / n]);
+            }
+        }
+    }
+}
+
+/// In one kernel what is two: the transform, then the product with the derivative.
+#[test]
+fn the_derivative_of_an_activation_is_a_last_factor() {
+    let rows = 3;
+    for context in every_tier() {
+        for dtype in dtypes(&context) {
+            for (n, cols) in [(16, 96), (128, 384), (4, 12), (24, 48)] {
+                let mut g = Gen::new(12);
+                let (x, _) = floats(&context, &g.normals(rows * cols), &[rows, cols], dtype);
+                let (pre, _) = floats(&context, &g.normals(rows * cols), &[rows, cols], dtype);
+                let words: Vec<u32> = (0..rows * cols.div_ceil(32)).map(|_| g.bits() as u32).collect();
+                let mask = Tensor::from_u32(&context, &words, &[words.len()]).unwrap();
+                for mask in [None, Some(mask.buffer())] {
+                    let two = Tensor::zeros(&context, &[rows, cols], dtype).unwrap();
+                    let one = two.to_dtype(dtype).unwrap();
+                    let task = Hadamard { transpose: true, mask, ..Hadamard::new(rows, cols, n) };
+                    hadamard(&context, &task, Some(x.buffer()), two.buffer()).unwrap();
+                    let want = Tensor::zeros(&context, &[rows, cols], dtype).unwrap();
+                    unary_backward(&context, Unary::GeluErf, pre.buffer(), two.buffer(), want.buffer(), false).unwrap();
+                    let fused = Hadamard { gelu_grad: Some(pre.buffer()), ..task };
+                    hadamard(&context, &fused, Some(x.buffer()), one.buffer()).unwrap();
+                    let want = wide(&want.to_vec().unwrap());
+                    // The same operations, but for the transform's result on its way through memory: rounded to its type and again.
+                    let unit = if dtype == DType::F16 { 3.0 * U16 } else { 4.0 * U32 };
+                    let what = format!("{dtype}, blocks of {n}, masked: {}", mask.is_some());
+                    let got = one.to_vec().unwrap();
+                    assert_within(&what, &got, &want, |i| {
+                        unit * want[i].abs() + if dtype == DType::F16 { 1e-7 } else { 1e-37 }
+                    });
+                    assert!(hadamard(&context, &fused, None, one.buffer()).is_err(), "in place");
+                }
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The fast Walsh-Hadamard transform of blocks, with random signs, a mask and a factor.
 
-use super::{FLOATS, check_state, dim, each, expect, mask, product};
+use super::matmul::Activation;
+use super::{FLOATS, check_state, dim, expect, mask, product};
 use crate::buffer::Buffer;
 use crate::context::Grid;
 use crate::shader::{Define, Defines, Kernel, Scalar};
@@ -189,7 +190,14 @@ fn variants(shapes: &[Defines]) -> Vec<Defines> {
         (F16, F32, false),
     ]
     .map(|(x, out, in_place)| vec![("X", x.into()), ("Out", out.into()), ("IN_PLACE", in_place.into())]);
-    product(&[types.to_vec(), each("EXTRA", &[false, true]), shapes.to_vec()])
+    let extras = |pairs: &[(bool, bool)]| pairs.iter().map(|(extra, gelu)| extra_defines(*extra, *gelu)).collect();
+    let plain = product(&[types.to_vec(), extras(&[(false, false), (true, false)]), shapes.to_vec()]);
+    let like = [F32, F16].map(|x| vec![("X", x.into()), ("Out", x.into()), ("IN_PLACE", false.into())]).to_vec();
+    [plain, product(&[like, extras(&[(true, true)]), shapes.to_vec()])].concat()
+}
+
+fn extra_defines(extra: bool, gelu_grad: bool) -> Defines {
+    vec![("EXTRA", extra.into()), ("GELU_GRAD", gelu_grad.into()), ("ACTIVATION", Activation::Gelu.code().into())]
 }
 
 #[repr(C)]
@@ -219,6 +227,7 @@ const SIGNS_BEFORE: u32 = 2;
 const SIGNS_AFTER: u32 = 4;
 const ACCUMULATE: u32 = 8;
 const STEP_FROM_STATE: u32 = 16;
+const MASK_FLAT: u32 = 32;
 
 /// Which step's random numbers to take.
 #[derive(Clone, Debug)]
@@ -259,6 +268,9 @@ pub struct Hadamard<'a> {
     pub mask: Option<&'a Buffer>,
     /// A factor on the result.
     pub alpha: f32,
+    /// A further factor, the derivative of the exact GELU at these values; of `out`'s size and type, which is x's, and not in place. What the
+    /// gradient of a rotated activation goes through last.
+    pub gelu_grad: Option<&'a Buffer>,
     /// Add to `out` instead of overwriting it.
     pub accumulate: bool,
 }
@@ -267,7 +279,17 @@ impl Hadamard<'_> {
     /// The plain transform of blocks of `n`.
     #[must_use]
     pub fn new(rows: usize, cols: usize, n: usize) -> Self {
-        Self { rows, cols, n, transpose: false, signs: None, mask: None, alpha: 1.0, accumulate: false }
+        Self {
+            rows,
+            cols,
+            n,
+            transpose: false,
+            signs: None,
+            mask: None,
+            alpha: 1.0,
+            gelu_grad: None,
+            accumulate: false,
+        }
     }
 }
 
@@ -450,7 +472,13 @@ pub fn hadamard_with(
         (None, _) => (k, Plan::new(shape, bits, bits, false, 0, neighbours)),
     };
 
+    if let Some(pre) = task.gelu_grad {
+        let x = x.ok_or_else(|| Error::shape(OP, "an input apart from out beside a derivative", "in place"))?;
+        expect(OP, "out", out, len, &[x.dtype()])?;
+        expect(OP, "gelu_grad", pre, len, &[x.dtype()])?;
+    }
     let mut flags = if task.mask.is_some() { MASKED } else { 0 };
+    flags |= if task.mask.is_some() && cols.is_multiple_of(32) { MASK_FLAT } else { 0 };
     flags |= if task.accumulate { ACCUMULATE } else { 0 };
     flags |= if state.is_some() { STEP_FROM_STATE } else { 0 };
     flags |= match task.signs {
@@ -482,7 +510,7 @@ pub fn hadamard_with(
         },
         reserved1: 0,
     };
-    let extra = flags != 0;
+    let extra = flags != 0 || task.gelu_grad.is_some();
     // Mask and state are bound also where they are not read, by something of a step state's size.
     let unread =
         if extra && (task.mask.is_none() || state.is_none()) { Some(context.alloc(16, DType::U32)?) } else { None };
@@ -492,12 +520,10 @@ pub fn hadamard_with(
         bindings.extend(state.or(unread.as_ref()).map(Buffer::read));
     }
     bindings.extend(x.map(Buffer::read));
-    let mut defines: Vec<(&'static str, Define)> = vec![
-        ("X", source.dtype().into()),
-        ("Out", out.dtype().into()),
-        ("IN_PLACE", x.is_none().into()),
-        ("EXTRA", extra.into()),
-    ];
+    bindings.extend(task.gelu_grad.map(Buffer::read));
+    let mut defines: Vec<(&'static str, Define)> =
+        vec![("X", source.dtype().into()), ("Out", out.dtype().into()), ("IN_PLACE", x.is_none().into())];
+    defines.extend(extra_defines(extra, task.gelu_grad.is_some()));
     defines.extend(shape.defines());
     let workgroups = if shape.ahead.is_some() { tiles.min(PERSISTENT) } else { tiles };
     context.dispatch(kernel, &defines, &params, &bindings, Grid::Linear(workgroups.into()))

@@ -346,13 +346,16 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
             };
             drop(gradient);
             let masked = Operand::Dense(masked);
-            // An input that is an activation passes its gradient on to what the activation was computed from, unless it was rotated or its
-            // scale is learned.
-            let (target, epilogue) = match &activation {
+            // An input that is an activation passes its gradient on to what the activation was computed from, unless its scale is learned or
+            // there is no kernel for both the rotation and the activation.
+            let (target, epilogue, gelu_grad) = match &activation {
                 Some((activation, pre)) if hadamard.is_none() && learned.is_none() => {
-                    (gradients.target(pre)?, Epilogue::ActivationGrad(*activation, pre.buffer()))
+                    (gradients.target(pre)?, Epilogue::ActivationGrad(*activation, pre.buffer()), None)
                 }
-                _ => (gradients.target_of(&x)?, Epilogue::None),
+                Some((Activation::Gelu, pre)) if learned.is_none() => {
+                    (gradients.target(pre)?, Epilogue::None, Some(pre.buffer()))
+                }
+                _ => (gradients.target_of(&x)?, Epilogue::None, None),
             };
             let product = |out: &Buffer, mask: Option<&Buffer>, accumulate: bool| {
                 let output = Output { out, bias: None, epilogue, mask, accumulate };
@@ -366,7 +369,8 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
                 if hadamard.is_some() {
                     let rotated = context.alloc(m * k, tensor.dtype())?;
                     product(&rotated, None, false)?;
-                    pass_back(&context, &rotated, mask.as_ref(), hadamard, tensor.buffer(), [m, k], accumulate)?;
+                    let task = Hadamard { gelu_grad, accumulate, ..pass_back(mask.as_ref(), hadamard, [m, k]) };
+                    kernel::hadamard::hadamard(&context, &task, Some(&rotated), tensor.buffer())?;
                 } else {
                     product(tensor.buffer(), mask.as_ref(), accumulate)?;
                 }
@@ -388,7 +392,8 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
                 if w.hadamard.is_some() || w.mask.is_some() {
                     let rotated = context.alloc(n * k, tensor.dtype())?;
                     product(input, &rotated, false)?;
-                    pass_back(&context, &rotated, w.mask.as_ref(), w.hadamard, tensor.buffer(), [n, k], accumulate)?;
+                    let task = Hadamard { accumulate, ..pass_back(w.mask.as_ref(), w.hadamard, [n, k]) };
+                    kernel::hadamard::hadamard(&context, &task, Some(&rotated), tensor.buffer())?;
                 } else {
                     product(input, tensor.buffer(), accumulate)?;
                 }

@@ -278,7 +278,8 @@ impl Learned {
                 let dx = context.alloc(dy.len(), dy.dtype())?;
                 self.pass_back(dy, &dx, false, gradients)?;
                 let Some(Target { tensor, accumulate }) = target else { return Ok(()) };
-                pass_back(context, &dx, None, hadamard, tensor.buffer(), shape, accumulate)
+                let task = Hadamard { accumulate, ..pass_back(None, hadamard, shape) };
+                crate::kernel::hadamard::hadamard(context, &task, Some(&dx), tensor.buffer())
             }
         }
     }

@@ -19,11 +19,11 @@ pub use quest::Quest;
 pub use ste::Ste;
 
 use crate::format::{Format, Grid, Store};
-use crate::kernel::hadamard::{Hadamard, hadamard};
+use crate::kernel::hadamard::Hadamard;
 use crate::kernel::mask;
 use crate::kernel::packed::Packed;
 use crate::kernel::quantize::{Options as QuantizeOptions, quantize};
-use crate::{Buffer, Context, DType, Error, Result, Tensor, Tier};
+use crate::{Buffer, DType, Error, Result, Tensor, Tier};
 use lsq::Learned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -484,19 +484,9 @@ impl Coding {
     }
 }
 
-/// The way back of a gradient of quantized values to those that were quantized: masked, then transformed back, `(M . g) H^T`, into `out`.
-pub(crate) fn pass_back(
-    context: &Context,
-    gradient: &Buffer,
-    mask: Option<&Buffer>,
-    block: Option<u32>,
-    out: &Buffer,
-    [rows, cols]: [usize; 2],
-    accumulate: bool,
-) -> Result<()> {
-    let n = block.map_or(1, |block| block as usize);
-    let task = Hadamard { transpose: true, mask, accumulate, ..Hadamard::new(rows, cols, n) };
-    hadamard(context, &task, Some(gradient), out)
+/// The way back of a gradient of quantized values to those that were quantized: masked, then transformed back, `(M . g) H^T`.
+pub(crate) fn pass_back(mask: Option<&Buffer>, block: Option<u32>, [rows, cols]: [usize; 2]) -> Hadamard<'_> {
+    Hadamard { transpose: true, mask, ..Hadamard::new(rows, cols, block.map_or(1, |block| block as usize)) }
 }
 
 /// The format of `operand` as it was asked for, for methods that have no variant of their own.
