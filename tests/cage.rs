@@ -71,8 +71,6 @@ fn weights_are_pulled_toward_the_very_values_that_products_multiply() {
     for context in every_tier() {
         for (method, weights, hadamard) in [
             ("ste", "int4:g32", None),
-            ("ste", "nf4", None),
-            ("clipped", "int3", Some(16)),
             ("clipped", "mxfp4", Some(32)),
             ("quest", "int4", Some(32)),
             ("quest", "binary", None),
