@@ -267,6 +267,8 @@ fn what_makes_no_sense_is_refused_by_name_before_anything_is_made() {
     refused(&["--methods", "ste"], &["--method: expected none where there are no --weights"]);
     refused(&["--activations", "int4"], &["--activations: expected --weights beside it"]);
     refused(&["--methods", "magic"], &["none, ptq, ste", "magic"]);
+    refused(&["--optimizers", "adamw,cage"], &["--optimizers: expected adamw where no --methods", "found cage"]);
+    refused(&["--weights", "int4", "--optimizer", "cage:lambda=-1"], &["adamw, cage[:lambda=L]", "cage:lambda=-1"]);
     refused(&["--weights", "int4,int99"], &["int99"]);
     refused(&["--lr", "0.1,0"], &["--lr: expected a number above 0, found 0"]);
     refused(&["--seeds", "1,x"], &["--seeds", "x"]);

@@ -605,8 +605,8 @@ settings! {
         activations: Asked, "--activations", Fixed;
         /// Block of the Hadamard transform by which both operands are rotated: 16 to 256, or off [default: the method's]
         hadamard: Rotation, "--hadamard", Fixed;
-        /// How parameters are updated: adamw; cage[:lambda=10][:silence=0.8][:coupled][:constant], which pulls quantized weights toward the grid
-        /// at the end of the run; feedback[:lambda=1], which does so all along [default: adamw]
+        /// How parameters are updated: adamw; cage, which pulls quantized weights toward the grid at the end of the run, with any of its options
+        /// as in cage:lambda=10:silence=0.8:coupled:constant; feedback or feedback:lambda=1, which does so all along [default: adamw]
         optimizer: Optimizer, "--optimizer", Fixed;
         /// Highest learning rate
         lr: f64, "--lr", Fixed;
