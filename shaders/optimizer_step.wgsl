@@ -14,6 +14,11 @@ struct Params {
     one_minus_beta2: f32,
     growth_interval: u32,  // finite steps after which the loss scale doubles; 0: it is constant
     max_loss_scale: f32,
+    lambda: f32,           // strength of the pull toward the grid at its end; 0: there is none
+    lambda_silent: u32,    // steps without it
+    lambda_full: u32,      // the first step, counted from 1, that has all of it; in between it grows by
+    lambda_slope: f32,     // so much a step
+    lambda_offset: f32,    // from so many steps after the silent ones, at least -1 and at most 0, where the ramp starts between two steps
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> partials: array<f32>;
@@ -40,6 +45,13 @@ fn learning_rate(it: u32) -> f32 {
     return params.min_lr + half_cosine(r) * (params.lr - params.min_lr);
 }
 
+// The strength of the pull in the step numbered `step` from 1: none through the silent ones, and to the bit all of it at the end.
+fn pull(step: u32) -> f32 {
+    if step <= params.lambda_silent { return 0.0; }
+    if step >= params.lambda_full { return params.lambda; }
+    return params.lambda_slope * (f32(step - params.lambda_silent) + params.lambda_offset);
+}
+
 @compute @workgroup_size(WG_SIZE)
 fn main(inv: Invocation) {
     var sum = 0.0;
@@ -61,6 +73,7 @@ fn main(inv: Invocation) {
     let norm = sqrt(max(total, 0.0)) / scale;
     state.lr = learning_rate(step);
     state.step = step + 1u;
+    state.lambda = pull(step + 1u);
     state.finite = u32(finite);
     if finite {
         state.grad_norm = norm;

@@ -96,7 +96,7 @@
 //! # Modules
 //!
 //! - [`Context`], [`Tensor`], [`autograd`]: the device and what is recorded on it; arrays; gradients.
-//! - [`op`]: differentiable operations. [`nn`]: the GPT composed of them. [`optim`]: parameters and AdamW.
+//! - [`op`]: differentiable operations. [`nn`]: the GPT composed of them. [`optim`]: parameters, AdamW and CAGE.
 //! - [`train`]: corpus, data, settings, checkpoints, metrics, the training loop, sampling.
 //! - [`mod@format`]: low-bit formats as data. [`io`]: files of quantized tensors, in walsh's container and those of other programs.
 //! - [`kernel`]: the same kernels on bare buffers, without shapes or graph. [`shader`]: how their WGSL is expanded and reflected.

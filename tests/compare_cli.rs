@@ -206,7 +206,7 @@ fn rows_are_statistics_of_runs_and_the_same_to_the_bit_after_a_stop() {
     code(&output, 0);
     let table = String::from_utf8(output.stdout).unwrap();
     let cells: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!((cells.len(), cells[1][0], cells[1][3]), (2, "none", "0.01"), "{table}");
+    assert_eq!((cells.len(), cells[1][0], cells[1][1], cells[1][4]), (2, "none", "adamw", "0.01"), "{table}");
     assert!(cells[1].contains(&format!("{mean:.4}").as_str()) && cells[1].contains(&format!("{spread:.4}").as_str()));
     assert_eq!(std::fs::read(place.dir("whole/compare.jsonl")).unwrap(), start);
 
@@ -267,6 +267,8 @@ fn what_makes_no_sense_is_refused_by_name_before_anything_is_made() {
     refused(&["--methods", "ste"], &["--method: expected none where there are no --weights"]);
     refused(&["--activations", "int4"], &["--activations: expected --weights beside it"]);
     refused(&["--methods", "magic"], &["none, ptq, ste", "magic"]);
+    refused(&["--optimizers", "adamw,cage"], &["--optimizers: expected adamw where no --methods", "found cage"]);
+    refused(&["--weights", "int4", "--optimizer", "cage:lambda=-1"], &["adamw, cage[:lambda=L]", "cage:lambda=-1"]);
     refused(&["--weights", "int4,int99"], &["int99"]);
     refused(&["--lr", "0.1,0"], &["--lr: expected a number above 0, found 0"]);
     refused(&["--seeds", "1,x"], &["--seeds", "x"]);

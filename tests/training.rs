@@ -457,7 +457,12 @@ fn buffers_that_do_not_fit_are_typed_errors() {
     };
     let update = |len, grads, halves, state| {
         let params = AdamwParams { len, ..bytemuck::Zeroable::zeroed() };
-        adamw(context, &params, Chunk { weights: four, grads, moments1: eight, moments2: four, halves }, state)
+        adamw(
+            context,
+            &params,
+            Chunk { weights: four, grads, moments1: eight, moments2: four, halves, targets: None },
+            state,
+        )
     };
     let results = [
         accumulate(context, four, eight, false),

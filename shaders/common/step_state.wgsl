@@ -14,7 +14,7 @@ struct StepState {
     skipped: u32,       // steps skipped so far because a gradient was not finite
     bad_step: u32,      // first skipped step, counted from 1, that no smaller loss scale could have saved; 0: none
     bad_chunk: u32,     // index of the first chunk of gradients that was not finite in that step
+    lambda: f32,        // strength of the pull toward the grid in the last step; 0: none
     reserved0: u32,
     reserved1: u32,
-    reserved2: u32,
 }

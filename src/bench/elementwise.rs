@@ -100,6 +100,11 @@ fn step(context: &Context, n: usize) -> Result<Prepared> {
             one_minus_beta2: 0.01,
             growth_interval: 0,
             max_loss_scale: 1.0,
+            lambda: 10.0,
+            lambda_silent: 800,
+            lambda_full: 1000,
+            lambda_slope: 0.05,
+            lambda_offset: 0.0,
         };
         optimizer_step(&c, &params, partials.buffer(), state.buffer())
     })
@@ -118,8 +123,10 @@ fn update(context: &Context, n: usize) -> Result<Prepared> {
             one_minus_beta2: 0.01,
             eps: 1e-8,
             weight_decay: 0.1,
+            pull_end: 0,
+            coupled: 0,
         };
         let [weights, grads, moments1, moments2] = [&weights, &grads, &moments1, &moments2].map(Tensor::buffer);
-        adamw(&c, &params, Chunk { weights, grads, moments1, moments2, halves: None }, state.buffer())
+        adamw(&c, &params, Chunk { weights, grads, moments1, moments2, halves: None, targets: None }, state.buffer())
     })
 }

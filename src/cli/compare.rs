@@ -264,9 +264,10 @@ impl Progress for Display {
 
 /// Columns as wide as what they hold; words to the left, numbers to the right.
 fn table(rows: &[Row]) -> String {
-    const WORDS: usize = 3;
+    const WORDS: usize = 4;
     let head = [
         "method",
+        "optimizer",
         "weights",
         "activations",
         "lr",
@@ -286,6 +287,7 @@ fn table(rows: &[Row]) -> String {
         let format = |format: Option<walsh::format::Format>| format.map_or("-".to_owned(), |format| format.to_string());
         lines.push([
             row.method.to_string(),
+            row.optimizer.to_string(),
             format(row.weights),
             format(row.activations),
             row.lr.to_string(),
@@ -300,7 +302,7 @@ fn table(rows: &[Row]) -> String {
             row.peak_gpu_bytes.map_or("-".to_owned(), mebibytes),
         ]);
     }
-    let widths: [usize; 13] =
+    let widths: [usize; 14] =
         std::array::from_fn(|column| lines.iter().map(|line| line[column].len()).max().unwrap_or_default());
     let mut text = String::new();
     for line in &lines {
@@ -369,7 +371,7 @@ mod tests {
     fn columns_are_as_wide_as_their_cells() {
         let row = Row {
             method: walsh::qat::Method::Ste(walsh::qat::Ste),
-            optimizer: "adamw",
+            optimizer: walsh::optim::Optimizer::AdamW,
             weights: Some("int4:row:centred".parse().unwrap()),
             activations: None,
             hadamard: None,
@@ -391,9 +393,22 @@ mod tests {
         assert_eq!(lines.len(), 3);
         assert!(lines.iter().all(|line| line.len() == lines[0].len()), "{text}");
         let cells: Vec<&str> = lines[1].split_whitespace().collect();
-        let expected =
-            ["ste", "int4:row:centred", "-", "0.004", "1500", "3", "1.0000", "-", "-0.2500", "-", "4.12", "12.3"];
-        assert_eq!(cells[..12], expected);
+        let expected = [
+            "ste",
+            "adamw",
+            "int4:row:centred",
+            "-",
+            "0.004",
+            "1500",
+            "3",
+            "1.0000",
+            "-",
+            "-0.2500",
+            "-",
+            "4.12",
+            "12.3",
+        ];
+        assert_eq!(cells[..13], expected);
         assert!(lines[2].contains("diverged"));
     }
 }

@@ -88,6 +88,11 @@ impl Setup {
         ]
     }
 
+    /// All settings.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
     /// The model's shape.
     pub fn gpt(&self) -> &GptConfig {
         &self.gpt

@@ -45,6 +45,7 @@ pub fn build_model(context: &Context, config: &TrainConfig, gpt: &GptConfig, pre
         eps: config.epsilon,
         weight_decay: config.weight_decay,
         clip: config.clip,
+        correction: config.optimizer.correction(steps(config.steps)),
         ..AdamWOptions::default()
     };
     let shape = BatchShape { batch: config.batch, block: config.block, accumulate: config.accumulate };

@@ -39,7 +39,7 @@ pub fn run(args: &Args, started: Instant) -> Result<()> {
         say(&line);
     }
     if let Some(quantizer) = setup.gpt().quantizer {
-        say(&format!("linear layers: {quantizer}"));
+        say(&format!("linear layers: {quantizer}; optimizer: {}", setup.config().optimizer));
     }
     let mut job = setup.start(|config| match &args.out {
         Some(dir) => Ok(dir.clone()),

@@ -61,9 +61,11 @@ pub struct StepState {
     pub bad_step: u32,
     /// Index of the first chunk of gradients that was not finite in that step.
     pub bad_chunk: u32,
+    /// Strength of the pull of quantized parameters toward the grid in the last step; 0: none.
+    pub lambda: f32,
     /// Padding. Not private, because `..StepState::default()` must work outside the crate.
     #[doc(hidden)]
-    pub reserved: [u32; 3],
+    pub reserved: [u32; 2],
 }
 
 /// Constants of [`optimizer_step`]; twin of the shader's block.
@@ -81,6 +83,11 @@ pub struct StepParams {
     pub one_minus_beta2: f32,
     pub growth_interval: u32,
     pub max_loss_scale: f32,
+    pub lambda: f32,
+    pub lambda_silent: u32,
+    pub lambda_full: u32,
+    pub lambda_slope: f32,
+    pub lambda_offset: f32,
 }
 
 #[repr(C)]

@@ -6,7 +6,7 @@ use crate::kernel::attention_cached::{self, CacheDims, attention_cached, kv_appe
 use crate::kernel::matmul::Activation;
 use crate::kernel::packed::Packed;
 use crate::op::{LinearOptions, linear};
-use crate::optim::{Init, ParameterBuilder, Parameters, padded_len};
+use crate::optim::{Init, ParameterBuilder, Parameters, Quantized, padded_len};
 use crate::qat::lsq::START;
 use crate::qat::{LearnedScales, Quantizer};
 use crate::{Buffer, Context, DType, Error, Result, Tensor};
@@ -362,13 +362,22 @@ impl Gpt {
         linear(&norm(&x, &self.norm)?, &p[self.tokens], LinearOptions { out_f32: true, ..Default::default() })
     }
 
-    /// The weights that are quantized, as the quantizer makes them from the parameters now; by parameter.
+    /// The linear layers whose weights are quantized.
+    fn quantized_projections(&self) -> impl Iterator<Item = &Projection> {
+        let quantized = self.config.quantizer.is_some();
+        self.blocks.iter().flat_map(|b| [&b.qkv, &b.out, &b.up, &b.down]).filter(move |_| quantized)
+    }
+
+    /// The weight of one, as the quantizer makes it from the parameters now.
+    fn packed_weight(&self, quantizer: Quantizer, projection: &Projection) -> Result<Packed> {
+        let p = &self.parameters;
+        quantizer.weight_by(&p[projection.weight], projection.scales.as_ref().map(|scales| &p[scales.weight]))
+    }
+
+    /// The weights that are quantized, by parameter.
     fn packed_weights(&self) -> Result<HashMap<usize, Packed>> {
         let Some(quantizer) = self.config.quantizer else { return Ok(HashMap::new()) };
-        let projections = self.blocks.iter().flat_map(|b| [&b.qkv, &b.out, &b.up, &b.down]);
-        let p = &self.parameters;
-        let packed = |l: &Projection| quantizer.weight_by(&p[l.weight], l.scales.as_ref().map(|s| &p[s.weight]));
-        projections.map(|l| Ok((l.weight, packed(l)?))).collect()
+        self.quantized_projections().map(|l| Ok((l.weight, self.packed_weight(quantizer, l)?))).collect()
     }
 
     /// Adds `token` to `cache` and returns the logits of the next one.
@@ -441,6 +450,21 @@ impl Gpt {
         // Only now: after a failure the next token takes this place.
         cache.len += 1;
         Ok(logits)
+    }
+}
+
+impl Quantized for Gpt {
+    /// The weights of the blocks' linear layers, if there is a quantizer.
+    fn quantized(&self) -> Vec<usize> {
+        self.quantized_projections().map(|projection| projection.weight).collect()
+    }
+
+    fn nearest(&self, index: usize, out: &Tensor) -> Result<()> {
+        let projection = self.quantized_projections().find(|projection| projection.weight == index);
+        match self.config.quantizer.zip(projection) {
+            Some((quantizer, projection)) => quantizer.dequantize(&self.packed_weight(quantizer, projection)?, out),
+            None => Err(Error::shape("gpt", "a parameter that is quantized", index.to_string())),
+        }
     }
 }
 

@@ -1,10 +1,12 @@
 //! AdamW with clipping, schedule and loss scale, all of whose state lives on the device.
 
-use super::Parameters;
+use super::correction::Ramp;
+use super::{Correction, Parameters, Quantized};
 use crate::kernel::adamw::{AdamwParams, Chunk, adamw};
 use crate::kernel::dim;
 use crate::kernel::optimizer_step::{StepParams, StepState, grad_norm, optimizer_step};
 use crate::{Buffer, Context, DType, Error, Readback, Result, Tensor};
+use std::ops::Range;
 
 /// Learning rate over the steps: linear warm-up, then a cosine from `lr` to `min_lr` at step `decay`, constant afterwards.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,10 +44,12 @@ pub struct AdamWOptions {
     pub clip: f64,
     /// Initial factor on the loss, for gradients in f16; 1 and constant in f32.
     pub loss_scale: f32,
+    /// The pull of quantized parameters toward the grid, with [`AdamW::step_toward`].
+    pub correction: Option<Correction>,
 }
 
 impl Default for AdamWOptions {
-    /// PyTorch's defaults: lr 1e-3, betas (0.9, 0.999), eps 1e-8, weight decay 0.01, no clipping.
+    /// PyTorch's defaults: lr 1e-3, betas (0.9, 0.999), eps 1e-8, weight decay 0.01, no clipping; no correction.
     fn default() -> Self {
         Self {
             schedule: Schedule::constant(1e-3),
@@ -54,6 +58,7 @@ impl Default for AdamWOptions {
             weight_decay: 0.01,
             clip: 0.0,
             loss_scale: 1.0,
+            correction: None,
         }
     }
 }
@@ -88,7 +93,7 @@ impl AdamWOptions {
         if self.schedule.warmup == u32::MAX {
             return fail("warmup", "fewer than 2^32 - 1 steps", self.schedule.warmup.to_string());
         }
-        Ok(())
+        self.correction.map_or(Ok(()), |correction| correction.validate(self.schedule.lr.max(self.schedule.min_lr)))
     }
 }
 
@@ -203,16 +208,84 @@ impl AdamW {
     /// Records one update from the gradients in the arena, then forgets them. Nothing is read back.
     ///
     /// # Errors
-    /// [`Error::Shape`] if `parameters` are not laid out like those that the optimizer was made for; [`Error::ContextMismatch`]; those of a
-    /// failing device.
+    /// [`Error::Shape`] if `parameters` are not laid out like those that the optimizer was made for; [`Error::Invalid`] with a correction, which
+    /// [`AdamW::step_toward`] is for; [`Error::ContextMismatch`]; those of a failing device.
     pub fn step(&mut self, parameters: &Parameters) -> Result<()> {
+        if self.options.correction.is_some() {
+            return Err(Error::invalid("optimizer step", "step_toward where there is a correction", "step"));
+        }
         self.check("optimizer step", parameters)?;
+        self.begin(parameters)?;
+        for (chunk, part) in parameters.chunks.iter().enumerate() {
+            self.update(parameters, chunk, 0..part.weights.len(), None)?;
+        }
+        parameters.zero_grad();
+        Ok(())
+    }
+
+    /// Records one update as [`AdamW::step`] does, with the pull of the parameters that `quantized` names toward the grid by the options'
+    /// [`Correction`]; without one it is [`AdamW::step`]. Parameters that are not quantized get AdamW's update alone.
+    ///
+    /// Every one that is quantized takes an update of its own, and all share the memory of the longest one's values on the grid. They come
+    /// before the others, so that scales that are parameters too are still those of the forward pass.
+    ///
+    /// # Errors
+    /// As [`AdamW::step`]; [`Error::Shape`] if `quantized` names a parameter twice or one that there is not; what
+    /// [`Quantized::nearest`] returns, after which only a part of the parameters may be updated.
+    pub fn step_toward(&mut self, parameters: &Parameters, quantized: &dyn Quantized) -> Result<()> {
+        const OP: &str = "optimizer step";
+        if self.options.correction.is_none() {
+            return self.step(parameters);
+        }
+        self.check(OP, parameters)?;
+        // By place in the arena.
+        let mut places: Vec<(usize, Range<usize>, usize)> = Vec::new();
+        for index in quantized.quantized() {
+            if index >= parameters.len() {
+                return Err(Error::shape(OP, format!("one of {} parameters", parameters.len()), format!("{index}")));
+            }
+            let (chunk, range) = parameters.place(index);
+            places.push((chunk, range, index));
+        }
+        places.sort_by_key(|(chunk, range, index)| (*chunk, range.start, *index));
+        if let Some(pair) = places.windows(2).find(|pair| pair[0].2 == pair[1].2) {
+            return Err(Error::shape(OP, "quantized parameters named once", format!("{} twice", pair[0].2)));
+        }
+        let longest = places.iter().map(|(_, range, _)| range.len()).max().unwrap_or(0);
+
+        self.begin(parameters)?;
+        if longest > 0 {
+            let values = self.context.alloc(longest, DType::F32)?;
+            for (chunk, range, index) in &places {
+                let parameter = &parameters[*index];
+                let own = Tensor::new(&self.context, values.slice(0, parameter.len())?, parameter.shape());
+                self.context.no_grad(|| quantized.nearest(*index, &own))?;
+                // Behind the parameter is padding, for which there are no values.
+                let pull = Some((values.slice(0, range.len())?, parameter.len()));
+                self.update(parameters, *chunk, range.clone(), pull)?;
+            }
+        }
+        for (chunk, part) in parameters.chunks.iter().enumerate() {
+            let mut start = 0;
+            for (_, range, _) in places.iter().filter(|(own, ..)| *own == chunk) {
+                self.update(parameters, chunk, start..range.start, None)?;
+                start = range.end;
+            }
+            self.update(parameters, chunk, start..part.weights.len(), None)?;
+        }
+        parameters.zero_grad();
+        Ok(())
+    }
+
+    /// Ends the gradient part of a step: the global norm, and all that the updates read from the state.
+    fn begin(&self, parameters: &Parameters) -> Result<()> {
         let o = &self.options;
         parameters.clear_unwritten();
         for chunk in &parameters.chunks {
             grad_norm(&self.context, &chunk.grads, &self.partials, chunk.first_partial)?;
         }
         let constant = o.loss_scale == 1.0;
+        let ramp = o.correction.map_or(Ramp::default(), |correction| correction.ramp());
         let params = StepParams {
             partials: dim(self.partials.len())?,
             clip: o.clip as f32,
@@ -224,29 +297,49 @@ impl AdamW {
             one_minus_beta2: (1.0 - o.betas.1) as f32,
             growth_interval: if constant { 0 } else { GROWTH_INTERVAL },
             max_loss_scale: MAX_LOSS_SCALE,
+            lambda: o.correction.map_or(0.0, |correction| correction.lambda as f32),
+            lambda_silent: ramp.silent,
+            lambda_full: ramp.full,
+            lambda_slope: ramp.slope,
+            lambda_offset: ramp.offset,
         };
-        optimizer_step(&self.context, &params, &self.partials, &self.state)?;
-        for (chunk, [moments1, moments2]) in parameters.chunks.iter().zip(&self.moments) {
-            let params = AdamwParams {
-                len: dim(chunk.weights.len())?,
-                decay_end: dim(chunk.decay_end)?,
-                beta1: o.betas.0 as f32,
-                beta2: o.betas.1 as f32,
-                one_minus_beta1: (1.0 - o.betas.0) as f32,
-                one_minus_beta2: (1.0 - o.betas.1) as f32,
-                eps: o.eps as f32,
-                weight_decay: o.weight_decay as f32,
-            };
-            let buffers = Chunk {
-                weights: &chunk.weights,
-                grads: &chunk.grads,
-                moments1,
-                moments2,
-                halves: chunk.halves.as_ref(),
-            };
-            adamw(&self.context, &params, buffers, &self.state)?;
+        optimizer_step(&self.context, &params, &self.partials, &self.state)
+    }
+
+    /// Updates the elements `range` of a chunk; with values toward which the first so many are pulled.
+    fn update(
+        &self,
+        parameters: &Parameters,
+        chunk: usize,
+        range: Range<usize>,
+        pull: Option<(Buffer, usize)>,
+    ) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
         }
-        parameters.zero_grad();
-        Ok(())
+        let (o, arena, [moments1, moments2]) = (&self.options, &parameters.chunks[chunk], &self.moments[chunk]);
+        let part = |buffer: &Buffer| buffer.slice(range.start, range.len());
+        let halves = arena.halves.as_ref().map(part).transpose()?;
+        let params = AdamwParams {
+            len: dim(range.len())?,
+            decay_end: dim(arena.decay_end.saturating_sub(range.start).min(range.len()))?,
+            beta1: o.betas.0 as f32,
+            beta2: o.betas.1 as f32,
+            one_minus_beta1: (1.0 - o.betas.0) as f32,
+            one_minus_beta2: (1.0 - o.betas.1) as f32,
+            eps: o.eps as f32,
+            weight_decay: o.weight_decay as f32,
+            pull_end: dim(pull.as_ref().map_or(0, |(_, end)| *end))?,
+            coupled: o.correction.is_some_and(|correction| correction.coupled).into(),
+        };
+        let buffers = Chunk {
+            weights: &part(&arena.weights)?,
+            grads: &part(&arena.grads)?,
+            moments1: &part(moments1)?,
+            moments2: &part(moments2)?,
+            halves: halves.as_ref(),
+            targets: pull.as_ref().map(|(values, _)| values),
+        };
+        adamw(&self.context, &params, buffers, &self.state)
     }
 }

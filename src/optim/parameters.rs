@@ -261,6 +261,12 @@ impl Parameters {
         if own == chunk { buffer.slice(start, self.tensors[index].len()).map(Some) } else { Ok(None) }
     }
 
+    /// Chunk of parameter `index`, and its elements there with the padding behind them.
+    pub(super) fn place(&self, index: usize) -> (usize, std::ops::Range<usize>) {
+        let (chunk, start) = self.places[index];
+        (chunk, start..start + self.tensors[index].len().next_multiple_of(ALIGN))
+    }
+
     pub(crate) fn chunk_of(&self, index: usize) -> usize {
         self.places[index].0
     }

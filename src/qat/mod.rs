@@ -19,7 +19,8 @@ pub use quest::Quest;
 pub use ste::Ste;
 
 use crate::format::{Format, Grid, Store};
-use crate::kernel::hadamard::Hadamard;
+use crate::kernel::dequantize::dequantize;
+use crate::kernel::hadamard::{Hadamard, hadamard};
 use crate::kernel::mask;
 use crate::kernel::packed::Packed;
 use crate::kernel::quantize::{Options as QuantizeOptions, quantize};
@@ -104,6 +105,12 @@ impl Method {
             Self::Quest(rule) => rule,
             Self::Lsq(rule) => rule,
         })
+    }
+
+    /// Whether the forward passes of training quantize, and not only evaluation and sampling.
+    #[must_use]
+    pub fn trains_quantized(&self) -> bool {
+        self.rule().is_some_and(Rule::trains_quantized)
     }
 
     /// Its quantizer with the formats and the rotation that were asked for, those left open filled in; none for [`Method::None`].
@@ -371,7 +378,7 @@ impl Quantizer {
     /// Whether the forward passes of training quantize, and not only evaluation and sampling.
     #[must_use]
     pub fn trains_quantized(&self) -> bool {
-        self.method.rule().is_some_and(Rule::trains_quantized)
+        self.method.trains_quantized()
     }
 
     /// How scales are learned, if they are: linear layers then ask for [`LearnedScales`].
@@ -427,6 +434,35 @@ impl Quantizer {
             return Err(Error::shape("quantize", format!("no learned scale beside --method {}", self.method), "one"));
         }
         Ok(self.weight_coding().encode(weight, [n, k], false)?.packed)
+    }
+
+    /// Writes the values of `packed`, a weight that this quantized, to `out`: rotated back where it rotates, so that they stand beside those of the
+    /// weight itself.
+    ///
+    /// # Shapes
+    /// `out` f32, of the weight's shape.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another one; [`Error::Limit`], [`Error::OutOfMemory`].
+    ///
+    /// # Numerics
+    /// f32: the level times its scale, rounded once, and the transform's additions.
+    pub fn dequantize(&self, packed: &Packed, out: &Tensor) -> Result<()> {
+        let layout = packed.layout();
+        let (rows, cols) = (layout.rows, layout.cols);
+        if out.shape() != [rows, cols] || out.dtype() != DType::F32 {
+            let got = format!("{:?} of {}", out.shape(), out.dtype());
+            return Err(Error::shape("dequantize", format!("an f32 tensor of shape [{rows}, {cols}]"), got));
+        }
+        let context = out.context();
+        dequantize(context, packed, out.buffer())?;
+        match self.weight_coding().hadamard {
+            Some(block) => {
+                let task = Hadamard { transpose: true, ..Hadamard::new(rows, cols, block as usize) };
+                hadamard(context, &task, None, out.buffer())
+            }
+            None => Ok(()),
+        }
     }
 }
 

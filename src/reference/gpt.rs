@@ -1,5 +1,6 @@
 //! A GPT with its optimizer in float64, composed of the references of its parts.
 
+use super::adamw::{self, adamw};
 use super::{attention, cross_entropy, dropout, layer_norm, matmul};
 use crate::kernel::matmul::{Activation, Form};
 use crate::nn::GptConfig;
@@ -176,19 +177,12 @@ impl Gpt {
         let norm = grads.iter().flatten().map(|g| g * g).sum::<f64>().sqrt();
         let factor = if update.clip > 0.0 { (update.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
         self.updates += 1;
-        let (b1, b2) = update.betas;
-        let (c1, c2) = (1.0 - b1.powi(self.updates), 1.0 - b2.powi(self.updates));
+        let Update { lr, betas, eps, weight_decay, .. } = update;
         for (index, parameter) in self.parameters.iter_mut().enumerate() {
-            let [m, v] = &mut self.moments[index];
-            for (i, w) in parameter.iter_mut().enumerate() {
-                let g = grads[index][i] * factor;
-                if decays(index) {
-                    *w *= 1.0 - update.lr * update.weight_decay;
-                }
-                m[i] = b1 * m[i] + (1.0 - b1) * g;
-                v[i] = b2 * v[i] + (1.0 - b2) * g * g;
-                *w -= update.lr * (m[i] / c1) / ((v[i] / c2).sqrt() + update.eps);
-            }
+            let weight_decay = if decays(index) { weight_decay } else { 0.0 };
+            let clipped: Vec<f64> = grads[index].iter().map(|g| g * factor).collect();
+            let update = adamw::Update { lr, betas, eps, weight_decay };
+            adamw(parameter, &mut self.moments[index], &clipped, self.updates, update, None);
         }
         norm
     }

@@ -1,5 +1,6 @@
 //! Float64 definitions of every kernel: plain loops, nothing shared with the shaders. Only tests use them.
 
+pub mod adamw;
 pub mod attention;
 pub mod attention_cached;
 pub mod binary;

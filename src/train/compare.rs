@@ -5,6 +5,7 @@ use super::run::{Evaluation, Run, RunInfo};
 use super::trainer::Summary;
 use super::{Precision, TrainConfig, files};
 use crate::format::Format;
+use crate::optim::Optimizer;
 use crate::qat::Method;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -132,7 +133,7 @@ pub struct Row {
     /// How quantizers pass gradients on.
     pub method: Method,
     /// The optimizer.
-    pub optimizer: &'static str,
+    pub optimizer: Optimizer,
     /// Format of weights; dense if there is none.
     pub weights: Option<Format>,
     /// Format of inputs; dense if there is none.
@@ -165,19 +166,23 @@ pub struct Row {
 }
 
 impl Row {
-    /// Method and formats for people.
+    /// Method, formats and optimizer for people.
     #[must_use]
     pub fn label(&self) -> String {
         let Some(weights) = self.weights else { return "full precision".to_owned() };
         let activations = self.activations.map_or(String::new(), |format| format!(" x {format}"));
         let rotation = self.hadamard.map_or(String::new(), |block| format!(", hadamard {block}"));
-        format!("{} {weights}{activations}{rotation}", self.method)
+        let optimizer = match self.optimizer {
+            Optimizer::AdamW => String::new(),
+            optimizer => format!(", {optimizer}"),
+        };
+        format!("{} {weights}{activations}{rotation}{optimizer}", self.method)
     }
 }
 
 /// What is compared, all but learning rates and seeds.
-fn key(config: &TrainConfig) -> (Method, Option<Format>, Option<Format>, Option<u32>, u64) {
-    (config.method, config.weights, config.activations, config.hadamard, config.steps)
+fn key(config: &TrainConfig) -> (Method, Option<Format>, Option<Format>, Option<u32>, Optimizer, u64) {
+    (config.method, config.weights, config.activations, config.hadamard, config.optimizer, config.steps)
 }
 
 /// The rows to which finished runs come, in the order of each one's first record.
@@ -225,7 +230,7 @@ fn row(records: &[&Record]) -> Option<Row> {
     let dense = if info.device.precision == Precision::F16 { 16.0 } else { 32.0 };
     Some(Row {
         method: config.method,
-        optimizer: "adamw",
+        optimizer: config.optimizer,
         weights: config.weights,
         activations: config.activations,
         hadamard: config.hadamard,
@@ -367,6 +372,20 @@ mod tests {
             (rows[1].best_val_loss_mean, rows[1].best_val_loss_spread, rows[1].gap_to_floor),
             (None, None, None)
         );
+    }
+
+    #[test]
+    fn optimizers_are_rows_of_their_own() {
+        let mut cage = record("int4", 1.0, 1, Some(1.0));
+        cage.info.config.optimizer = "cage:lambda=5".parse().unwrap();
+        let rows = of(&[record("", 1.0, 1, Some(0.5)), record("int4", 1.0, 1, Some(2.0)), cage]);
+        assert_eq!(rows.iter().map(|row| row.best_val_loss_mean).collect::<Vec<_>>(), [0.5, 2.0, 1.0].map(Some));
+        assert_eq!(
+            rows.iter().map(Row::label).collect::<Vec<_>>(),
+            ["full precision", "ste int4", "ste int4, cage:lambda=5"]
+        );
+        let json: Vec<serde_json::Value> = rows.iter().map(|row| serde_json::to_value(row).unwrap()).collect();
+        assert_eq!((&json[1]["optimizer"], &json[2]["optimizer"]), (&"adamw".into(), &"cage:lambda=5".into()));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::sweep::{Combination, one_or_many};
 use crate::format::Format;
 use crate::nn::GptConfig;
+use crate::optim::Optimizer;
 use crate::qat::{Asked, Method, Quantizer, Rotation, Settings, Ste};
 use crate::{Context, Error, Result, Tier};
 use serde::{Deserialize, Serialize};
@@ -84,6 +85,7 @@ impl Preset {
             weights: None,
             activations: None,
             hadamard: None,
+            optimizer: Optimizer::AdamW,
             adapter: None,
             max_tier: None,
         };
@@ -261,6 +263,9 @@ pub struct TrainConfig {
     /// Block of the Walsh-Hadamard transform that both go through first; none if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hadamard: Option<u32>,
+    /// How parameters are updated.
+    #[serde(default)]
+    pub optimizer: Optimizer,
     /// Part of the adapter's name.
     pub adapter: Option<String>,
     /// Use no tier above this one.
@@ -349,6 +354,7 @@ impl TrainConfig {
         if !(0.0..=self.lr).contains(&self.min_lr) {
             return Err(Error::invalid("--min-lr", format!("from 0 to --lr ({})", self.lr), self.min_lr.to_string()));
         }
+        self.check_optimizer()?;
         if self.warmup > self.steps {
             return Err(Error::invalid(
                 "--warmup",
@@ -372,6 +378,26 @@ impl TrainConfig {
         if let Some(tier) = &self.max_tier {
             Tier::parse(tier)
                 .map_err(|_| Error::invalid("--max-tier", "one of baseline, subgroup, coop", format!("`{tier}`")))?;
+        }
+        Ok(())
+    }
+
+    /// Refuses a correction toward a grid that training does not have, or by more than the distance to it.
+    fn check_optimizer(&self) -> Result<()> {
+        // Beyond 2^32 steps there are none.
+        let Some(correction) = self.optimizer.correction(u32::try_from(self.steps).unwrap_or(u32::MAX)) else {
+            return Ok(());
+        };
+        if self.weights.is_none() || !self.method.trains_quantized() {
+            let methods = format!("adamw beside --method {}, which trains in full precision", self.method);
+            return Err(Error::invalid("--optimizer", methods, self.optimizer.to_string()));
+        }
+        if !correction.is_stable(self.lr) {
+            let expected = format!(
+                "lambda below 1 / --lr = {}, as lr * lambda of the distance to the grid is taken in a step, or cage:coupled",
+                self.lr.recip()
+            );
+            return Err(Error::invalid("--optimizer", expected, self.optimizer.to_string()));
         }
         Ok(())
     }
@@ -481,6 +507,10 @@ macro_rules! sweep {
             #[serde(deserialize_with = "one_or_many")]
             #[cfg_attr(feature = "cli", arg(long, value_delimiter = ','))]
             pub hadamard: Vec<Rotation>,
+            /// List of optimizers, as of walsh train; what is not trained with quantized operands has adamw [default: adamw]
+            #[serde(alias = "optimizer", deserialize_with = "one_or_many")]
+            #[cfg_attr(feature = "cli", arg(long, visible_alias = "optimizer", value_delimiter = ','))]
+            pub optimizers: Vec<Optimizer>,
             /// List of highest learning rates; a row has the one that ends lowest [default: the preset's]
             #[serde(deserialize_with = "one_or_many")]
             #[cfg_attr(feature = "cli", arg(long, value_delimiter = ','))]
@@ -514,6 +544,7 @@ macro_rules! sweep {
                     weights: list(self.weights, other.weights),
                     activations: list(self.activations, other.activations),
                     hadamard: list(self.hadamard, other.hadamard),
+                    optimizers: list(self.optimizers, other.optimizers),
                     lr: list(self.lr, other.lr),
                     steps: list(self.steps, other.steps),
                     seeds: list(self.seeds, other.seeds),
@@ -574,6 +605,9 @@ settings! {
         activations: Asked, "--activations", Fixed;
         /// Block of the Hadamard transform by which both operands are rotated: 16 to 256, or off [default: the method's]
         hadamard: Rotation, "--hadamard", Fixed;
+        /// How parameters are updated: adamw; cage, which pulls quantized weights toward the grid at the end of the run, with any of its options
+        /// as in cage:lambda=10:silence=0.8:coupled:constant; feedback or feedback:lambda=1, which does so all along [default: adamw]
+        optimizer: Optimizer, "--optimizer", Fixed;
         /// Highest learning rate
         lr: f64, "--lr", Fixed;
     }
@@ -775,6 +809,45 @@ mod tests {
             let message = overrides.resumed(&run).unwrap_err().to_string();
             assert!(message.starts_with(flag), "{message}");
         }
+    }
+
+    #[test]
+    fn a_correction_needs_a_grid_and_a_rate_that_does_not_pass_it() {
+        let asked = |method: &str, weights: &str, optimizer: &str, lr: f64| Overrides {
+            method: Some(method.parse().unwrap()),
+            weights: Some(weights.parse().unwrap()),
+            optimizer: Some(optimizer.parse().unwrap()),
+            lr: Some(lr),
+            ..Overrides::default()
+        };
+        let message = |o: Overrides| o.fresh(Preset::Nano).unwrap_err().to_string();
+        for method in ["none", "ptq"] {
+            let weights = if method == "none" { "dense" } else { "int4" };
+            for optimizer in ["cage", "feedback"] {
+                let got = message(asked(method, weights, optimizer, 1e-3));
+                let start = format!("--optimizer: expected adamw beside --method {method}, ");
+                assert!(got.starts_with(&start) && got.ends_with(&format!("found {optimizer}")), "{got}");
+            }
+            asked(method, weights, "adamw", 1e-3).fresh(Preset::Nano).unwrap();
+        }
+        let got = message(asked("ste", "int4", "cage:lambda=40", 0.025));
+        assert!(got.starts_with("--optimizer: expected lambda below 1 / --lr = 40, "), "{got}");
+        for optimizer in ["cage:lambda=39", "feedback:lambda=39", "cage:lambda=40:coupled"] {
+            asked("ste", "int4", optimizer, 0.025).fresh(Preset::Nano).unwrap();
+        }
+        let run = asked("quest", "int4", "cage", 1e-3).fresh(Preset::Nano).unwrap();
+        let text = serde_json::to_string(&run).unwrap();
+        assert_eq!(serde_json::from_str::<TrainConfig>(&text).unwrap(), run);
+        // Records from before there was a choice.
+        let older = text.replace(r#""optimizer":"cage","#, "");
+        assert_eq!(serde_json::from_str::<TrainConfig>(&older).unwrap().optimizer, Optimizer::AdamW);
+        let resumed = |optimizer: &str| {
+            Overrides { optimizer: Some(optimizer.parse().unwrap()), ..Overrides::default() }.resumed(&run)
+        };
+        assert_eq!(resumed("cage:lambda=10").unwrap(), run);
+        assert!(
+            resumed("cage:lambda=5").unwrap_err().to_string().starts_with("--optimizer: expected \"cage\", as the run")
+        );
     }
 
     #[test]

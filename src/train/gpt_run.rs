@@ -160,7 +160,7 @@ impl Model for GptRun {
             kernel::accumulate::accumulate(&self.context, loss.buffer(), self.loss.buffer(), micro > 0)?;
             loss.backward()?;
         }
-        self.optimizer.step(self.gpt.parameters())?;
+        self.optimizer.step_toward(self.gpt.parameters(), &*self.gpt)?;
         self.context.submit()
     }
 

@@ -238,7 +238,7 @@ mod tests {
         let path = dir.path().join(COMPARISON_FILE);
         let row = |weights: Option<&str>, steps, mean, spread| Row {
             method: if weights.is_some() { crate::qat::Method::Ste(crate::qat::Ste) } else { crate::qat::Method::None },
-            optimizer: "adamw",
+            optimizer: crate::optim::Optimizer::AdamW,
             weights: weights.map(|name| name.parse().unwrap()),
             activations: None,
             hadamard: None,

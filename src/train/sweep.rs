@@ -1,6 +1,7 @@
 //! From what a comparison is asked for to its runs.
 
 use super::config::{Overrides, Preset, Sweep, TrainConfig};
+use crate::optim::Optimizer;
 use crate::qat::{Asked, Method, Rotation, Settings, Ste};
 use crate::{Error, Result};
 use serde::de::value::SeqAccessDeserializer;
@@ -21,6 +22,8 @@ pub struct Combination {
     pub activations: Option<Asked>,
     /// Block of the rotation; the method's if there is none.
     pub hadamard: Option<Rotation>,
+    /// The optimizer; adamw if there is none.
+    pub optimizer: Option<Optimizer>,
     /// Learning rates to choose from; those of the whole comparison if there are none.
     #[serde(deserialize_with = "one_or_many")]
     pub lr: Vec<f64>,
@@ -88,6 +91,7 @@ struct Variant<'a> {
     weights: Option<Asked>,
     activations: Option<Asked>,
     hadamard: Option<Rotation>,
+    optimizer: Option<Optimizer>,
     lr: &'a [f64],
 }
 
@@ -104,13 +108,14 @@ impl Sweep {
             for variant in &variants {
                 for lr in choices(variant.lr) {
                     for seed in choices(&self.seeds) {
-                        let Variant { method, weights, activations, hadamard, .. } = *variant;
+                        let Variant { method, weights, activations, hadamard, optimizer, .. } = *variant;
                         let overrides = Overrides {
                             preset: Some(preset),
                             method,
                             weights,
                             activations,
                             hadamard,
+                            optimizer,
                             lr,
                             steps,
                             seed,
@@ -131,7 +136,8 @@ impl Sweep {
 
     fn variants(&self) -> Result<Vec<Variant<'_>>> {
         let none = Some(Method::None);
-        let full = Variant { method: none, weights: None, activations: None, hadamard: None, lr: &self.lr };
+        let full =
+            Variant { method: none, weights: None, activations: None, hadamard: None, optimizer: None, lr: &self.lr };
         let mut variants = if self.run.is_empty() { self.lists(&full)? } else { self.combinations()? };
         let is_full = |variant: &Variant<'_>| {
             variant.method == none || (variant.method.is_none() && variant.weights.is_none_or(|w| w == Asked::Dense))
@@ -145,7 +151,7 @@ impl Sweep {
         Ok(variants)
     }
 
-    /// All that the lists of methods, formats and rotations give together.
+    /// All that the lists of methods, formats, rotations and optimizers give together.
     fn lists<'a>(&'a self, full: &Variant<'a>) -> Result<Vec<Variant<'a>>> {
         let quantized = !(self.weights.is_empty() && self.activations.is_empty() && self.hadamard.is_empty());
         let ste: &[Method] = if quantized { &[Method::Ste(Ste)] } else { &[] };
@@ -160,16 +166,26 @@ impl Sweep {
                 ..Settings::default()
             })?;
         }
+        let adamw = [Optimizer::AdamW];
+        let trained = methods.iter().any(Method::trains_quantized);
+        if let Some(optimizer) = self.optimizers.iter().find(|o| **o != Optimizer::AdamW).filter(|_| !trained) {
+            let expected = "adamw where no --methods train with quantized operands";
+            return Err(Error::invalid("--optimizers", expected, optimizer.to_string()));
+        }
         let mut variants = Vec::new();
         for &method in methods {
             if method == Method::None {
                 variants.push(full.clone());
                 continue;
             }
+            let optimizers = if method.trains_quantized() { &self.optimizers[..] } else { &adamw };
             for hadamard in choices(&self.hadamard) {
                 for activations in choices(&self.activations) {
                     for weights in choices(&self.weights) {
-                        variants.push(Variant { method: Some(method), weights, activations, hadamard, ..full.clone() });
+                        for optimizer in choices(optimizers) {
+                            let method = Some(method);
+                            variants.push(Variant { method, weights, activations, hadamard, optimizer, lr: full.lr });
+                        }
                     }
                 }
             }
@@ -184,18 +200,15 @@ impl Sweep {
             ("--weights", self.weights.is_empty()),
             ("--activations", self.activations.is_empty()),
             ("--hadamard", self.hadamard.is_empty()),
+            ("--optimizers", self.optimizers.is_empty()),
         ];
         if let Some((flag, _)) = lists.into_iter().find(|(_, empty)| !empty) {
             return Err(Error::invalid(flag, "no list beside rows by name ([[run]])", "one"));
         }
-        let variant = |run: &'_ Combination| {
-            let Combination { method, weights, activations, hadamard, .. } = *run;
-            (method, weights, activations, hadamard)
-        };
         let rows = self.run.iter().map(|run| {
-            let (method, weights, activations, hadamard) = variant(run);
+            let Combination { method, weights, activations, hadamard, optimizer, .. } = *run;
             let lr = if run.lr.is_empty() { &self.lr } else { &run.lr };
-            Variant { method, weights, activations, hadamard, lr }
+            Variant { method, weights, activations, hadamard, optimizer, lr }
         });
         Ok(rows.collect())
     }
@@ -215,6 +228,9 @@ fn name(config: &TrainConfig) -> String {
     }
     if let Some(block) = config.hadamard {
         name.push_str(&format!(",hadamard={block}"));
+    }
+    if config.optimizer != Optimizer::AdamW {
+        name.push_str(&format!(",optimizer={}", config.optimizer));
     }
     name.push_str(&format!(",lr={},steps={},seed={}", config.lr, config.steps, config.seed));
     // Not every system has colons in names.
@@ -292,6 +308,31 @@ mod tests {
     }
 
     #[test]
+    fn optimizers_multiply_what_trains_quantized() {
+        let optimizers = vec![Optimizer::AdamW, "cage:lambda=5".parse().unwrap()];
+        let methods = ["none", "ptq", "quest"].map(|name| name.parse().unwrap()).to_vec();
+        let sweep = Sweep { methods, weights: formats(&["int4"]), optimizers, steps: vec![9], ..Sweep::default() };
+        let quest = "quest,weights=int4.row.f32.centred.mse,hadamard=64";
+        let end = "lr=0.004,steps=9,seed=1337";
+        let expected = [
+            format!("none,{end}"),
+            format!("ptq,weights=int4,{end}"),
+            format!("{quest},{end}"),
+            format!("{quest},optimizer=cage.lambda=5,{end}"),
+        ];
+        assert_eq!(names(&sweep), expected);
+        let row = |method: &str, optimizer: Option<&str>| Combination {
+            method: Some(method.parse().unwrap()),
+            weights: formats(&["int4"]).pop(),
+            optimizer: optimizer.map(|name| name.parse().unwrap()),
+            ..Combination::default()
+        };
+        let run = vec![row("quest", None), row("quest", Some("cage:lambda=5")), row("ptq", None)];
+        let by_name = names(&Sweep { run, steps: vec![9], ..Sweep::default() });
+        assert_eq!(by_name, [0, 2, 3, 1].map(|i: usize| expected[i].clone()));
+    }
+
+    #[test]
     fn what_makes_no_sense_together_is_refused_by_flag() {
         let (int4, none) = (formats(&["int4"]), vec![Method::None]);
         let refused = |sweep: Sweep, message: &str| {
@@ -307,7 +348,20 @@ mod tests {
         refused(Sweep { steps: vec![0], ..base() }, "--steps: expected at least 1");
         let run = vec![Combination { method: Some(Method::None), weights: Some(int4[0]), ..Combination::default() }];
         refused(Sweep { run: run.clone(), ..base() }, "--weights: expected no format beside --method none");
-        refused(Sweep { run, weights: int4, ..base() }, "--weights: expected no list beside rows by name");
+        refused(
+            Sweep { run: run.clone(), weights: int4.clone(), ..base() },
+            "--weights: expected no list beside rows by name",
+        );
+        let cage: Optimizer = "cage".parse().unwrap();
+        let (optimizers, ptq) = (vec![Optimizer::AdamW, cage], vec!["ptq".parse().unwrap()]);
+        refused(Sweep { run, optimizers: optimizers.clone(), ..base() }, "--optimizers: expected no list beside rows");
+        refused(Sweep { optimizers: optimizers.clone(), ..base() }, "--optimizers: expected adamw where no --methods");
+        let sweep = Sweep { methods: ptq, weights: int4.clone(), optimizers: optimizers.clone(), ..base() };
+        refused(sweep, "--optimizers: expected adamw where no --methods train with quantized operands, found cage");
+        let sweep = Sweep { weights: int4, optimizers, lr: vec![0.1], ..base() };
+        refused(sweep, "--optimizer: expected lambda below 1 / --lr = 10");
+        let run = vec![Combination { optimizer: Some(cage), ..Combination::default() }];
+        refused(Sweep { run, ..base() }, "--optimizer: expected adamw beside --method none");
     }
 
     #[test]
