@@ -1,6 +1,7 @@
 //! GPT as nanoGPT defines it: learned positions, pre-layer-norm blocks, GELU, the head tied to the embedding.
 
 use super::Dropout;
+use crate::format::Format;
 use crate::kernel::attention::HEAD_DIMS;
 use crate::kernel::attention_cached::{self, CacheDims, attention_cached, kv_append};
 use crate::kernel::matmul::Activation;
@@ -11,7 +12,7 @@ use crate::qat::lsq::START;
 use crate::qat::{LearnedScales, Quantizer};
 use crate::{Buffer, Context, DType, Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// The shape of a GPT.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -133,7 +134,26 @@ pub struct TrainPass<'a> {
     pub micro: u32,
 }
 
+/// Is told of a linear layer the index of its weight and its input, `[batch, t, k]`.
+pub type InputProbe<'a> = &'a dyn Fn(usize, &Tensor) -> Result<()>;
+
+/// How a pass is looked at from within.
+#[derive(Clone, Copy, Default)]
+pub struct Probe<'a> {
+    /// Nothing is quantized, whatever the configuration says.
+    pub dense: bool,
+    /// Is told of each linear layer that quantizes, before it multiplies.
+    pub input: Option<InputProbe<'a>>,
+}
+
+impl std::fmt::Debug for Probe<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Probe").field("dense", &self.dense).field("input", &self.input.is_some()).finish()
+    }
+}
+
 /// Epsilon of the layer norms.
+pub const LAYER_NORM_EPSILON: f32 = EPS;
 const EPS: f32 = 1e-5;
 /// The vocabulary is padded to a multiple of this, so that the head's products need no ragged edge; the loss ignores the padding.
 const VOCAB_ALIGN: usize = 16;
@@ -199,6 +219,8 @@ pub struct Gpt {
     positions: usize,
     blocks: Vec<Block>,
     norm: Norm,
+    /// Quantized weights that were given, by parameter.
+    given: HashMap<usize, Packed>,
 }
 
 impl Gpt {
@@ -210,6 +232,50 @@ impl Gpt {
     /// [`Error::Invalid`] for a shape that makes no sense; [`Error::Limit`], [`Error::OutOfMemory`]; [`Error::Unsupported`] for f16 without
     /// `SHADER_F16`.
     pub fn new(context: &Context, config: GptConfig, seed: u64, dtype: DType) -> Result<Self> {
+        Self::build(context, config, seed, dtype, HashMap::new())
+    }
+
+    /// A GPT whose quantized weights, all of them, were made before and come by the names of their parameters. These have no other memory and
+    /// get no gradient; what else there is starts as by [`Gpt::new`].
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the tensor, where one is missing, or has another shape or format than the configuration says, or no place in
+    /// the model; as [`Gpt::new`].
+    pub fn from_quantized(
+        context: &Context,
+        config: GptConfig,
+        seed: u64,
+        dtype: DType,
+        weights: HashMap<String, Packed>,
+    ) -> Result<Self> {
+        let names: Vec<String> = weights.keys().cloned().collect();
+        let gpt = Self::build(context, config, seed, dtype, weights)?;
+        let known: HashSet<&str> = gpt.parameters.iter().map(|(info, _)| info.name.as_str()).collect();
+        if let Some(name) = names.iter().find(|name| !known.contains(name.as_str())) {
+            return Err(Error::invalid(format!("tensor `{name}`"), "a parameter of the model", "another tensor"));
+        }
+        for (index, (info, tensor)) in gpt.parameters.iter().enumerate() {
+            let quantizer = gpt.config.quantizer.filter(|_| gpt.is_quantized(index));
+            let expected = quantizer.map(|quantizer| (tensor.shape().to_vec(), quantizer.weights));
+            let given = gpt.given.get(&index);
+            let got = given.map(|packed| (vec![packed.layout().rows, packed.layout().cols], packed.format()));
+            if expected != got {
+                let text = |weight: Option<(Vec<usize>, Format)>| {
+                    weight.map_or("no codes".to_owned(), |(shape, format)| format!("codes {shape:?} in {format}"))
+                };
+                return Err(Error::invalid(format!("tensor `{}`", info.name), text(expected), text(got)));
+            }
+        }
+        Ok(gpt)
+    }
+
+    fn build(
+        context: &Context,
+        config: GptConfig,
+        seed: u64,
+        dtype: DType,
+        mut given: HashMap<String, Packed>,
+    ) -> Result<Self> {
         config.validate()?;
         let (c, std) = (config.embd, 0.02);
         #[expect(clippy::cast_precision_loss, reason = "a number of layers")]
@@ -258,8 +324,12 @@ impl Gpt {
                 projection.scales = Scales::of(&config, add);
             }
         }
+
+        let builder = builder.without(|name| given.contains_key(name));
         let parameters = builder.build(context, seed, dtype == DType::F16)?;
-        Ok(Self { config, dtype, parameters, tokens, positions, blocks, norm })
+        let given = parameters.iter().enumerate().filter_map(|(i, (info, _))| Some((i, given.remove(&info.name)?)));
+        let given = given.collect();
+        Ok(Self { config, dtype, parameters, tokens, positions, blocks, norm, given })
     }
 
     /// The shape.
@@ -294,7 +364,7 @@ impl Gpt {
     /// # Errors
     /// [`Error::Shape`] for other shapes; [`Error::ContextMismatch`]; [`Error::Limit`], [`Error::OutOfMemory`].
     pub fn logits(&self, tokens: &Tensor, train: Option<TrainPass<'_>>) -> Result<Tensor> {
-        self.forward(tokens, train, false)
+        self.probed_logits(tokens, train, Probe::default())
     }
 
     /// Sets learned scales to what their method starts from, by the weights and by what a forward pass makes of `tokens`, layer after
@@ -309,10 +379,24 @@ impl Gpt {
         if self.config.quantizer.and_then(|quantizer| quantizer.learned()).is_none() {
             return Ok(());
         }
-        self.parameters.context().no_grad(|| self.forward(tokens, None, true)).map(drop)
+        self.parameters.context().no_grad(|| self.forward(tokens, None, Probe::default(), true)).map(drop)
     }
 
-    fn forward(&self, tokens: &Tensor, train: Option<TrainPass<'_>>, initialize: bool) -> Result<Tensor> {
+    /// As [`Gpt::logits`], looked at from within.
+    ///
+    /// # Errors
+    /// As [`Gpt::logits`]; what the probe returns; [`Error::Shape`] for a dense pass of a model whose weights are codes only.
+    pub fn probed_logits(&self, tokens: &Tensor, train: Option<TrainPass<'_>>, probe: Probe<'_>) -> Result<Tensor> {
+        self.forward(tokens, train, probe, false)
+    }
+
+    fn forward(
+        &self,
+        tokens: &Tensor,
+        train: Option<TrainPass<'_>>,
+        probe: Probe<'_>,
+        initialize: bool,
+    ) -> Result<Tensor> {
         let &[_, t] = tokens.shape() else {
             return Err(Error::shape("gpt", "tokens of shape [batch, t]", format!("{:?}", tokens.shape())));
         };
@@ -335,10 +419,17 @@ impl Gpt {
         };
         let norm = |x: &Tensor, n: &Norm| x.layer_norm(&p[n.weight], n.bias.map(|b| &p[b]), EPS, dtype);
         // One linear layer; what it does besides multiplying is the caller's.
-        let quantizer = self.config.quantizer.filter(|quantizer| train.is_none() || quantizer.trains_quantized());
+        let given = !self.given.is_empty();
+        let quantizer = self.config.quantizer.filter(|q| given || train.is_none() || q.trains_quantized());
+        let quantizer = quantizer.filter(|_| !probe.dense);
         let project = |x: &Tensor, l: &Projection, options: LinearOptions<'_>| {
-            let learned = l.scales.as_ref().map(|scales| scales.learned(p, initialize));
-            linear(x, &p[l.weight], LinearOptions { bias: l.bias.map(|b| &p[b]), quantizer, learned, ..options })
+            if let (Some(_), Some(input)) = (quantizer, probe.input) {
+                input(l.weight, x)?;
+            }
+            let packed_weight = self.given.get(&l.weight).filter(|_| !probe.dense);
+            let learned = quantizer.and(l.scales.as_ref()).map(|scales| scales.learned(p, initialize));
+            let bias = l.bias.map(|b| &p[b]);
+            linear(x, &p[l.weight], LinearOptions { bias, quantizer, packed_weight, learned, ..options })
         };
         let mut x = tokens.embedding(&p[self.tokens], Some(&p[self.positions]), dropout().as_ref())?; // [b, t, c]
         for block in &self.blocks {
@@ -368,16 +459,31 @@ impl Gpt {
         self.blocks.iter().flat_map(|b| [&b.qkv, &b.out, &b.up, &b.down]).filter(move |_| quantized)
     }
 
-    /// The weight of one, as the quantizer makes it from the parameters now.
-    fn packed_weight(&self, quantizer: Quantizer, projection: &Projection) -> Result<Packed> {
-        let p = &self.parameters;
-        quantizer.weight_by(&p[projection.weight], projection.scales.as_ref().map(|scales| &p[scales.weight]))
+    /// Whether parameter `index` is one that forward passes multiply in quantized form.
+    #[must_use]
+    pub fn is_quantized(&self, index: usize) -> bool {
+        self.quantized_projections().any(|l| l.weight == index)
     }
 
-    /// The weights that are quantized, by parameter.
+    /// Parameter `index` as forward passes multiply it, if it is quantized: as it was given, or as the quantizer makes it now.
+    ///
+    /// # Errors
+    /// [`Error::Limit`], [`Error::OutOfMemory`].
+    pub fn packed_weight(&self, index: usize) -> Result<Option<Packed>> {
+        if let Some(packed) = self.given.get(&index) {
+            return Ok(Some(packed.clone()));
+        }
+        let projection = self.quantized_projections().find(|l| l.weight == index);
+        let Some((quantizer, projection)) = self.config.quantizer.zip(projection) else { return Ok(None) };
+        let p = &self.parameters;
+        let scale = projection.scales.as_ref().map(|scales| &p[scales.weight]);
+        quantizer.weight_by(&p[index], scale).map(Some)
+    }
+
+    /// All of these.
     fn packed_weights(&self) -> Result<HashMap<usize, Packed>> {
-        let Some(quantizer) = self.config.quantizer else { return Ok(HashMap::new()) };
-        self.quantized_projections().map(|l| Ok((l.weight, self.packed_weight(quantizer, l)?))).collect()
+        let all = self.quantized_projections();
+        all.filter_map(|l| Some(self.packed_weight(l.weight).transpose()?.map(|packed| (l.weight, packed)))).collect()
     }
 
     /// Adds `token` to `cache` and returns the logits of the next one.
@@ -460,9 +566,8 @@ impl Quantized for Gpt {
     }
 
     fn nearest(&self, index: usize, out: &Tensor) -> Result<()> {
-        let projection = self.quantized_projections().find(|projection| projection.weight == index);
-        match self.config.quantizer.zip(projection) {
-            Some((quantizer, projection)) => quantizer.dequantize(&self.packed_weight(quantizer, projection)?, out),
+        match self.config.quantizer.zip(self.packed_weight(index)?) {
+            Some((quantizer, packed)) => quantizer.dequantize(&packed, out),
             None => Err(Error::shape("gpt", "a parameter that is quantized", index.to_string())),
         }
     }

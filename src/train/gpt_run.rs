@@ -1,6 +1,7 @@
 //! A GPT with its optimizer, as the training loop and the sampler see it.
 
 use super::checkpoint::{TensorData, find};
+use super::diagnostics::{Diagnostics, Masks, diagnose};
 use super::sample::Decoder;
 use super::trainer::{Model, PendingStats, StepStats};
 use crate::nn::{Gpt, GptConfig, KvCache, TrainPass};
@@ -34,6 +35,9 @@ pub struct GptRun {
     loss: Tensor,
     /// Whether scales that are learned are still to be set by the first batch.
     fresh: bool,
+
+    /// Of the last diagnostics.
+    masks: Masks,
 }
 
 /// Loss scale that f16 training starts with.
@@ -58,7 +62,8 @@ impl GptRun {
         let tokens = || Tensor::zeros(context, &[shape.batch, shape.block], DType::U32);
         let batches = (0..shape.accumulate).map(|_| Ok([tokens()?, tokens()?])).collect::<Result<_>>()?;
         let loss = Tensor::zeros(context, &[], DType::F32)?;
-        Ok(Self { context: context.clone(), gpt, optimizer, shape, seed, batches, loss, fresh: true })
+        let masks = Masks::default();
+        Ok(Self { context: context.clone(), gpt, optimizer, shape, seed, batches, loss, fresh: true, masks })
     }
 
     /// The model.
@@ -179,6 +184,19 @@ impl Model for GptRun {
         })?;
         let sum = losses.to_vec()?.into_iter().map(f64::from).sum();
         Ok((sum, count))
+    }
+
+    fn diagnose(&mut self, inputs: &[u32], targets: &[u32]) -> Result<Diagnostics> {
+        let Some([tokens, wanted]) = self.batches.first() else { return Ok(Diagnostics::new()) };
+        self.upload("input tokens", tokens, inputs)?;
+        self.upload("target tokens", wanted, targets)?;
+        let options = LossOptions {
+            classes: Some(self.gpt.config().vocab),
+            weight: 1.0,
+            state: Some(self.optimizer.state()),
+            grad: self.gpt.dtype(),
+        };
+        diagnose(&self.gpt, tokens, wanted, options, &mut self.masks)
     }
 
     fn export(&mut self) -> Result<Vec<(String, TensorData)>> {
@@ -313,12 +331,25 @@ impl GptDecoder {
         dtype: DType,
         tensors: &[(String, TensorData)],
     ) -> Result<Self> {
-        let gpt = Gpt::new(context, config, 0, dtype)?;
-        for (info, tensor) in gpt.parameters().iter() {
-            tensor.write(&find(tensors, &format!("model.{}", info.name), tensor.dtype(), tensor.shape())?.bytes)?;
-        }
-        Self::new(Arc::new(gpt))
+        Self::new(Arc::new(gpt_from_tensors(context, config, dtype, tensors)?))
     }
+}
+
+/// A GPT with the `model.*` tensors of a checkpoint.
+///
+/// # Errors
+/// As [`GptDecoder::from_tensors`].
+pub fn gpt_from_tensors(
+    context: &Context,
+    config: GptConfig,
+    dtype: DType,
+    tensors: &[(String, TensorData)],
+) -> Result<Gpt> {
+    let gpt = Gpt::new(context, config, 0, dtype)?;
+    for (info, tensor) in gpt.parameters().iter() {
+        tensor.write(&find(tensors, &format!("model.{}", info.name), tensor.dtype(), tensor.shape())?.bytes)?;
+    }
+    Ok(gpt)
 }
 
 impl Decoder for GptDecoder {
