@@ -2,12 +2,14 @@
 // with f32 accumulation. Tier: coop (subgroups of exactly 32 invocations).
 //
 // A workgroup of eight subgroups owns 16 BLOCKS columns and up to 16 BLOCKS rows. Its subgroups are BLOCKS times PARTS (8 / BLOCKS): each has
-// 16 of the columns, and every PARTS-th slice of 32 of K, so that a GPU is full although there are few columns. Of a slice an invocation
-// decodes half a unit of one column into its subgroup's slab of workgroup memory, and brings 16 elements of a into the slab that the
-// subgroups with the same slice share; the loads of AHEAD slices are on their way together. At the end the parts are added in their order.
+// 16 of the columns, and every PARTS-th slice of 64 of K, so that a GPU is full although there are few columns. Of a slice an invocation
+// decodes a unit of one column into its subgroup's slab of workgroup memory, and brings 32 elements of a into the slab that the subgroups with
+// the same slice share; the loads of AHEAD slices are on their way. At the end the parts are added in their order.
+// Workgroup memory is what bounds this: no two invocations of those that write together write to one bank, and loads go 32 bytes along a row.
 //
 // Weights are rounded to f16: levels times the group's scale times the matrix's norm, whose reciprocal is in the epilogue; or, where a row
-// has one scale (params.by_row), levels alone (integers are exact), and that scale is in the epilogue. Decoding as in packed_vector.wgsl.
+// has one scale (params.by_row), levels alone (integers are exact), and that scale is in the epilogue. Decoding as in packed_vector.wgsl;
+// FLOAT: E2M1, whose codes become halves of words, level 2^-14, without a table.
 //
 // Bounds: K is filled up to whole units with zeros in `a`; rows and columns beyond the end repeat the last one and are not stored; slices
 // beyond the end repeat the last one with weights of zero.
@@ -37,7 +39,7 @@ struct Params {
 #if DECODE == 0
 @group(0) @binding(2) var<storage, read> b_codes: array<u32>;
 #else
-@group(0) @binding(2) var<storage, read> b_codes: array<HalfPack>;
+@group(0) @binding(2) var<storage, read> b_codes: array<Pack>;
 #endif
 @group(0) @binding(3) var<storage, read> b_side: array<u32>;
 @group(0) @binding(4) var<storage, read> bias: array<f32>;
@@ -51,15 +53,68 @@ struct Params {
 
 const PARTS: u32 = 8u / BLOCKS;
 // A slab's row, in vec4: padded by 16 bytes, so that 8 rows fall on different banks.
-const STRIDE: u32 = 10u;
+const STRIDE: u32 = 18u;
 const SLAB: u32 = 16u * STRIDE;
 
 var<workgroup> slab_b: array<vec4<f16>, 8u * SLAB>;
 var<workgroup> slab_a: array<vec4<f16>, 8u * SLAB>;   // [part][row]
 var<workgroup> sums: array<f32, 2048>;
 #if DECODE == 2
+#if !FLOAT
 var<workgroup> table: array<f32, 16>;
 #endif
+#endif
+
+// What memory holds of a slice: of b a unit of one column, of a sixteen vec4 of eight rows.
+struct Slice {
+    unit: u32,
+    valid: bool,
+#if DECODE != 0
+    pack: array<Pack, PACKS>,
+#endif
+#if B_GRID != 5
+    word: array<u32, HALF_SUMS>,
+#endif
+#if B_GRID == 1
+    zeros: array<u32, HALF_SUMS>,
+#endif
+    x: array<vec4<f16>, 8>,
+}
+struct Place {
+    row: u32,    // of b
+    odd: u32,    // which of the two units
+    a_row: u32,  // the first of every second row
+    a_col: u32,
+}
+fn groups_of(unit: u32) -> vec2<u32> {
+    let first = (unit * 32u) >> params.b.group_shift;
+    return vec2<u32>(first, min(first + 1u, params.b.groups - 1u));
+}
+fn fetch(pair: u32, at: Place) -> Slice {
+    var s: Slice;
+    let unit = pair * 2u + at.odd;
+    s.valid = unit < params.units;
+    s.unit = min(unit, params.units - 1u);
+#if DECODE != 0
+#for i 0 PACKS
+    s.pack[{i}] = b_codes[(at.row * params.units + s.unit) * PACKS + {i}u];
+#endfor
+#endif
+    let groups = groups_of(s.unit);
+#for h 0 HALF_SUMS
+#if B_GRID != 5
+    s.word[{h}] = word_of(at.row, groups[{h}]);
+#endif
+#if B_GRID == 1
+    s.zeros[{h}] = b_zero_word(at.row, groups[{h}]);
+#endif
+#endfor
+    let col = min(pair * 16u + at.a_col, params.ld / 4u - 1u);
+#for i 0 8
+    s.x[{i}] = a[min(at.a_row + {i}u * 2u, params.m - 1u) * (params.ld / 4u) + col];
+#endfor
+    return s;
+}
 
 @compute @workgroup_size(256)
 fn main(
@@ -73,22 +128,17 @@ fn main(
     let lane = index % 32u;
     let block = subgroup % BLOCKS;
     let part = subgroup / BLOCKS;
-    // The column and the half of a unit that this invocation decodes.
-    let half = lane % 2u;
-    let row = min(first + block * 16u + lane / 2u, params.n - 1u);
-    let to_b = subgroup * SLAB + lane / 2u * STRIDE + half * 4u;
+    let place = Place(min(first + block * 16u + lane / 2u, params.n - 1u), lane % 2u, block * 16u + lane / 16u, lane % 16u);
+    // Within a slice quads of the two units take turns, so that neighbours write to different banks.
     let at_b = subgroup * SLAB;
-    // Four times a vec4 of a: rows of eight.
-    let a_col = lane % 8u;
-    let a_row = block * 16u + lane / 8u;
-    let to_a = part * BLOCKS * SLAB + a_row * STRIDE + a_col;
+    let to_b = at_b + lane / 2u * STRIDE + place.odd;
     let at_a = part * BLOCKS * SLAB;
-#for i 0 4
-    let from_a{i} = min(a_row + {i}u * 4u, params.m - 1u) * (params.ld / 4u) + a_col;
-#endfor
+    let to_a = at_a + place.a_row * STRIDE + place.a_col % 8u * 2u + place.a_col / 8u;
 #if DECODE == 2
+#if !FLOAT
     if index < 16u { table[index] = bitcast<f32>(b_side[16u + index]); }
     workgroupBarrier();
+#endif
 #endif
 #if MIDDLES
     let zero = ceil(params.b.zero);
@@ -99,106 +149,124 @@ fn main(
 #for i 0 BLOCKS
     var c{i} = coop_mat16x16<f32, C>();
 #endfor
-    for (var round = 0u; round < params.units; round += AHEAD * PARTS) {
+    let pairs = (params.units + 1u) / 2u;
 #for s 0 AHEAD
-        let unit{s} = min(round + {s}u * PARTS + part, params.units - 1u);
-        let valid{s} = round + {s}u * PARTS + part < params.units;
-#if DECODE != 0
-#if B_BITS == 1
-        let pack{s} = b_codes[row * params.units + unit{s}] >> (half * 16u);
-#else
-        let pack{s} = b_codes[(row * params.units + unit{s}) * 2u + half];
-#endif
-#endif
-        let group{s} = min((unit{s} * 32u + half * 16u) >> params.b.group_shift, params.b.groups - 1u);
-#if B_GRID != 5
-        let raw{s} = raw_of(row, group{s});
-#endif
-#for i 0 4
-        let x{s}_{i} = a[from_a{i} + unit{s} * 8u];
+    var slice{s} = fetch({s}u * PARTS + part, place);
 #endfor
-#endfor
-        // Factors on levels. One branch for all: between branches loads would wait for each other.
-#if B_GRID == 5
-#for s 0 AHEAD
-        let scale{s} = b_scale(row, group{s}) * norm;
-#endfor
-#else
-#if STORE != 5
-#for s 0 AHEAD
-        let scale{s} = scale_of(raw{s}, row, group{s}) * norm;
-#endfor
-#else
-#for s 0 AHEAD
-        var scale{s} = 1.0;
-#endfor
-        switch select(params.b.store, 5u, params.by_row != 0u) {
-#for t 0 5
-            case {t}u: {
-#for s 0 AHEAD
-                scale{s} = b_scale_{t}(raw{s}, row, group{s}) * norm;
-#endfor
-            }
-#endfor
-            default: {}
-        }
-#endif
-#endif
+    for (var round = 0u; round < pairs; round += AHEAD * PARTS) {
 #for s 0 AHEAD
         {
+            let now = slice{s};
+            let groups = groups_of(now.unit);
+#for h 0 HALF_SUMS
 #if B_GRID == 5
-            let factor = select(vec2<f32>(), scale{s}, valid{s});
+            let factor{h} = select(vec2<f32>(), b_scale(place.row, groups[{h}]) * norm, now.valid);
 #else
-            let factor = select(0.0, scale{s}, valid{s});
+            let raw{h} = raw_in(now.word[{h}], groups[{h}]);
+#if STORE == 5
+            var scale{h} = 1.0;
+            if params.by_row == 0u { scale{h} = b_meant(raw{h}, place.row, groups[{h}]) * norm; }
+#else
+            let scale{h} = scale_of(raw{h}, place.row, groups[{h}]) * norm;
+#endif
+            let factor{h} = select(0.0, scale{h}, now.valid);
+#endif
+#if B_GRID == 1
+            let zero{h} = b_zero_in(now.zeros[{h}], groups[{h}]);
+#else
+#if !MIDDLES
+            let zero{h} = params.b.zero;
+#endif
 #endif
 #if DECODE == 1
 #if B_GRID == 1
-            let minus = fma(vec4<f32>(b_zero(row, group{s})), TIMES, vec4<f32>(MAGIC));
-            let extra = 0.0;
+            let minus{h} = fma(vec4<f32>(zero{h}), TIMES, vec4<f32>(MAGIC));
+            let shift{h} = vec4<f32>();
+#else
+            let minus{h} = minus;
+            let shift{h} = vec4<f32>(extra * factor{h});
 #endif
-            let by = OVER * factor;
-            let shift = vec4<f32>(extra * factor);
+            let by{h} = OVER * factor{h};
+#endif
+#endfor
+#if HALF_SUMS == 1
+            let factor1 = factor0;
+#if DECODE == 1
+            let minus1 = minus0;
+            let shift1 = shift0;
+            let by1 = by0;
 #endif
 #if DECODE == 0
-            let zero = b_zero(row, group{s});
+            let zero1 = zero0;
 #endif
-#for q 0 4
+#endif
+#for h 0 2
+#for i 0 2
+            {
 #if DECODE == 0
-            let y{q} = b_scaled4(b_level4(b_codes4(row * params.b.row_words + unit{s} * B_BITS, half * 4u + {q}u), zero), factor);
+                let word = place.row * params.b.row_words + now.unit * B_BITS;
+                let low = b_scaled4(b_level4(b_codes4(word, {h}u * 4u + {i}u * 2u), zero{h}), factor{h});
+                let high = b_scaled4(b_level4(b_codes4(word, {h}u * 4u + {i}u * 2u + 1u), zero{h}), factor{h});
 #endif
 #if DECODE == 1
 #if B_BITS == 8
-            let y{q} = fma(magic_levels(pack{s}[{q}], minus), by, shift);
+                let low = fma(magic_levels(now.pack[{h}][{i}u * 2u], minus{h}), by{h}, shift{h});
+                let high = fma(magic_levels(now.pack[{h}][{i}u * 2u + 1u], minus{h}), by{h}, shift{h});
 #endif
 #if B_BITS == 4
-            let y{q} = fma(magic_levels(pack{s}[{q}u / 2u] >> ({q}u % 2u * 16u), minus), by, shift);
+                let low = fma(magic_levels(now.pack[0][{h}u * 2u + {i}u], minus{h}), by{h}, shift{h});
+                let high = fma(magic_levels(now.pack[0][{h}u * 2u + {i}u] >> 16u, minus{h}), by{h}, shift{h});
 #endif
 #if B_BITS == 2
-            let y{q} = fma(magic_levels(pack{s} >> ({q}u * 8u), minus), by, shift);
+                let low = fma(magic_levels(now.pack[0][{h}u] >> ({i}u * 16u), minus{h}), by{h}, shift{h});
+                let high = fma(magic_levels(now.pack[0][{h}u] >> ({i}u * 16u + 8u), minus{h}), by{h}, shift{h});
 #endif
 #if B_BITS == 1
-            let y{q} = fma(magic_levels(pack{s} >> ({q}u * 4u), minus), by, shift);
+                let low = fma(magic_levels(now.pack[0] >> ({h}u * 16u + {i}u * 8u), minus{h}), by{h}, shift{h});
+                let high = fma(magic_levels(now.pack[0] >> ({h}u * 16u + {i}u * 8u + 4u), minus{h}), by{h}, shift{h});
 #endif
 #endif
 #if DECODE == 2
-            let w{q} = vec4<u32>(pack{s}[{q}u / 2u]) >> (vec4<u32>(0u, 4u, 8u, 12u) + {q}u % 2u * 16u) & vec4<u32>(15u);
-            let y{q} = vec4<f32>(table[w{q}.x], table[w{q}.y], table[w{q}.z], table[w{q}.w]) * factor;
+                let w = now.pack[0][{h}u * 2u + {i}u];
+#if FLOAT
+                let even = ((w << 4u) & 0x80808080u) | ((w << 1u) & 0x0e0e0e0eu);
+                let odd = (w & 0x80808080u) | ((w >> 3u) & 0x0e0e0e0eu);
+                let p0 = unpack2x16float((even << 8u) & 0xff00ff00u);
+                let p1 = unpack2x16float((odd << 8u) & 0xff00ff00u);
+                let p2 = unpack2x16float(even & 0xff00ff00u);
+                let p3 = unpack2x16float(odd & 0xff00ff00u);
+                let low = vec4<f32>(p0.x, p1.x, p2.x, p3.x) * (factor{h} * 16384.0);
+                let high = vec4<f32>(p0.y, p1.y, p2.y, p3.y) * (factor{h} * 16384.0);
+#else
+                let c = (vec4<u32>(w) >> vec4<u32>(0u, 4u, 8u, 12u)) & vec4<u32>(15u);
+                let d = (vec4<u32>(w) >> vec4<u32>(16u, 20u, 24u, 28u)) & vec4<u32>(15u);
+                let low = vec4<f32>(table[c.x], table[c.y], table[c.z], table[c.w]) * factor{h};
+                let high = vec4<f32>(table[d.x], table[d.y], table[d.z], table[d.w]) * factor{h};
 #endif
-            slab_b[to_b + {q}u] = vec4<f16>(y{q});
-            slab_a[to_a + {q}u * 4u * STRIDE] = x{s}_{q};
+#endif
+                slab_b[to_b + {h}u * 8u + {i}u * 4u] = vec4<f16>(low);
+                slab_b[to_b + {h}u * 8u + {i}u * 4u + 2u] = vec4<f16>(high);
+            }
 #endfor
-        }
-        workgroupBarrier();
-#for d 0 2
-        {
-            let y = coopLoad<coop_mat16x16<f16, B>>(&slab_b[at_b + {d}u * 4u], STRIDE);
+#endfor
+#for i 0 8
+            slab_a[to_a + {i}u * 2u * STRIDE] = now.x[{i}];
+#endfor
+            // The next of these registers; there is no load where all of it would be beyond the end.
+            slice{s}.valid = false;
+            if round + ({s}u + AHEAD) * PARTS < pairs { slice{s} = fetch(round + ({s}u + AHEAD) * PARTS + part, place); }
+            workgroupBarrier();
+#for d 0 4
+            {
+                let y = coopLoad<coop_mat16x16<f16, B>>(&slab_b[at_b + {d}u * 4u], STRIDE);
 #for i 0 BLOCKS
-            let x{i} = coopLoadT<coop_mat16x16<f16, A>>(&slab_a[at_a + {i}u * SLAB + {d}u * 4u], STRIDE);
-            c{i} = coopMultiplyAdd(x{i}, y, c{i});
+                let x{i} = coopLoadT<coop_mat16x16<f16, A>>(&slab_a[at_a + {i}u * SLAB + {d}u * 4u], STRIDE);
+                c{i} = coopMultiplyAdd(x{i}, y, c{i});
 #endfor
+            }
+#endfor
+            workgroupBarrier();
         }
-#endfor
-        workgroupBarrier();
 #endfor
     }
     let own = subgroup * 256u;

@@ -10,7 +10,8 @@
 // 1, integers of 1, 2, 4 or 8 bits: the code i of four, left where it stands (bits p i, at most 23 bits), is or-ed into the mantissa of 2^23.
 //    Subtracting 2^23 + z 2^(p i) leaves (u - z) 2^(p i) exactly, without a shift or a conversion; the powers leave a sum of four at its end.
 //    Grids without a zero are u - z + 1/2 with an integer z: the sum of the unit's activations, halved, is added.
-// 2, other grids of 4 bits: a table in workgroup memory, 16 distinct banks.
+// 2, other grids of 4 bits: a table in workgroup memory, 16 distinct banks; with SUBGROUP the eight invocations hold two entries each and hand
+//    them out, which CPUs have an instruction for (trees of selects, or a table in memory, take two to ten times as long).
 // 0, the rest: as packed.wgsl has it.
 // Scales are multiplied with a unit's sum (HALVES: groups are of 16, and a unit has two scales), NF3's with the levels; with several rows
 // with the levels, too. MIDDLES is DECODE 1 without zero points.
@@ -64,7 +65,9 @@ fn total(products: vec4<f32>) -> f32 {
 }
 
 #if DECODE == 2
+#if !SUBGROUP
 var<workgroup> table: array<f32, 16>;
+#endif
 #endif
 #if !SUBGROUP
 // Q sums at a time are added up: Q = ROWS, or COLS where there is one row.
@@ -96,8 +99,13 @@ fn main(
 #endif
     let block_m = wg.z * ROWS;
 #if DECODE == 2
+#if SUBGROUP
+    let lower = bitcast<f32>(b_side[16u + lane]);
+    let upper = bitcast<f32>(b_side[24u + lane]);
+#else
     if index < 16u { table[index] = bitcast<f32>(b_side[16u + index]); }
     workgroupBarrier();
+#endif
 #endif
 #for r 0 COLS
     let row{r} = min(first + {r}u, params.n - 1u);
@@ -114,7 +122,14 @@ fn main(
     let extra = zero - params.b.zero;
     let minus = fma(vec4<f32>(zero), TIMES, vec4<f32>(MAGIC));
 #endif
+#if HANDED
+    // All invocations take part to the end, since shuffles read from all; units beyond the end repeat the last one and count nothing.
+    for (var at = lane; at - lane < params.units; at += team) {
+        let unit = min(at, params.units - 1u);
+        let counts = at < params.units;
+#else
     for (var unit = lane; unit < params.units; unit += team) {
+#endif
         let group = (unit * 32u) >> params.b.group_shift;
 #if DECODE == 0
         // Kept short by loops over half-units and quads: software drivers compile it at the first dispatch.
@@ -267,7 +282,14 @@ fn main(
 #endif
 #if DECODE == 2
             let w{h}_{q} = vec4<u32>(pack{r}_0[{h}u * 2u + {q}u / 2u]) >> (vec4<u32>(0u, 4u, 8u, 12u) + {q}u % 2u * 16u) & vec4<u32>(15u);
+#if HANDED
+            let c{h}_{q} = w{h}_{q} & vec4<u32>(7u);
+            let l{h}_{q} = vec4<f32>(subgroupShuffle(lower, c{h}_{q}.x), subgroupShuffle(lower, c{h}_{q}.y), subgroupShuffle(lower, c{h}_{q}.z), subgroupShuffle(lower, c{h}_{q}.w));
+            let u{h}_{q} = vec4<f32>(subgroupShuffle(upper, c{h}_{q}.x), subgroupShuffle(upper, c{h}_{q}.y), subgroupShuffle(upper, c{h}_{q}.z), subgroupShuffle(upper, c{h}_{q}.w));
+            let v{h}_{q} = select(l{h}_{q}, u{h}_{q}, w{h}_{q} > vec4<u32>(7u));
+#else
             let v{h}_{q} = vec4<f32>(table[w{h}_{q}.x], table[w{h}_{q}.y], table[w{h}_{q}.z], table[w{h}_{q}.w]);
+#endif
 #endif
 #endfor
 #if ROWS == 1
@@ -276,7 +298,11 @@ fn main(
 #endfor
 #if HALVES
             {
+#if HANDED
+                let value = select(0.0, total(dot), counts);
+#else
                 let value = total(dot) + half{h};
+#endif
                 sum{r}_0 = fma(value, scale{h}, sum{r}_0);
                 dot = vec4<f32>();
             }
@@ -285,7 +311,11 @@ fn main(
 #endfor
 #if ROWS == 1
 #if !HALVES
+#if HANDED
+            let value = select(0.0, total(dot), counts);
+#else
             let value = total(dot) + (half0 + half1);
+#endif
             sum{r}_0 = fma(value, scale{r}_0, sum{r}_0);
 #endif
 #else
@@ -301,7 +331,11 @@ fn main(
             let y{h}_{q} = v{h}_{q} * scale{h};
 #endif
 #for m 0 ROWS
+#if HANDED
+            sum{r}_{m} += select(0.0, dot(y{h}_{q}, vec4<f32>(a[a_row{m} + unit * 8u + {h}u * 4u + {q}u])), counts);
+#else
             sum{r}_{m} += dot(y{h}_{q}, vec4<f32>(a[a_row{m} + unit * 8u + {h}u * 4u + {q}u]));
+#endif
 #endfor
 #endfor
 #endfor

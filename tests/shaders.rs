@@ -68,12 +68,12 @@ fn check_limits(key: &Key, reflected: &Reflected) {
 /// The baseline keeps to what every WebGPU device has; cooperative matrices are only found where there is more.
 fn wgpu_limits(key: &Key) -> walsh::wgpu::Limits {
     let mut limits = walsh::wgpu::Limits::default();
-    if key.defines.contains(&("LARGE", Define::Bool(true))) {
-        // The wrapper looks for it before it takes such a variant, and has another for the default limits.
-        limits.max_compute_workgroup_storage_size = 32 * 1024;
-    }
-    if key.tier == Tier::Coop {
-        // What `Capabilities` asks for before it offers the tier.
+    // The wrapper looks for these before it takes such a variant, and has another kernel for the default limits.
+    if key.defines.contains(&("HUGE", Define::Bool(true))) {
+        limits.max_compute_workgroup_storage_size = 48 * 1024;
+        limits.max_compute_invocations_per_workgroup = 1024;
+    } else if key.tier == Tier::Coop || key.defines.contains(&("LARGE", Define::Bool(true))) {
+        // `Capabilities` asks for it before it offers the coop tier.
         limits.max_compute_workgroup_storage_size = 32 * 1024;
     }
     limits

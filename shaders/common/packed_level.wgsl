@@ -45,12 +45,11 @@ fn {p}_scaled4(level: vec4<f32>, scale: vec2<f32>) -> vec4<f32> {
 fn {p}_scale(row: u32, group: u32) -> f32 { return {p}_stored(row, group); }
 fn {p}_scaled4(level: vec4<f32>, scale: f32) -> vec4<f32> { return level * scale; }
 #endif
-// What integer codes are less than by: the group's zero point, or the same for the whole matrix.
-fn {p}_zero(row: u32, group: u32) -> f32 {
+// What integer codes are less than by: the group's zero point, in a word with others, or the same for the whole matrix.
 #if {P}_GRID == 1
-    let at = params.{p}.zeros_at + row * params.{p}.zero_stride + group / 4u;
-    return f32(({p}_side[at] >> (group % 4u * 8u)) & 255u);
+fn {p}_zero_word(row: u32, group: u32) -> u32 { return {p}_side[params.{p}.zeros_at + row * params.{p}.zero_stride + group / 4u]; }
+fn {p}_zero_in(word: u32, group: u32) -> f32 { return f32((word >> (group % 4u * 8u)) & 255u); }
+fn {p}_zero(row: u32, group: u32) -> f32 { return {p}_zero_in({p}_zero_word(row, group), group); }
 #else
-    return params.{p}.zero;
+fn {p}_zero(row: u32, group: u32) -> f32 { return params.{p}.zero; }
 #endif
-}

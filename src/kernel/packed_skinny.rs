@@ -3,7 +3,7 @@
 use super::dim;
 use super::packed::{Decode, PackedInfo};
 use super::packed_matmul::{Operand, PackedMatmul};
-use super::packed_vector::{check, decoding, few_rows, kind, outputs, store, tail};
+use super::packed_vector::{STORES, check, decoding, few_rows, halves, kind, outputs, store, tail};
 use super::pad_rows::pad_rows;
 use crate::context::Grid;
 use crate::format::{Grid as Levels, UNIT};
@@ -20,8 +20,8 @@ pub static KERNEL: Kernel = Kernel {
         for decode in Decode::all() {
             for (out, tails) in [(DType::F32, &[0, 1, 3][..]), (DType::F16, &[0, 1])] {
                 for tail in tails {
-                    for store in stores(decode, *tail) {
-                        all.extend([1, 2, 4].map(|blocks| defines(decode, out, blocks, *store, *tail)));
+                    for scales in STORES.into_iter().filter(|s| stores(decode, *tail).contains(&s.0)) {
+                        all.extend([1, 2, 4].map(|blocks| defines(decode, out, blocks, scales, *tail)));
                     }
                 }
             }
@@ -31,24 +31,36 @@ pub static KERNEL: Kernel = Kernel {
     proven_bounds: true,
 };
 
-/// Slices of K whose loads are on their way together.
-const AHEAD: u32 = 8;
+/// Slices of K whose loads are on their way together: fewer where registers are needed for more accumulators, or for decoding.
+fn ahead(blocks: u32, float: bool) -> u32 {
+    match (blocks, float) {
+        (1, false) => 8,
+        (1 | 2, _) => 4,
+        _ => 2,
+    }
+}
+
+/// Bytes of workgroup memory that it takes.
+const MEMORY: u32 = 2 * 8 * 16 * 18 * 8 + 2048 * 4 + 16 * 4;
 
 /// Stores of scales that the kernel is specialised by, 5 for what is told at run time: those of plain products with codes that it loads whole.
 fn stores(decode: Decode, tail: u32) -> &'static [u32] {
     if tail == 0 && kind(decode, true) != 0 { &[0, 1, 2, 5] } else { &[5] }
 }
 
-fn defines(decode: Decode, out: DType, blocks: u32, store: u32, tail: u32) -> Defines {
+fn defines(decode: Decode, out: DType, blocks: u32, (store, halves): (u32, bool), tail: u32) -> Defines {
+    let float = matches!(decode, Decode { grid: 2, bits: 4, exponent: 2, mantissa: 1 });
     let mut defines = decoding(decode, true);
     defines.extend([
         ("InA", DType::F16.into()),
         ("Out", out.into()),
         ("BLOCKS", blocks.into()),
-        // More rows have more accumulators.
-        ("AHEAD", Define::U32(if blocks == 1 { AHEAD } else { AHEAD / 2 })),
+        ("AHEAD", ahead(blocks, float).into()),
         ("STORE", store.into()),
+        ("HALF_SUMS", Define::U32(if halves { 2 } else { 1 })),
         ("LOOSE", false.into()),
+        ("FLOAT", float.into()),
+        ("HUGE", true.into()),
         ("EPILOGUE", tail.into()),
     ]);
     if tail == 1 {
@@ -80,6 +92,9 @@ struct Params {
 pub fn supports(context: &Context, spec: &PackedMatmul<'_>) -> Result<(), &'static str> {
     match spec.a {
         _ if context.tier() < Tier::Coop => Err("it needs the coop tier"),
+        _ if context.capabilities().limits.max_compute_workgroup_storage_size < MEMORY => {
+            Err("it needs 45,120 bytes of workgroup memory")
+        }
         Operand::Dense(a) if a.dtype() == DType::F16 => few_rows(spec),
         _ => Err("its left operand is dense and f16"),
     }
@@ -129,9 +144,10 @@ pub fn dispatch(context: &Context, spec: &PackedMatmul<'_>) -> Result<()> {
     let blocks = m.div_ceil(16).next_power_of_two();
     let decode = Decode::of(&format);
     // Scales of rows are in the epilogue.
-    let known = if params.by_row == 0 { store(&format) } else { 5 };
+    let halves = halves(spec);
+    let known = if params.by_row == 0 && !halves { store(&format) } else { 5 };
     let known = if stores(decode, epilogue).contains(&known) { known } else { 5 };
-    let defines = defines(decode, spec.out.dtype(), dim(blocks)?, known, epilogue);
+    let defines = defines(decode, spec.out.dtype(), dim(blocks)?, (known, halves), epilogue);
     let mut bindings = vec![padded.read(), spec.b.codes().read(), spec.b.side().read()];
     bindings.extend(outputs(spec));
     let groups = n.div_ceil(16 * blocks) as u64;

@@ -99,7 +99,9 @@ impl Class {
 
     fn defines(self, decode: Decode, [input, out]: [DType; 2], rows: u32, halves: bool, tail: u32) -> Defines {
         let columns = self.columns(rows);
-        let mut defines = decoding(decode, self == Self::Gpu);
+        // Eight invocations hand out a table of sixteen by two shuffles.
+        let tables = self != Self::Lanes(4);
+        let mut defines = decoding(decode, tables);
         defines.extend([
             ("HALVES", halves.into()),
             ("InA", input.into()),
@@ -108,6 +110,7 @@ impl Class {
             ("COLS", columns.into()),
             ("LANES", self.lanes().into()),
             ("SUBGROUP", Define::Bool(self != Self::Gpu)),
+            ("HANDED", Define::Bool(self != Self::Gpu && kind(decode, tables) == 2)),
             ("EPILOGUE", tail.into()),
         ]);
         if self == Self::Gpu {
@@ -144,19 +147,26 @@ pub(crate) fn decoding(decode: Decode, tables: bool) -> Defines {
 /// What [`SUBGROUP`] is specialised by beside the format's decoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Streams {
-    /// Columns that a subgroup sums at a time.
-    columns: u32,
+    /// Invocations of a workgroup.
+    lanes: u32,
     /// How scales are stored, 5 for what is told at run time.
     store: u32,
     halves: bool,
     loose: bool,
 }
 
-/// Workgroup, and units of `a` in its memory.
+/// Invocations of its workgroups, on every GPU.
 const STREAM_LANES: u32 = 256;
-const CHUNK: u32 = 128;
-/// From so many columns on a subgroup takes eight at a time: as many as leave 264 workgroups, two for each multiprocessor of a large GPU.
-const MANY: usize = 264 * 64;
+/// And where there are so many columns and the device has them: a driver then keeps registers few enough for all of them to be at work, which
+/// hides how long shuffles and conversions take.
+const MANY_LANES: u32 = 1024;
+const MANY: usize = FULL * 64;
+/// Bytes of workgroup memory: what of `a` is on its way to registers, and sums.
+const STREAM_MEMORY: u32 = 16 * 1024 + SUMS * 4;
+/// Sums that a workgroup keeps.
+const SUMS: u32 = 2048;
+/// Workgroups of [`STREAM_LANES`] that fill a large GPU: two for each multiprocessor.
+const FULL: usize = 264;
 const NVIDIA: u32 = 0x10DE;
 
 impl Streams {
@@ -171,18 +181,48 @@ impl Streams {
             && caps.subgroup_size.0 == caps.subgroup_size.1
             && caps.subgroup_size.0 >= 16
             && STREAM_LANES.is_multiple_of(caps.subgroup_size.0)
-            && kind(decode, true) != 0;
+            && caps.limits.max_compute_workgroup_storage_size >= STREAM_MEMORY
+            && kind(decode, true) != 0
+            && spec.n >= Self::columns(decode) as usize;
         let halves = halves(spec);
-        fits.then_some(Self {
-            columns: if tail(&spec.epilogue).0 == 0 && spec.n >= MANY { 8 } else { 4 },
-            store: if halves { 5 } else { store(&format) },
-            halves,
-            // Where it was tried.
-            loose: decode.bits == 4
-                && caps.adapter.vendor == NVIDIA
-                && caps.adapter.backend == wgpu::Backend::Vulkan
-                && caps.subgroup_size.0 == 32,
-        })
+        // Where it was tried.
+        let loose = caps.adapter.vendor == NVIDIA
+            && caps.adapter.backend == wgpu::Backend::Vulkan
+            && caps.subgroup_size.0 == 32;
+        let limit = caps.limits.max_compute_invocations_per_workgroup.min(caps.limits.max_compute_workgroup_size_x);
+        let many = Self::may_be_many(decode, tail(&spec.epilogue).0) && spec.n >= MANY && MANY_LANES <= limit;
+        let store = if halves { 5 } else { store(&format) };
+        fits.then_some(Self { lanes: if many { MANY_LANES } else { STREAM_LANES }, store, halves, loose })
+    }
+
+    /// Whether there are variants of [`MANY_LANES`]: codes of 8 bits leave too few registers.
+    fn may_be_many(decode: Decode, tail: u32) -> bool {
+        tail == 0 && decode.bits < 8
+    }
+
+    /// Columns that an invocation sums at a time. Integers, whose decoding leaves registers, load the next ones meanwhile.
+    fn columns(decode: Decode) -> u32 {
+        if kind(decode, true) == 1 { 4 } else { 8 }
+    }
+
+    /// How codes become halves of a word: 1 integers, 2 small floats of two exponent bits and one of mantissa, 0 not at all.
+    fn halved(decode: Decode, loose: bool) -> u32 {
+        match decode {
+            _ if !loose => 0,
+            Decode { grid: 0 | 1, bits: 4, .. } => 1,
+            Decode { grid: 2, exponent: 2, mantissa: 1, .. } => 2,
+            _ => 0,
+        }
+    }
+
+    /// Columns of a workgroup, for `n` in all, where `size` invocations are a subgroup.
+    fn span(self, decode: Decode, [n, units]: [usize; 2], size: u32) -> usize {
+        let subgroups = self.lanes / size;
+        let width = units.div_ceil(size as usize).clamp(1, subgroups as usize);
+        let step = subgroups as usize / width * Self::columns(decode) as usize;
+        let groups = if self.lanes == MANY_LANES { FULL / 2 } else { FULL };
+        let most = SUMS as usize / width / step * step;
+        n.div_ceil(groups).next_multiple_of(step).min(most)
     }
 
     fn all(decode: Decode, tail: u32) -> Vec<Self> {
@@ -190,11 +230,10 @@ impl Streams {
         if kind(decode, true) == 0 {
             return all;
         }
-        for columns in if tail == 0 { &[4, 8][..] } else { &[4] } {
-            for (store, halves) in [(0, false), (1, false), (2, false), (5, false), (5, true)] {
-                for loose in if decode.bits == 4 { &[false, true][..] } else { &[false] } {
-                    all.push(Self { columns: *columns, store, halves, loose: *loose });
-                }
+        for loose in [false, true] {
+            let many = Self::may_be_many(decode, tail);
+            for lanes in if many { &[STREAM_LANES, MANY_LANES][..] } else { &[STREAM_LANES] } {
+                all.extend(STORES.map(|(store, halves)| Self { lanes: *lanes, store, halves, loose }));
             }
         }
         all
@@ -202,6 +241,8 @@ impl Streams {
 
     fn defines(self, decode: Decode, [input, out]: [DType; 2], tail: u32) -> Defines {
         let integers = kind(decode, true) == 1;
+        let columns = Self::columns(decode);
+        let halved = Self::halved(decode, self.loose);
         let mut defines = decoding(decode, true);
         defines.extend([
             ("InA", input.into()),
@@ -210,11 +251,14 @@ impl Streams {
             ("HALVES", self.halves.into()),
             ("HALF_SUMS", Define::U32(if self.halves { 2 } else { 1 })),
             ("LOOSE", self.loose.into()),
-            ("HALF_CODES", Define::Bool(self.loose && integers)),
-            ("SUM", Define::Bool(integers && (self.loose || decode.grid == 0))),
-            ("CHUNK", CHUNK.into()),
-            ("COLS", self.columns.into()),
-            ("LANES", STREAM_LANES.into()),
+            ("HALVED", halved.into()),
+            ("WIDE", Define::Bool(integers && halved == 0)),
+            ("SUM", Define::Bool(integers && (halved == 1 || decode.grid == 0))),
+            ("COLS", columns.into()),
+            ("HALF_COLS", Define::U32(columns / 2)),
+            ("AHEAD", integers.into()),
+            ("LANES", self.lanes.into()),
+            ("HUGE", true.into()),
             ("EPILOGUE", tail.into()),
         ]);
         if tail == 1 {
@@ -256,7 +300,9 @@ struct Params {
     activation: u32,
     accumulate: u32,
     alpha: f32,
-    pad: [u32; 3],
+    /// Columns of a workgroup of [`SUBGROUP`].
+    span: u32,
+    pad: [u32; 2],
 }
 
 /// Whether the kernel can do this product on this device.
@@ -354,6 +400,9 @@ pub(crate) fn store(format: &Format) -> u32 {
     }
 }
 
+/// Stores of scales that kernels are specialised by, and whether a unit has two scales.
+pub(crate) const STORES: [(u32, bool); 5] = [(0, false), (1, false), (2, false), (5, false), (5, true)];
+
 /// Whether a unit has two scales.
 pub(crate) fn halves(spec: &PackedMatmul<'_>) -> bool {
     spec.b.format().span() == Span::Group(16)
@@ -402,8 +451,11 @@ fn run(
     let units = k.div_ceil(UNIT);
     let rows = if m == 1 { 1 } else { BLOCK };
     let team = if class == Class::Gpu { team(units, class.lanes() as usize) } else { class.lanes() as usize };
-    let defines =
-        class.defines(Decode::of(&spec.b.format()), [a.dtype(), spec.out.dtype()], rows, halves(spec), epilogue);
+    let decode = Decode::of(&spec.b.format());
+    let defines = class.defines(decode, [a.dtype(), spec.out.dtype()], rows, halves(spec), epilogue);
+    let size = context.capabilities().subgroup_size.0;
+    let streams = Streams::of(context, spec);
+    let span = streams.map_or(1, |streams| streams.span(decode, [n, units], size));
     let params = Params {
         b: spec.b.info()?,
         m: dim(m)?,
@@ -415,23 +467,15 @@ fn run(
         activation,
         accumulate: spec.accumulate.into(),
         alpha: spec.alpha,
-        pad: [0; 3],
+        span: dim(span)?,
+        pad: [0; 2],
     };
     let mut bindings = vec![a.read(), spec.b.codes().read(), spec.b.side().read()];
     bindings.extend(outputs(spec));
-    if let Some(streams) = Streams::of(context, spec) {
-        let defines = streams.defines(Decode::of(&spec.b.format()), [a.dtype(), spec.out.dtype()], epilogue);
-        let width = (STREAM_LANES / context.capabilities().subgroup_size.0 * streams.columns) as usize;
-        // Workgroups go on where the grid ends.
-        let groups = n.div_ceil(width).min(1 << 14);
-        return context.dispatch_tier(
-            &SUBGROUP,
-            Tier::Subgroup,
-            &defines,
-            &params,
-            &bindings,
-            Grid::Xyz([dim(groups)?, 1, 1]),
-        );
+    if let Some(streams) = streams {
+        let defines = streams.defines(decode, [a.dtype(), spec.out.dtype()], epilogue);
+        let grid = Grid::Linear(n.div_ceil(span) as u64);
+        return context.dispatch_tier(&SUBGROUP, Tier::Subgroup, &defines, &params, &bindings, grid);
     }
     let blocks = n.div_ceil(class.lanes() as usize / team * class.columns(rows) as usize);
     let max = context.capabilities().limits.max_compute_workgroups_per_dimension as usize;
