@@ -8,7 +8,7 @@ use crate::kernel::packed::Packed;
 use crate::op::{LinearOptions, linear};
 use crate::optim::{Init, ParameterBuilder, Parameters, padded_len};
 use crate::qat::lsq::START;
-use crate::qat::{LearnedScales, Quantizer};
+use crate::qat::{LearnedScales, Noise, Quantizer};
 use crate::{Buffer, Context, DType, Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -95,7 +95,8 @@ impl GptConfig {
         self.projections().map(|[_, k]| k).to_vec()
     }
 
-    /// Bits that a weight of the blocks' linear layers takes in its format, scales included, on average; `None` where they are dense.
+    /// Bits that a weight of the blocks' linear layers takes in its format, scales included, on average over those that are quantized; `None`
+    /// where they are dense.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
     pub fn bits_per_weight(&self) -> Option<f64> {
@@ -335,10 +336,17 @@ impl Gpt {
         };
         let norm = |x: &Tensor, n: &Norm| x.layer_norm(&p[n.weight], n.bias.map(|b| &p[b]), EPS, dtype);
         // One linear layer; what it does besides multiplying is the caller's.
-        let quantizer = self.config.quantizer.filter(|quantizer| train.is_none() || quantizer.trains_quantized());
         let project = |x: &Tensor, l: &Projection, options: LinearOptions<'_>| {
+            let quantizer = self.quantizer(l).filter(|quantizer| train.is_none() || quantizer.trains_quantized());
+            let noise = train.map(|pass| Noise {
+                seed: pass.seed,
+                state: pass.state.clone(),
+                micro: pass.micro,
+                layer: l.weight as u32,
+            });
             let learned = l.scales.as_ref().map(|scales| scales.learned(p, initialize));
-            linear(x, &p[l.weight], LinearOptions { bias: l.bias.map(|b| &p[b]), quantizer, learned, ..options })
+            let (bias, noise) = (l.bias.map(|b| &p[b]), noise.as_ref());
+            linear(x, &p[l.weight], LinearOptions { bias, quantizer, learned, noise, ..options })
         };
         let mut x = tokens.embedding(&p[self.tokens], Some(&p[self.positions]), dropout().as_ref())?; // [b, t, c]
         for block in &self.blocks {
@@ -364,11 +372,22 @@ impl Gpt {
 
     /// The weights that are quantized, as the quantizer makes them from the parameters now; by parameter.
     fn packed_weights(&self) -> Result<HashMap<usize, Packed>> {
-        let Some(quantizer) = self.config.quantizer else { return Ok(HashMap::new()) };
         let projections = self.blocks.iter().flat_map(|b| [&b.qkv, &b.out, &b.up, &b.down]);
         let p = &self.parameters;
-        let packed = |l: &Projection| quantizer.weight_by(&p[l.weight], l.scales.as_ref().map(|s| &p[s.weight]));
-        projections.map(|l| Ok((l.weight, packed(l)?))).collect()
+        let packed = |l: &Projection, quantizer: Quantizer| {
+            quantizer.weight_by(&p[l.weight], l.scales.as_ref().map(|s| &p[s.weight]))
+        };
+        let quantized = projections.filter_map(|l| Some((l, self.quantizer(l)?)));
+        quantized.map(|(l, quantizer)| Ok((l.weight, packed(l, quantizer)?))).collect()
+    }
+
+    /// The quantizer of one layer, if it has one: some methods leave the last blocks as they are.
+    fn quantizer(&self, l: &Projection) -> Option<Quantizer> {
+        let quantizer = self.config.quantizer?;
+        let quantized = self.blocks.len() - quantizer.dense_blocks(self.blocks.len());
+        // Parameters count upward through the blocks.
+        let dense = self.blocks.get(quantized).is_some_and(|block| l.weight >= block.norm1.weight);
+        (!dense).then_some(quantizer)
     }
 
     /// Adds `token` to `cache` and returns the logits of the next one.
@@ -407,9 +426,9 @@ impl Gpt {
             let p = &self.parameters;
             let c = self.config.embd;
             let norm = |x: &Tensor, n: &Norm| x.layer_norm(&p[n.weight], n.bias.map(|b| &p[b]), EPS, self.dtype);
-            let (quantizer, weights) = (self.config.quantizer, &cache.weights);
+            let weights = &cache.weights;
             let project = |x: &Tensor, l: &Projection, options: LinearOptions<'_>| {
-                let packed_weight = weights.get(&l.weight);
+                let (quantizer, packed_weight) = (self.quantizer(l), weights.get(&l.weight));
                 let learned = l.scales.as_ref().map(|scales| scales.learned(p, false));
                 linear(
                     x,
