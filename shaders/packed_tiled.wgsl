@@ -1,7 +1,7 @@
 // packed_tiled.wgsl: matrix products with a quantized right operand through workgroup memory, f32 arithmetic, for every GPU and format.
 //   FORM 0: out[m, n] = sum_k a[m, k] b[n, k]    FORM 1: sum_k a[m, k] b[k, n]    FORM 2: sum_k a[k, m] b[k, n]
 // The tiles and who owns what are those of matmul_tiled.wgsl; what differs is that four codes of b become a vec4 on their way into workgroup
-// memory, scale and all. The left operand is f32, f16 or (InA u32, FORM 0 only) quantized too, in any format: packed_any.wgsl.
+// memory, scale and all. The left operand is f32, f16 or (InA u32, not with FORM 2) quantized too, in any format: packed_any.wgsl.
 // With K split, workgroup (x, y, z) sums part z of K and writes part z of `out`.
 //
 // Bounds: k >= 1 (no codes otherwise). Rows of codes are clamped to the last one, columns to the last quad of a row, whose unit exists in

@@ -1,6 +1,6 @@
 // quantize.wgsl: codes, scales, zero points, the header and a mask of x. SPAN 0: an invocation owns the units of 32 columns that share a scale
 // (where the scale is given, one unit); 1: an invocation owns a unit of two groups of 16; 2: a workgroup owns a row or a long group, its
-// invocations take units in turn. Units are read again for their codes, last one first, but for the last, which is still there: one place
+// invocations take units in turn. TRANSPOSED (SPAN 0 and 1): x is read by columns, see quantize_load.wgsl. Units are read again for their codes, last one first, but for the last, which is still there: one place
 // in the code that loads, since software adapters take a second to compile five. No code word has two writers; words of scales have, see quantize_side.wgsl. Bounds: units beyond a row are nobody's; the last one is filled up with
 // code 0. Tier: baseline; subgroup for the reduction of SPAN 2.
 @group(0) @binding(0) var<uniform> params: Recipe;
@@ -8,14 +8,14 @@
 @group(0) @binding(3) var<storage, read_write> codes: array<u32>;
 @group(0) @binding(4) var<storage, read_write> side: array<atomic<u32>>;
 @group(0) @binding(5) var<storage, read_write> mask: array<u32>;
-// The tensor's scale before it was rounded, or scales for double quantization.
+// The tensor's scale before it was rounded, or scales for double quantization; then the largest magnitudes of squares.
 @group(0) @binding(6) var<storage, read_write> scratch: array<u32>;
-#if SPAN == 0
+#if HANDED
 // The caller's scale and offset of all elements.
 @group(0) @binding(7) var<storage, read> handed_scale: array<u32>;
 @group(0) @binding(8) var<storage, read> handed_offset: array<u32>;
 #endif
-#import quantize_load AT=1
+#import quantize_load AT=1 AND=7
 const STRIDE: u32 = 4u;
 #import quantize_scale
 #import quantize_code
@@ -28,9 +28,15 @@ const STEP: u32 = WG_SIZE;
 const STEP: u32 = 1u;
 #endif
 
+// What is seen of a group, or its largest magnitude among the rows that share scales with this one.
+fn shared_total(t: Total, row: u32, group: u32) -> Total {
+    var all = t;
+    for (var i = 0u; i < once(params.square > 0u); i++) { all.m = scratch[params.square + row / 16u * params.p.groups + group]; }
+    return all;
+}
 fn elements(group: u32) -> f32 { return f32(min(params.group, params.p.cols - group * params.group)); }
 
-#if SPAN == 0
+#if HANDED
 #import handed_scale
 // The bits of the caller's scale; the smallest f16 is 2^-24.
 fn handed_bits() -> u32 { return max(handed_magnitude(handed_scale[0]), select(0u, 0x33800000u, params.p.store == 1u)); }
@@ -65,7 +71,7 @@ fn fitted(v: Unit) -> Unit { return v; }
 // The scale of all rows.
 fn given() -> Stored {
     var s: Stored;
-#if SPAN == 0
+#if HANDED
     if params.handed == 1u { return handed(); }
 #endif
     let word = atomicLoad(&side[32]);
@@ -94,18 +100,25 @@ fn main(@builtin(local_invocation_index) index: u32, @builtin(workgroup_id) wg: 
     let lane = 0u;
 #endif
     put_header(select(0u, params.header_words, i == 0u && lane == 0u));
+#if TRANSPOSED
+    let row = i % params.rows;
+    let piece = i / params.rows;
+    if piece >= params.pieces { return; }
+#else
     let row = i / params.pieces;
     if row >= params.rows { return; }
     let piece = i % params.pieces;
+#endif
     // A tensor's factor is there already, with the whole header; else it is of no use here.
     let factor = select(bitcast<f32>(atomicLoad(&side[0])), 1.0, params.header_words > 0u);
 #if SPAN == 1
     let u = unit_of(row, piece);
-    let s0 = stored_of(total_of(see0(unseen(), u, 0u)), elements(2u * piece), factor);
+    let s0 = stored_of(shared_total(total_of(see0(unseen(), u, 0u)), row, 2u * piece), elements(2u * piece), factor);
     put_scale(row, 2u * piece, s0);
     var s1 = s0;
     for (var k = 0u; k < once(2u * piece + 1u < params.p.groups); k++) {
-        s1 = stored_of(total_of(see1(unseen(), u, 0u)), elements(2u * piece + 1u), factor);
+        let total = shared_total(total_of(see1(unseen(), u, 0u)), row, 2u * piece + 1u);
+        s1 = stored_of(total, elements(2u * piece + 1u), factor);
         put_scale(row, 2u * piece + 1u, s1);
     }
     put_unit(row, piece, u, scale_of(s0, factor), scale_of(s1, factor));

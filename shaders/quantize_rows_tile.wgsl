@@ -58,7 +58,7 @@ fn main(lane: Lane) {
         var tile = tile_of_row(row, number);
         if !there { tile = Tile(0u, 0u, 0u, 0u); }
         var u: Unit;
-        if busy { u = load_tile(tile, l); }
+        if busy { u = load_tile(tile, l, lane.lane); }
         if busy && t < rounds {
             let place = number * 128u * HALVES + l * 4u;
 #for h 0 HALVES

@@ -10,7 +10,8 @@
 #import quantize_scale
 #import quantize_side
 #if !PARTIALS
-#import quantize_load AT=3
+@group(0) @binding(4) var<storage, read> state: array<u32>;
+#import quantize_load AT=3 AND=5
 const STRIDE: u32 = 4u;
 #endif
 
@@ -41,8 +42,13 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>) {
 #else
     var seen = unseen();
     for (var i = wg.x * WG_SIZE + inv.index; i < params.rows * params.units; i += params.partials * WG_SIZE) {
+#if TRANSPOSED
+        let row = i % params.rows;
+        let unit = i / params.rows;
+#else
         let row = i / params.units;
         let unit = i % params.units;
+#endif
         let place = row * params.p.cols + unit * 32u;
         let u = unit_of(row, unit);
         seen = see1(see0(seen, u, place), u, place);

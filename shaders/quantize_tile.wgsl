@@ -1,4 +1,4 @@
-// quantize_tile.wgsl: as quantize.wgsl with scales of groups of GROUP elements by their largest magnitude. A team of eight invocations owns eight
+// quantize_tile.wgsl: as quantize.wgsl with scales of groups of GROUP elements by their largest magnitude, or up to 32 by their mean square. A team of eight invocations owns eight
 // units of 32 columns; see quantize_tile.wgsl. Where rows are whole units, whole groups and whole words of scales, the tiles go through
 // the matrix as one row (params.flat). Bounds: what is beyond the last tile is a tile of nothing; loads, codes and the mask ask the tile,
 // scales the number of groups. Tier: subgroup, of a fixed size that eight divides.
@@ -27,6 +27,30 @@ fn largest(m: u32) -> u32 {
 fn magnitude(v: vec4<f32>) -> u32 {
     let m = bitcast<vec4<u32>>(v) & vec4<u32>(0x7fffffffu);
     return max(max(m.x, m.y), max(m.z, m.w));
+}
+fn added(v: f32) -> f32 {
+    var sum = v + subgroupShuffleXor(v, 1u);
+    sum += subgroupShuffleXor(sum, 2u);
+#if GROUP != 16
+    sum += subgroupShuffleXor(sum, 4u);
+#endif
+    return sum;
+}
+fn total_among(m: u32, v: vec4<f32>) -> Total {
+    var t = Total(largest(m), 0u, 0.0, 0.0);
+    if params.rule == 4u {
+        let large = abs(v) > vec4<f32>(params.big);
+        let small = select(v, vec4<f32>(), large);
+        let scaled = select(vec4<f32>(), v * params.big_factor, large);
+        t.a = added(dot(small, small));
+        t.b = added(dot(scaled, scaled));
+    }
+    return t;
+}
+// Elements of the group that an invocation has four of in unit j.
+fn count_of(t: Tile, l: u32, j: u32) -> f32 {
+    let first = j * 32u + select(0u, l / 4u * 16u, GROUP == 16u);
+    return f32(clamp(t.quads * 4u - min(first, t.quads * 4u), 1u, GROUP));
 }
 // Two neighbouring fields of scales: those of halves of a unit.
 fn halves(bits: u32, l: u32, width: u32) -> u32 {
@@ -72,7 +96,7 @@ fn main(lane: Lane) {
         words += row * params.p.scale_stride + first * params.scale_bits / 32u;
         groups = row * params.p.groups + first;
     }
-    let u = load_tile(tile, l);
+    let u = load_tile(tile, l, lane.lane);
 #for h 0 2
 #for q 0 4
     var m{h}{q} = magnitude(u.q{h}{q});
@@ -88,7 +112,7 @@ fn main(lane: Lane) {
 #if GROUP < 64
 #for h 0 2
 #for q 0 4
-    let stored{h}{q} = stored_of(Total(largest(m{h}{q}), 0u, 0.0, 0.0), 1.0, factor);
+    let stored{h}{q} = stored_of(total_among(m{h}{q}, u.q{h}{q}), count_of(tile, l, {h}u * 4u + {q}u), factor);
     let s{h}{q} = scale_of(stored{h}{q}, factor);
 #endfor
 #endfor

@@ -186,6 +186,11 @@ impl Buffer {
         Ok(Self { raw: self.raw.clone(), offset: self.offset + start_bytes, len, dtype: self.dtype })
     }
 
+    /// True if both are the same memory.
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.raw, &other.raw) && self.offset == other.offset
+    }
+
     /// True if no other handle refers to this memory, so that it may be overwritten.
     pub(crate) fn is_unique(&self) -> bool {
         Arc::strong_count(&self.raw) == 1

@@ -274,6 +274,27 @@ fn integers_are_exact() {
 }
 
 #[test]
+fn two_quantized_operands_of_an_input_gradient_agree_with_float64() {
+    for ctx in contexts() {
+        for (name, [m, n, k]) in [
+            ("nvfp4", [132, 136, 100]),
+            ("mxfp4", [64, 260, 48]),
+            ("nf4", [8, 36, 260]),
+            ("int4:row:f32", [130, 8, 64]),
+        ] {
+            let mut random = Gen::new(6);
+            let mut side =
+                |rows, cols| Side::packed(&ctx, &quantize(format(name), &random.normals(rows * cols), rows, cols));
+            let (a, b) = (side(m, k), side(k, n));
+            let (want, bounds) = expected(Form::Nn, [m, n, k], &a, &b);
+            let out = Tensor::zeros(&ctx, &[m * n], DType::F32).unwrap();
+            packed_coop(&ctx, &plain(Form::Nn, [m, n, k], a.operand(), b.quantized(), out.buffer())).unwrap();
+            assert_within(&format!("{name} {m}x{n}x{k}"), &out.to_vec().unwrap(), &want, |i| bounds[i]);
+        }
+    }
+}
+
+#[test]
 fn not_a_number_stays_in_its_row() {
     for ctx in contexts() {
         for name in ["int4:row:f32", "int4:g32", "mxfp4", "nf4", "nvfp4"] {

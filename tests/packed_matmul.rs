@@ -257,6 +257,27 @@ fn two_quantized_operands_agree_with_float64() {
 }
 
 #[test]
+fn two_quantized_operands_of_an_input_gradient_agree_with_float64() {
+    for ctx in baseline() {
+        let pairs = [("nvfp4", "nvfp4"), ("mxfp4", "int4:asym:g32"), ("int8:row:f32", "nvfp4")];
+        for (i, (left, right)) in pairs.into_iter().enumerate() {
+            // Vectors, ragged rows, and K in parts.
+            let (choice, dims) = [
+                (SMALL, [20, 68, 92]),
+                (SMALL, [33, 37, 45]),
+                (Choice::Tiled { shape: Shape::Small, splits: 2 }, [20, 36, 100]),
+            ][i];
+            let b = quantized(parsed(right), shape_b(Form::Nn, dims), 1, true);
+            let a = Left::Packed(quantized(parsed(left), [dims[0], dims[2]], 2, false));
+            compare(&ctx, choice, Form::Nn, &a, &b, DType::F32, dims);
+            if cpu(&ctx) {
+                compare(&ctx, Choice::Unpacked, Form::Nn, &a, &b, DType::F32, dims);
+            }
+        }
+    }
+}
+
+#[test]
 fn large_tiles_and_parts_of_k_agree_with_float64() {
     for ctx in baseline() {
         // The last part is shorter than a step, and a group ends within it.
@@ -634,6 +655,7 @@ fn what_does_not_fit_together_is_refused() {
     let other = Packed::from_host(ctx, &PackedMatrix::zeros(parsed("int4"), 8, 4).unwrap()).unwrap();
     let good = plain(Form::Nt, [6, 4, 8], Operand::Dense(a.buffer()), &square, &out);
     let nn = PackedMatmul { form: Form::Nn, b: &other, ..good };
+    let tn = PackedMatmul { form: Form::Tn, b: &other, ..good };
     packed_matmul(ctx, &good).unwrap();
     packed_matmul(ctx, &nn).unwrap();
     let dropout = Dropout { p: 1.5, seed: 1, op: 0, micro: 0, state: state.buffer() };
@@ -641,7 +663,8 @@ fn what_does_not_fit_together_is_refused() {
         (PackedMatmul { b: &other, ..good }, "b of 4 x 8"),
         (PackedMatmul { m: 7, ..good }, "a of at least 56"),
         (PackedMatmul { a: Operand::Packed(&square), ..good }, "a of 6 x 8"),
-        (PackedMatmul { a: Operand::Packed(&other), ..nn }, "dense a"),
+        (PackedMatmul { a: Operand::Packed(&other), ..tn }, "dense a"),
+        (PackedMatmul { a: Operand::Packed(&other), ..nn }, "a of 6 x 8"),
         (PackedMatmul { a: Operand::Dense(mask.buffer()), ..good }, "f32 or f16"),
         (PackedMatmul { out: short.buffer(), ..good }, "out of 24"),
         (PackedMatmul { bias: Some(short.buffer()), ..good }, "bias of 4"),

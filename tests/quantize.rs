@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Gen, U32, dtypes, every_tier, floats};
-use walsh::format::tables::dynamic_map;
+use walsh::format::tables::{GAUSSIAN_UNIT_E2M1, dynamic_map};
 use walsh::format::{Format, Grid, Header, PackedMatrix, Rounding, Rule, Span, Store, Uniform};
 use walsh::kernel::packed::Packed;
 use walsh::kernel::quantize::{self as kernel, Options, Step, quantize};
@@ -96,6 +96,14 @@ impl Case<'_> {
                 let ideal = wide.scale(row, g, negative);
                 let error = scale_error(format, count);
                 match format.store() {
+                    Store::E8M0(_) if format.rule() == Rule::Gaussian && want_bits != 255 => {
+                        // The power of two at or below a number that is off a little.
+                        let squares =
+                            group.iter().filter(|v| v.abs() >= f32::MIN_POSITIVE).map(|v| f64::from(*v).powi(2));
+                        let ideal = GAUSSIAN_UNIT_E2M1 * (squares.sum::<f64>() / count as f64).sqrt() + 1e-8;
+                        let byte = |v: f64| (v.log2().floor() + 127.0).min(254.0) as u32;
+                        assert!(byte(ideal * (1.0 - error)) <= bits && bits <= byte(ideal * (1.0 + error)), "{at}");
+                    }
                     Store::E8M0(_) => assert_eq!(bits, want_bits, "{at}"),
                     Store::F32 => {
                         let value = f64::from(f32::from_bits(bits));
@@ -780,6 +788,35 @@ fn scales_are_given_to_formats_that_have_one() {
     }
     assert!(matches!(run("int4:tensor:f32", Some(&two), None), Err(Error::Shape { .. })));
     assert!(matches!(run("int4:tensor:f32", None, Some(&one)), Err(Error::Invalid { .. })));
+}
+
+#[test]
+fn mean_squares_of_short_groups_make_scales_in_tiles_too() {
+    for context in every_tier() {
+        for text in ["mxfp4:mse", "int4:g16:f32:mse:centred", "int8:g32:mse:centred", "e2m1:g16:f16:mse"] {
+            let x: Vec<f32> =
+                Gen::new(8).hard(9 * 292).iter().zip(0..).map(|(v, i)| v * 2f32.powi(i / 97 - 14)).collect();
+            run(&context, text.parse().unwrap(), &x, [9, 292], DType::F32, None, 2.0);
+            run(&context, text.parse().unwrap(), &x[..6 * 384], [6, 384], DType::F32, None, 2.0);
+        }
+    }
+}
+
+#[test]
+fn a_bound_just_below_the_largest_level_excludes_it() {
+    // Quartet's trust is |x / scale| < 6.
+    for context in every_tier() {
+        let mut x = vec![0.0f32; 32];
+        (x[0], x[1], x[2], x[3]) = (6.0, -6.0, 6.0f32.next_down(), 7.5);
+        // A root mean square between 1 / 0.487 and 2 / 0.487: the scale is 1.
+        let tensor = Tensor::from_f32(&context, &x, &[1, 32]).unwrap();
+        let packed = Packed::empty(&context, "mxfp4:mse".parse().unwrap(), 1, 32).unwrap();
+        let mask = Tensor::zeros(&context, &[1], DType::U32).unwrap();
+        let options = Options { mask: Some((mask.buffer(), 6.0f32.next_down())), ..Options::default() };
+        quantize(&context, tensor.buffer(), &packed, options).unwrap();
+        assert_eq!(packed.to_host(&context).unwrap().scale(0, 0, false), 1.0);
+        assert_eq!(mask.to_vec_u32().unwrap(), [!0b1011]);
+    }
 }
 
 #[test]

@@ -210,3 +210,32 @@ fn learned_scales_are_trained_saved_and_sampled_from() {
         assert!(!place.out("refused").exists());
     }
 }
+
+#[test]
+fn methods_that_quantize_gradients_bring_their_formats() {
+    let place = Place::new();
+    let train = |out: &str, [batch, block]: [&str; 2], more: &[&str]| {
+        let mut command = place.walsh(&["train", "--text", "text.txt", "--preset", "nano", "--out", out, "--json"]);
+        command.args(["--layers", "1", "--embd", "32", "--batch", batch, "--block", block, "--log-every", "1"]);
+        command.args(["--eval-batches", "2", "--lr", "0.01", "--steps", "20"]).args(more).output().unwrap()
+    };
+    let said = code(&train("quartet", ["4", "16"], &["--method", "quartet:sr"]), 0);
+    assert!(said.contains("quartet:sr, weights mxfp4:mse, activations mxfp4:mse, rotated by 32"), "{said}");
+    let losses: Vec<f64> = metrics::read(&place.out("quartet")).unwrap().iter().filter_map(|r| r.train_loss).collect();
+    assert!(losses.len() == 20 && losses[19] < 0.9 * losses[0], "{losses:?}");
+    // The run's settings are enough to go on with it.
+    code(&place.walsh(&["train", "--out", "quartet", "--resume", "--json"]).output().unwrap(), 0);
+    code(&train("nvfp4", ["3", "16"], &["--method", "nvfp4:dense=0", "--precision", "f32"]), 0);
+    for (shape, flags, message) in [
+        (["4", "16"], ["--method", "quartet", "--weights", "int4"], "--weights: expected mxfp4"),
+        (
+            ["4", "12"],
+            ["--method", "quartet", "--weights", "mxfp4"],
+            "a multiple of 32 tokens beside --method quartet, found 48",
+        ),
+        (["4", "16"], ["--method", "nvfp4", "--hadamard", "32"], "--hadamard: expected off beside --method nvfp4"),
+    ] {
+        let said = code(&train("refused", shape, &flags), 2);
+        assert!(said.contains(message), "{flags:?}: {said}");
+    }
+}

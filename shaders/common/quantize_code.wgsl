@@ -33,6 +33,11 @@ fn scale_of(s: Stored, factor: f32) -> Scale {
         scale.limit.x = params.bound * power_of_two(-(e / 2)) * power_of_two(e / 2 - e);
     }
 #endif
+#if CLASS == 4
+    scale.first *= vec2<f32>(params.factor);
+#else
+    scale.first.x *= params.factor;
+#endif
     if !s.good {
         scale.first = vec2<f32>();
         scale.second = vec2<f32>();

@@ -53,7 +53,16 @@ struct Recipe {
     ue4m3: u32,            // E4M3 scales as ggml rounds them
     handed: u32,           // the scale is the caller's, in a buffer of its own
     shifted: u32,          // so is an offset that elements are less by
+    square: u32,           // where scratch has the largest magnitudes of squares of groups; 0 where rows have their own
+    factor: f32,           // on elements, not on scales
+    flips: u32,            // signs of columns change before a rotation
+    flip_low: u32,         // key, operation and step of the signs
+    flip_high: u32,
+    flip_op: u32,
+    flip_step: u32,
+    flip_at_state: u32,
     reserved: u32,
+    a: PackedInfo,         // of x, where it is quantized
     header: array<vec4<u32>, 8>,
 }
 // The trip count of a loop that stands for a branch: software adapters run both sides of an `if`, but no loop that ends at once.

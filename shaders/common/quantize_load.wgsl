@@ -1,6 +1,61 @@
 // Units of 32 elements of x, rotated where asked for, and the statistics of those that share a scale. Needs X, WIDTH (4: rows start on a
-// multiple of four elements) and `params: Recipe`; x is at binding {AT}: `#import quantize_load AT=1`.
+// multiple of four elements), `params: Recipe` and `state`, see quantize_signs.wgsl; x is at binding {AT}: `#import quantize_load AT=1 AND=7`.
+// TRANSPOSED: rows are the columns of x, which is f32, f16 or (X u32) quantized, its side data at binding {AND}. Neighbouring rows are then
+// neighbours in memory.
 #import quantize_info
+#import quantize_signs
+#if TRANSPOSED
+#if X == u32
+#import packed_any p=a
+@group(0) @binding({AT}) var<storage, read> a_codes: array<u32>;
+@group(0) @binding({AND}) var<storage, read> a_side: array<u32>;
+// The code of element i of the unit that starts at `word`.
+fn a_code(word: u32, i: u32) -> u32 {
+    let bits = params.a.code & 15u;
+    var code = 0u;
+    for (var n = 0u; n < once(bits == 8u); n++) { code = (a_codes[word + i / 4u] >> (i % 4u * 8u)) & 255u; }
+    for (var n = 0u; n < once((bits & 4u) != 0u); n++) { code = (a_codes[word + i / 8u] >> (i % 8u * 4u)) & 15u; }
+    for (var n = 0u; n < once((bits & 2u) != 0u); n++) {
+        let low = bits & 4u;
+        code |= ((a_codes[word + low + i / 16u] >> (i % 16u * 2u)) & 3u) << low;
+    }
+    for (var n = 0u; n < once((bits & 1u) != 0u); n++) {
+        let low = bits & 6u;
+        code |= ((a_codes[word + low] >> i) & 1u) << low;
+    }
+    return code;
+}
+// One element at a time, and below one vec4: software adapters take a second for each decoder that they compile.
+fn load4(row: u32, col: u32) -> vec4<f32> {
+    let group = a_group(row);
+    let unit = row / 32u * (params.a.code & 15u);
+    let integers = ((params.a.code >> 4u) & 15u) < 2u;
+    var code = vec4<u32>();
+    var zero = vec4<f32>();
+    var positive = vec4<f32>();
+    var negative = vec4<f32>();
+    for (var j = 0u; j < 4u; j++) {
+        let line = min(col + j, params.p.cols - 1u);
+        let scale = a_scale(line, group);
+        code[j] = a_code(line * params.a.row_words + unit, row % 32u);
+        zero[j] = select(0.0, a_zero(line, group), integers);
+        positive[j] = scale.x;
+        negative[j] = scale.y;
+    }
+    let level = a_level4(code, 0.0) - zero;
+    let there = vec4<u32>(col) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.p.cols);
+    return select(vec4<f32>(), level * select(positive, negative, level < vec4<f32>()), there);
+}
+#else
+@group(0) @binding({AT}) var<storage, read> x: array<X>;
+fn load4(row: u32, col: u32) -> vec4<f32> {
+    let columns = vec4<u32>(col) + vec4<u32>(0u, 1u, 2u, 3u);
+    let there = columns < vec4<u32>(params.p.cols);
+    let at = select(vec4<u32>(), columns * params.rows + vec4<u32>(row), there);
+    return select(vec4<f32>(), vec4<f32>(vec4<X>(x[at.x], x[at.y], x[at.z], x[at.w])), there);
+}
+#endif
+#else
 #if WIDTH == 4
 @group(0) @binding({AT}) var<storage, read> x: array<vec4<X>>;
 #else
@@ -19,13 +74,32 @@ fn load4(row: u32, col: u32) -> vec4<f32> {
     return select(vec4<f32>(), vec4<f32>(vec4<X>(x[at.x], x[at.y], x[at.z], x[at.w])), there);
 #endif
 }
+#endif
 fn load_unit(row: u32, unit: u32) -> Unit {
     var u: Unit;
+#if X == u32
+    var all: array<vec4<f32>, 8>;
+    for (var q = 0u; q < 8u; q++) { all[q] = load4(row, unit * 32u + q * 4u); }
+#for h 0 2
+#for q 0 4
+    u.q{h}{q} = all[{h}u * 4u + {q}u];
+#endfor
+#endfor
+#else
 #for h 0 2
 #for q 0 4
     u.q{h}{q} = load4(row, unit * 32u + {h}u * 16u + {q}u * 4u);
 #endfor
 #endfor
+#endif
+    for (var i = 0u; i < params.flips; i++) {
+        let signs = sign_word(unit);
+#for h 0 2
+#for q 0 4
+        u.q{h}{q} = flipped(u.q{h}{q}, signs >> ({h}u * 16u + {q}u * 4u));
+#endfor
+#endfor
+    }
     return u;
 }
 // The transform of 16 or 32 elements, unscaled.

@@ -21,7 +21,7 @@ fn ue4m3_bits(v: f32) -> u32 {
     let code = (bits >> 20u) - 960u + ((bits >> 19u) & 1u);
     return select(code, 126u, code >= 120u);
 }
-// The byte of E8M0 for a largest magnitude's bits.
+// The byte of E8M0 for the bits of a largest magnitude, or with rule 4 of a scale.
 fn e8m0_bits(m: u32) -> u32 {
     let e = i32(m >> 23u) - i32(params.top) + i32(once((m & 0x7fffffu) >= params.threshold));
     return select(u32(clamp(e, 0, 254)), 0u, m == 0u);
@@ -54,7 +54,7 @@ fn ideal(t: Total, count: f32) -> vec2<f32> {
 fn stored_bits(scale: f32, m: u32, factor: f32) -> u32 {
     switch params.p.store {
         case 1u: { return f16_bits(scale); }
-        case 2u: { return e8m0_bits(m); }
+        case 2u: { return e8m0_bits(select(m, bitcast<u32>(scale), params.rule == 4u)); }
         case 3u: {
             if params.ue4m3 == 1u { return ue4m3_bits(scale); }
             return e4m3_bits(scale / factor);

@@ -1,6 +1,7 @@
 // Tiles of 4 HALVES units for teams of eight invocations of a subgroup: invocation l has vec4 number l of each unit, so that loads, exchanges and
 // stores of a team are of neighbours. Needs X, `params: Recipe`, `x`, and HALVES, and what quantize_code.wgsl needs.
 const STRIDE: u32 = 32u;
+#import quantize_signs
 struct Lane {
     @builtin(subgroup_id) subgroup: u32,
     @builtin(subgroup_size) size: u32,
@@ -15,7 +16,24 @@ fn tile_of_row(row: u32, tile: u32) -> Tile {
     return Tile(row * params.units + first, row * (params.p.cols / 4u) + first * 8u, params.p.cols / 4u - min(first * 8u, params.p.cols / 4u),
         params.units - first);
 }
-fn load_tile(t: Tile, l: u32) -> Unit {
+// Random signs: invocation l finds those of one unit in eight.
+fn flipped_tile(v: Unit, t: Tile, l: u32, lane: u32) -> Unit {
+    var u = v;
+    let low = sign_word((t.unit + l) % params.units);
+#if HALVES < 3
+    let high = low;
+#else
+    let high = sign_word((t.unit + 8u + l) % params.units);
+#endif
+#for h 0 HALVES
+#for q 0 4
+    let signs{h}{q} = subgroupShuffle(select(low, high, {h}u >= 2u), lane - l + {h}u % 2u * 4u + {q}u);
+    u.q{h}{q} = flipped(u.q{h}{q}, signs{h}{q} >> (4u * l));
+#endfor
+#endfor
+    return u;
+}
+fn load_tile(t: Tile, l: u32, lane: u32) -> Unit {
     var u: Unit;
 #for h 0 HALVES
 #for q 0 4
@@ -23,6 +41,7 @@ fn load_tile(t: Tile, l: u32) -> Unit {
     u.q{h}{q} = select(vec4<f32>(), vec4<f32>(x[select(0u, t.quad + {h}u * 32u + {q}u * 8u + l, there{h}{q})]), there{h}{q});
 #endfor
 #endfor
+    if params.flips == 1u { u = flipped_tile(u, t, l, lane); }
     if params.rotated == 1u { u = rotated_tile(u, l); }
     // Subnormal numbers count as zero.
 #for h 0 HALVES

@@ -3,12 +3,14 @@
 use super::{Case, Prepared, Size, Work, packed_bytes, prepared, random, random_as, zeros, zeros_as};
 use crate::format::Format;
 use crate::kernel::dequantize::dequantize;
+use crate::kernel::hadamard::{Signs, Step};
 use crate::kernel::learned_scale_backward::{Clip, LearnedScale, Outputs, learned_scale_backward};
 use crate::kernel::matmul::{Epilogue, Form};
 use crate::kernel::packed::Packed;
 use crate::kernel::packed_matmul::{Operand, PackedMatmul, packed_matmul};
 use crate::kernel::pad_rows::pad_rows;
 use crate::kernel::quantize::{Options, quantize};
+use crate::kernel::quantize_transposed::{Source, quantize_transposed};
 use crate::{Context, DType, Error, Result, Tensor};
 
 /// Kernels that a product of quantized matrices may take.
@@ -38,6 +40,10 @@ pub fn cases(size: Size) -> Vec<Case> {
             .filter_map(|f| f.parse().ok())
             .flat_map(|format| [encode_by_scale(format, [rows, width]), learned(format, [rows, width])]),
     );
+    for format in ["mxfp4", "nvfp4"].iter().filter_map(|f| f.parse::<Format>().ok()) {
+        all.extend([None, Some(format)].map(|from| transposed(from, format, [rows, width])));
+    }
+    all.extend(["nvfp4"].iter().filter_map(|f| f.parse().ok()).map(|format| squares(format, [4 * width, width])));
     all.push(pad([rows - 1, width - 1], [rows, width]));
     all.extend(pairs().map(|format| both(format, [rows, 4 * width, width])));
     if size.is_large() {
@@ -113,6 +119,44 @@ fn learned(format: Format, [rows, cols]: [usize; 2]) -> Case {
     Case::new("learned_scale_backward", [rows, cols, 0], Work::bytes(12 * n), prepare)
         .format(format.to_string())
         .kernels(&["learned_scale_backward", "column_sum"])
+}
+
+/// What the gradient of a weight multiplies: rotated along what were the columns, with random signs.
+fn transposed(from: Option<Format>, format: Format, [rows, cols]: [usize; 2]) -> Case {
+    let size = from.map_or(4 * rows * cols, |from| packed_bytes(from, [rows, cols]));
+    let work = Work::bytes(size + packed_bytes(format, [cols, rows]));
+    let prepare = move |context: &Context| -> Result<Prepared> {
+        let (dense, out) = (random_as(context, rows * cols, DType::F32)?, zeros(context, rows * cols)?);
+        let codes = from.map(|from| packed(context, from, [rows, cols])).transpose()?;
+        let (to, c) = (Packed::empty(context, format, cols, rows)?, context.clone());
+        let run = move || {
+            let block = format.group(rows);
+            let signs = Signs { seed: 1, op: 0, step: Step::Number(0) };
+            let hadamard = rows.is_multiple_of(block).then_some(block);
+            let options = Options { hadamard, signs: Some(&signs), ..Options::default() };
+            let x = codes.as_ref().map_or(Source::Dense(dense.buffer()), Source::Packed);
+            quantize_transposed(&c, x, &to, options).map(|()| to.clone())
+        };
+        dequantize(context, &run()?, out.buffer())?;
+        prepared(&[&out], move || run().map(|_| ()))
+    };
+    let case = Case::new("quantize_transposed", [rows, cols, 0], work, prepare).format(format.to_string());
+    let case = case.kernels(&["quantize_transposed*", "quantize_tensor", "quantize_norm", "dequantize"]);
+    if let Some(from) = from { case.packed_activations(from) } else { case }
+}
+
+/// Scales of squares.
+fn squares(format: Format, [rows, cols]: [usize; 2]) -> Case {
+    let work = Work::bytes(packed_bytes(format, [rows, cols]) + 4 * rows * cols);
+    let options = Options { square: true, ..Options::default() };
+    let prepare = move |context: &Context| -> Result<Prepared> {
+        let (x, out) = (random_as(context, rows * cols, DType::F32)?, zeros(context, rows * cols)?);
+        let (codes, c) = (Packed::empty(context, format, rows, cols)?, context.clone());
+        quantize(context, x.buffer(), &codes, options)?;
+        dequantize(context, &codes, out.buffer())?;
+        prepared(&[&out], move || quantize(&c, x.buffer(), &codes, options))
+    };
+    Case::new("quantize_square", [rows, cols, 0], work, prepare).format(format.to_string()).kernels(&["quantize*"])
 }
 
 fn decode(format: Format, [rows, cols]: [usize; 2]) -> Case {

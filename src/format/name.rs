@@ -82,6 +82,7 @@ impl Format {
             "fp4:row",
             "e2m1:mse",
             "mxfp4:roundup",
+            "mxfp4:mse",
             "mxfp8_e4m3:even",
             "mxint8:roundup",
             "binary:g64:f16",
@@ -234,6 +235,9 @@ fn apply(format: &mut Format, option: &str, name: &str, integer: bool, floats: b
                 }
             };
         }
+        "absmax" | "mse" if matches!(format.store, Store::E8M0(_)) => {
+            format.rule = if option == "mse" { Rule::Gaussian } else { Rule::AbsMax };
+        }
         "absmax" | "mse" | "absmean" | "signed" if floats => {
             format.rule = match option {
                 "absmax" => Rule::AbsMax,
@@ -291,7 +295,7 @@ fn possible(format: &Format, name: &str, integer: bool, floats: bool) -> String 
     if integer {
         all.extend(["mse", "signed", "full", "centred", "asym"]);
     }
-    if matches!(name, "binary" | "ternary" | "e2m1") {
+    if matches!(name, "binary" | "ternary" | "e2m1" | "mxfp4") {
         all.push("mse");
     }
     if matches!(name, "binary" | "ternary") {
@@ -312,8 +316,15 @@ fn check(format: &Format, base: Format, text: &str) -> Result<()> {
     let fail = |expected: &str, got: &str| Err(Error::invalid(format!("format `{text}`"), expected, got));
     match (format.rule, format.grid) {
         (Rule::Gaussian, Grid::Nf4 | Grid::Fp4 | Grid::Nf3 | Grid::ZeroPoint { .. } | Grid::Int { full: true, .. }) => {
-            fail("`mse` with integers, e2m1, binary or ternary", "a grid without a clip for normal data")
+            fail("`mse` with integers, e2m1, mxfp4, binary or ternary", "a grid without a clip for normal data")
         }
+        (Rule::Gaussian, grid) if matches!(format.store, Store::E8M0(_)) => match (grid, format.store) {
+            (Grid::Float(Minifloat::E2M1), Store::E8M0(Power::Floor)) => Ok(()),
+            (Grid::Float(Minifloat::E2M1), _) => {
+                fail("`mse` with the power of two at or below its scale", "another rounding of scales")
+            }
+            _ => fail("`mse` with mxfp4 among the microscaling formats", "a grid without a clip for normal data"),
+        },
         (Rule::AbsMean, _) if base.rule != Rule::AbsMean => fail("`absmean` with binary or ternary", "another grid"),
         (Rule::SignedMax, Grid::Int { full: true, .. }) => Ok(()),
         (Rule::SignedMax, _) => fail("`signed` together with `full`", "`signed` alone"),
@@ -369,9 +380,9 @@ mod tests {
 
     #[test]
     fn every_listed_option_parses() {
-        assert_eq!(Format::all().len(), NAMES.len() + 26);
+        assert_eq!(Format::all().len(), NAMES.len() + 27);
         let names: std::collections::HashSet<String> = Format::all().iter().map(Format::to_string).collect();
-        assert_eq!(names.len(), NAMES.len() + 26);
+        assert_eq!(names.len(), NAMES.len() + 27);
     }
 
     #[test]
@@ -395,6 +406,9 @@ mod tests {
             "ternary:absmax",
             "nf4:half-even",
             "mxfp4:f16",
+            "mxfp4:mse:roundup",
+            "mxfp8_e4m3:mse",
+            "mxint4:mse",
             "int4:bogus",
         ] {
             let error = text.parse::<Format>().unwrap_err().to_string();

@@ -522,6 +522,7 @@ impl PackedMatrix {
                 u32::from(if bad { half::f16::NAN } else { half::f16::from_f64(saturated) }.to_bits())
             }
             Store::E8M0(_) if bad => 255,
+            Store::E8M0(_) if self.format.rule == Rule::Gaussian => (exponent(ideal) + 127).clamp(0, 254) as u32,
             Store::E8M0(power) => self.format.power_of_two(power, group.iter().fold(0.0, |m, v| m.max(v.abs()))),
             Store::E4M3 | Store::Ue4m3 if bad => 0x7F,
             Store::Ue4m3 => ue4m3(ideal as f32),

@@ -31,6 +31,7 @@ pub mod packed_tiled;
 pub mod packed_vector;
 pub mod pad_rows;
 pub mod quantize;
+pub mod quantize_transposed;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
@@ -98,6 +99,10 @@ pub static ALL: &[&Kernel] = &[
     &quantize::ROWS_TILE,
     &quantize::ROWS_SUBGROUP,
     &quantize::TENSOR,
+    &quantize::SQUARE,
+    &quantize_transposed::KERNEL,
+    &quantize_transposed::TENSOR,
+    &quantize_transposed::SQUARE,
     &quantize::DOUBLE,
     &quantize::NORM,
     &packed_skinny::KERNEL,

@@ -91,8 +91,10 @@ fn kinds(form: Form) -> Vec<Coded> {
 fn operands(form: Form) -> Vec<(Option<Coded>, Coded)> {
     let kinds = kinds(form);
     let mut all: Vec<_> = kinds.iter().map(|kind| (None, *kind)).collect();
-    if form == Form::Nt {
+    if form != Form::Tn {
         all.extend(kinds.iter().map(|kind| (Some(*kind), *kind)));
+    }
+    if form == Form::Nt {
         let decode = |bits| Decode { grid: 0, bits, exponent: 0, mantissa: 0 };
         let int = |bits| Coded { decode: decode(bits), fold: false, halves: false, double: false };
         all.extend([(8, 4), (8, 2), (8, 1), (4, 2), (4, 1)].map(|(a, b)| (Some(int(a)), int(b))));

@@ -41,6 +41,7 @@ fn of(out: Define, epilogue: u32, grouped: bool, shape: Shape) -> Defines {
 /// Both operands, where both are quantized.
 pub(super) fn operands<'a>(spec: &PackedMatmul<'a>) -> Result<[&'a Packed; 2], &'static str> {
     match spec.a {
+        _ if spec.form != Form::Nt => Err("it is written for the forward form"),
         Operand::Packed(a) => Ok([a, spec.b]),
         Operand::Dense(_) => Err("both operands must be quantized"),
     }

@@ -19,7 +19,7 @@ use crate::{Context, DType, Error, Result};
 pub enum Operand<'a> {
     /// f32 or f16, row-major.
     Dense(&'a Buffer),
-    /// Quantized along its rows; with [`Form::Nt`] only.
+    /// Quantized along its rows; not with [`Form::Tn`].
     Packed(&'a Packed),
 }
 
@@ -31,7 +31,8 @@ pub enum Operand<'a> {
 /// | `Nn` | `[m, k]` | `[k, n]` | input gradient, `dY W` |
 /// | `Tn` | `[k, m]` | `[k, n]` | weight gradient, `dY^T X` |
 ///
-/// `b` is quantized along its rows as listed, so along `k` in the first form and along `n` in the others.
+/// `b` is quantized along its rows as listed, so along `k` in the first form and along `n` in the others. A quantized `a` of the second form is
+/// quantized along `k`: gradients beside a weight whose scales are those of squares.
 #[derive(Clone, Copy, Debug)]
 pub struct PackedMatmul<'a> {
     /// How the operands are stored.
@@ -209,7 +210,9 @@ pub(super) fn types() -> Vec<(Form, Define, Define)> {
     for form in Form::ALL {
         all.extend([(form, f32, f32), (form, f16, f32), (form, f16, f16)]);
     }
-    all.extend([(Form::Nt, PACKED, f32), (Form::Nt, PACKED, f16)]);
+    for form in [Form::Nt, Form::Nn] {
+        all.extend([(form, PACKED, f32), (form, PACKED, f16)]);
+    }
     all
 }
 
@@ -488,7 +491,7 @@ fn check(context: &Context, spec: &PackedMatmul<'_>) -> Result<()> {
     };
     of("b", spec.b, if form == Form::Nt { [n, k] } else { [k, n] })?;
     match spec.a {
-        Operand::Packed(_) if form != Form::Nt => return fail("a dense a".into(), format!("codes with {form:?}")),
+        Operand::Packed(_) if form == Form::Tn => return fail("a dense a".into(), format!("codes with {form:?}")),
         Operand::Packed(a) => of("a", a, [m, k])?,
         Operand::Dense(a) if a.len() < m * k || !FLOATS.contains(&a.dtype()) => {
             return fail(format!("a of at least {} elements, f32 or f16", m * k), describe(a));

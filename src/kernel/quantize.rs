@@ -1,6 +1,8 @@
 //! Quantization: scales, codes, and a mask of what did not saturate, for every format.
 
+use super::hadamard::{self, Signs};
 use super::packed::{Packed, PackedInfo};
+use super::quantize_transposed as transposed;
 use super::{FLOATS, check_state, dim, each, expect, product, width};
 use crate::buffer::{Binding, Buffer};
 use crate::context::Grid;
@@ -11,6 +13,8 @@ use crate::shader::{Define, Defines, Kernel, Scalar};
 use crate::{Context, DType, Error, Result, Tier};
 
 const NAME: &str = "quantize";
+/// Rows that share scales with [`Options::square`].
+const SQUARE_ROWS: usize = 16;
 
 /// An invocation per group.
 pub static KERNEL: Kernel = Kernel {
@@ -22,7 +26,7 @@ pub static KERNEL: Kernel = Kernel {
             each("STOCHASTIC", &[false, true]),
             classes(),
             loads(),
-            vec![vec![("SPAN", 0u32.into())], vec![("SPAN", 1u32.into())]],
+            [0u32, 1].map(|span| vec![("SPAN", span.into()), ("HANDED", (span == 0).into())]).to_vec(),
             each("WG_SIZE", &[64u32]),
         ])
     },
@@ -39,7 +43,7 @@ pub static ROWS: Kernel = Kernel {
             each("STOCHASTIC", &[false, true]),
             classes(),
             loads(),
-            vec![vec![("SPAN", 2u32.into())]],
+            vec![vec![("SPAN", 2u32.into()), ("HANDED", false.into())]],
             shapes(&[8, 32, 256]),
         ])
     },
@@ -103,12 +107,21 @@ pub static TENSOR: Kernel = Kernel {
     source: include_str!("../../shaders/quantize_tensor.wgsl"),
     tiers: &[Tier::Baseline, Tier::Subgroup],
     variants: || {
-        let classes = each("CLASS", &[0u32, 4]);
+        let (classes, rows) = (each("CLASS", &[0u32, 4]), each("TRANSPOSED", &[false]));
         let first = product(&[classes.clone(), loads(), each("PARTIALS", &[false]), shapes(&[8, 256])]);
-        let second = product(&[classes, each("PARTIALS", &[true]), shapes(&[8, 256])]);
+        let second = product(&[classes, rows, each("PARTIALS", &[true]), shapes(&[8, 256])]);
         [first, second].concat()
     },
     proven_bounds: false,
+};
+
+/// The largest magnitudes of squares of 16 rows and 16 columns.
+pub static SQUARE: Kernel = Kernel {
+    name: "quantize_square",
+    source: include_str!("../../shaders/quantize_square.wgsl"),
+    tiers: &[Tier::Baseline],
+    variants: || product(&[loads(), each("WG_SIZE", &[64u32])]),
+    proven_bounds: true,
 };
 
 /// Scales of scales.
@@ -134,7 +147,8 @@ fn classes() -> Vec<Defines> {
 }
 
 fn loads() -> Vec<Defines> {
-    product(&[each("X", &[Scalar::F32, Scalar::F16]), each("HALVES", &[2u32]), each("WIDTH", &[4u32, 1])])
+    let types = each("X", &[Scalar::F32, Scalar::F16]);
+    product(&[types, each("HALVES", &[2u32]), each("WIDTH", &[4u32, 1]), each("TRANSPOSED", &[false])])
 }
 
 /// Whether a workgroup shares a row, and the size of tiles, in four units.
@@ -144,7 +158,7 @@ fn tile_shapes() -> Vec<Defines> {
 }
 
 /// Workgroups that reduce; no adapter has subgroups of 256.
-fn shapes(sizes: &[u32]) -> Vec<Defines> {
+pub(super) fn shapes(sizes: &[u32]) -> Vec<Defines> {
     let shape = |size: u32, one: bool| vec![("WG_SIZE", Define::U32(size)), ("ONE_SUBGROUP", Define::Bool(one))];
     sizes
         .iter()
@@ -203,6 +217,15 @@ pub struct Options<'a> {
     /// Orthonormal Walsh-Hadamard transform of each block of so many columns before anything else: 16 to 256, a power of two that divides the
     /// columns.
     pub hadamard: Option<usize>,
+    /// Random signs of columns, before the transform.
+    pub signs: Option<&'a Signs>,
+    /// A factor on elements, not on their scales: codes are those of `factor * x` by the scales of `x`, as is the matrix's value. A factor
+    /// below 1 is headroom, without which stochastic rounding is biased where a scale's rounding makes the largest elements saturate: 3/4 for
+    /// E8M0 scales rounded down (Tseng et al., arXiv 2502.20586), 16/17 for E4M3. A mask is of `x` without it.
+    pub factor: Option<f32>,
+    /// Squares of 16 rows and 16 columns share a scale, so that the transposed matrix has the same values (NVIDIA, arXiv 2509.25149); with
+    /// groups of 16 by their largest magnitude only.
+    pub square: bool,
     /// Leaves the header's norm at 1, for consumers that do not ask for it: one dispatch less.
     pub skip_norm: bool,
     /// The scale of all elements instead of a computed one, f32 `[1]`, for formats with one f32 or f16 scale per tensor: its magnitude, at
@@ -225,7 +248,7 @@ pub enum Division {
     Units,
     /// Teams of eight lanes have tiles.
     Tiles,
-    /// Subgroups have rows: integers with a scale per row and no zero points, to the nearest.
+    /// Subgroups have rows: integers with a scale per row and no zero points, to the nearest, without signs and a factor.
     Rows,
 }
 
@@ -297,11 +320,20 @@ struct Recipe {
     ue4m3: u32,
     handed: u32,
     shifted: u32,
+    square: u32,
+    factor: f32,
+    flips: u32,
+    flip_low: u32,
+    flip_high: u32,
+    flip_op: u32,
+    flip_step: u32,
+    flip_at_state: u32,
     reserved: u32,
+    a: PackedInfo,
     header: [u32; HEADER],
 }
 
-const _: () = assert!(std::mem::size_of::<Recipe>() == 48 + 52 * 4 + HEADER * 4);
+const _: () = assert!(std::mem::size_of::<Recipe>() == 48 + 60 * 4 + 48 + HEADER * 4);
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -391,7 +423,8 @@ fn recipe(packed: &Packed) -> Result<Recipe> {
         exponent,
         mantissa,
         max_code,
-        top: top.wrapping_sub(127),
+        // The mean square gives a scale, not a largest magnitude.
+        top: if format.rule() == Rule::Gaussian { 0 } else { top.wrapping_sub(127) },
         threshold,
         unit_log2: if unit < 1.0 { 6 } else { 0 },
         span_odd: whole >> whole.trailing_zeros(),
@@ -411,6 +444,7 @@ fn recipe(packed: &Packed) -> Result<Recipe> {
         least_normal: 2f32.powi(1 - bias),
         subnormals: 2f32.powi(bias - 1 + mantissa as i32),
         fraction: 2f32.powi(mantissa as i32 - 23),
+        factor: 1.0,
         header: format.header(),
         ..Recipe::default()
     })
@@ -425,63 +459,158 @@ fn recipe(packed: &Packed) -> Result<Recipe> {
 /// # Errors
 /// [`Error::Shape`] for other buffers and for columns that a rotation's block does not divide; [`Error::Invalid`] for a block that is not
 /// one of 16, 32, 64, 128 and 256, for a mask with double-quantized scales, which are not known when it is written, for a scale of the
-/// caller's where the format has more than one or a zero point, and for an offset without a scale; [`Error::Limit`].
+/// caller's where the format has more than one or a zero point, for an offset without a scale, for squares of another format than one with
+/// groups of 16, and for signs and rounding with step states of their own; [`Error::Limit`].
 ///
 /// # Numerics
-/// [`PackedMatrix::quantize`] in f32. E8M0 scales and codes by them are exact; other scales have a few roundings, and given the scale as it is
-/// stored, codes are nearest but within a few ulps of a midpoint. Subnormal numbers count as zero.
+/// [`PackedMatrix::quantize`] in f32. E8M0 scales by the largest magnitude and codes by E8M0 scales are exact; other scales have a few roundings,
+/// and given the scale as it is stored, codes are nearest but within a few ulps of a midpoint. Subnormal numbers count as zero.
 ///
 /// # Source
 /// See [`Format`] for those of the formats; stochastic rounding with Philox as in [`crate::format::Uniform`].
 pub fn quantize(context: &Context, x: &Buffer, out: &Packed, options: Options<'_>) -> Result<()> {
+    expect(NAME, "x", x, out.layout().rows * out.layout().cols, FLOATS)?;
+    run(context, NAME, &Input::Rows(x), out, options)
+}
+
+/// Where elements come from.
+pub(super) enum Input<'a> {
+    /// A matrix of the result's shape.
+    Rows(&'a Buffer),
+    /// One of the transposed shape.
+    Columns(&'a Buffer),
+    /// A quantized one of the transposed shape.
+    Packed(&'a Packed),
+}
+
+impl<'a> Input<'a> {
+    /// The first buffer, which is bound as x.
+    fn x(&self) -> &'a Buffer {
+        match self {
+            Self::Rows(x) | Self::Columns(x) => x,
+            Self::Packed(packed) => packed.codes(),
+        }
+    }
+
+    /// What is bound last.
+    fn last(&self) -> Option<Binding<'a>> {
+        match self {
+            Self::Packed(packed) => Some(packed.side().read()),
+            _ => None,
+        }
+    }
+
+    /// The defines of `shaders/common/quantize_load.wgsl`, for a matrix with rows of `cols`.
+    fn defines(&self, cols: usize) -> Defines {
+        let transposed = !matches!(self, Self::Rows(_));
+        // Transposed, nothing is loaded by fours.
+        let width = if transposed { 4 } else { width(cols) };
+        vec![
+            ("X", self.x().dtype().into()),
+            ("HALVES", 2u32.into()),
+            ("WIDTH", width.into()),
+            ("TRANSPOSED", transposed.into()),
+        ]
+    }
+}
+
+/// Quantizes whatever there is; sizes are checked.
+pub(super) fn run(
+    context: &Context,
+    name: &'static str,
+    input: &Input<'_>,
+    out: &Packed,
+    options: Options<'_>,
+) -> Result<()> {
     let (format, layout) = (out.format(), *out.layout());
-    expect(NAME, "x", x, layout.rows * layout.cols, FLOATS)?;
     let mut recipe = recipe(out)?;
-    let (mut state, mut stochastic) = (x, false);
+    if let Input::Packed(x) = input {
+        recipe.a = x.info()?;
+    }
+    let mut stochastic = false;
+    let mut states: [Option<&Buffer>; 2] = [None, None];
     if let Rounding::Stochastic { seed, op, step } = options.rounding {
         stochastic = true;
         (recipe.seed_low, recipe.seed_high, recipe.op) = (seed as u32, (seed >> 32) as u32, op);
         match step {
             Step::Number(step) => recipe.step = step,
             Step::State(buffer) => {
-                check_state(NAME, buffer)?;
-                state = buffer;
+                check_state(name, buffer)?;
+                states[0] = Some(buffer);
                 recipe.step_at_state = 1;
             }
         }
     }
+    if let Some(Signs { seed, op, step }) = options.signs {
+        recipe.flips = 1;
+        (recipe.flip_low, recipe.flip_high, recipe.flip_op) = (*seed as u32, (seed >> 32) as u32, *op);
+        match step {
+            hadamard::Step::Number(step) => recipe.flip_step = *step,
+            hadamard::Step::State(buffer) => {
+                check_state(name, buffer)?;
+                states[1] = Some(buffer);
+                recipe.flip_at_state = 1;
+            }
+        }
+    }
+    if let [Some(a), Some(b)] = states
+        && !a.same(b)
+    {
+        return Err(Error::invalid(name, "one step state for signs and rounding", "two"));
+    }
+    let state = states[0].or(states[1]).unwrap_or(input.x());
+    recipe.factor = options.factor.unwrap_or(1.0);
     if let Some((mask, bound)) = options.mask {
-        expect(NAME, "mask", mask, layout.rows * layout.units, &[DType::U32])?;
+        expect(name, "mask", mask, layout.rows * layout.units, &[DType::U32])?;
         if format.store() == Store::Double {
-            return Err(Error::invalid(NAME, "a mask with scales that are not double-quantized", format.to_string()));
+            return Err(Error::invalid(name, "a mask with scales that are not double-quantized", format.to_string()));
         }
         (recipe.masked, recipe.bound) = (1, bound);
     }
+    if options.square && (format.span() != Span::Group(16) || recipe.rule != 0) {
+        let expected = "squares with groups of 16 by their largest magnitude";
+        return Err(Error::invalid(name, expected, format.to_string()));
+    }
     if let Some(block) = options.hadamard {
-        rotate(&mut recipe, block, layout.cols)?;
+        rotate(name, &mut recipe, block, layout.cols)?;
     }
     handed(&mut recipe, format, &options)?;
-    if x.is_empty() {
+    if layout.rows * layout.cols == 0 {
         return context
             .upload(out.side(), bytemuck::cast_slice(PackedMatrix::zeros(format, layout.rows, layout.cols)?.side()));
     }
     recipe.given = u32::from(format.span() == Span::Tensor);
     let tensor = (recipe.given == 1 && recipe.handed == 0) || format.store() == Store::E4M3;
     recipe.header_words = if tensor { 0 } else { dim(HEADER)? };
-    let scratch = match format.store() {
+    let mut scratch = match format.store() {
         Store::Double => layout.rows * layout.groups,
         _ if tensor => 4 + 4 * PARTIALS,
         _ => 1,
     };
+    if options.square {
+        recipe.square = dim(scratch)?;
+        scratch += layout.rows.div_ceil(SQUARE_ROWS) * layout.groups;
+    }
     let scratch = context.alloc(scratch, DType::U32)?;
     if tensor {
-        tensor_statistics(context, recipe, x, out, &scratch)?;
+        tensor_statistics(context, recipe, input, state, out, &scratch)?;
+    }
+    if options.square {
+        let kernel = if matches!(input, Input::Rows(_)) { &SQUARE } else { &transposed::SQUARE };
+        let defines = [input.defines(layout.cols), vec![("WG_SIZE", 64u32.into())]].concat();
+        let mut bindings = vec![input.x().read(), state.read(), scratch.write()];
+        bindings.extend(input.last());
+        let count = layout.rows.div_ceil(SQUARE_ROWS) * layout.units;
+        context.dispatch(kernel, &defines, &recipe, &bindings, Grid::Linear((count as u64).div_ceil(64)))?;
     }
 
     let dummy = if options.mask.is_none() { Some(context.alloc(1, DType::U32)?) } else { None };
     let mask = options.mask.map(|m| m.0).or(dummy.as_ref()).unwrap_or(&scratch);
-    let bindings = [x.read(), state.read(), out.codes().write(), out.side().write(), mask.write(), scratch.write()];
-    encode(context, &mut recipe, x, out, &bindings, stochastic, options)?;
+    let x = input.x();
+    let mut bindings =
+        vec![x.read(), state.read(), out.codes().write(), out.side().write(), mask.write(), scratch.write()];
+    bindings.extend(input.last());
+    encode(context, &mut recipe, input, out, &bindings, stochastic, options)?;
     if format.store() == Store::Double {
         double(context, recipe, out, &scratch)?;
     }
@@ -492,17 +621,21 @@ pub fn quantize(context: &Context, x: &Buffer, out: &Packed, options: Options<'_
 fn encode(
     context: &Context,
     recipe: &mut Recipe,
-    x: &Buffer,
+    input: &Input<'_>,
     out: &Packed,
     bindings: &[Binding<'_>],
     stochastic: bool,
     options: Options<'_>,
 ) -> Result<()> {
     let (format, layout) = (out.format(), out.layout());
-    let mut defines: Defines =
-        vec![("STOCHASTIC", stochastic.into()), ("CLASS", class(&format).into()), ("X", x.dtype().into())];
-    let aligned = layout.cols.is_multiple_of(4);
-    let plain = [defines.as_slice(), &[("HALVES", 2u32.into()), ("WIDTH", width(layout.cols).into())]].concat();
+    let rows = matches!(input, Input::Rows(_));
+    let mut defines: Defines = vec![("STOCHASTIC", stochastic.into()), ("CLASS", class(&format).into())];
+    let mut plain = [defines.clone(), input.defines(layout.cols)].concat();
+    if !rows && stochastic {
+        // Random numbers come by fours.
+        plain.iter_mut().filter(|d| d.0 == "WIDTH").for_each(|d| d.1 = width(layout.cols).into());
+    }
+    let aligned = rows && !options.square && layout.cols.is_multiple_of(4);
     let cpu = context.capabilities().is_cpu();
     let suiting = match cpu {
         false => Division::Rows,
@@ -510,19 +643,26 @@ fn encode(
         true => Division::Units,
     };
     let division = if aligned && tiles(context) { options.division.unwrap_or(suiting) } else { Division::Units };
+    let plain_rows = !stochastic && recipe.flips == 0 && recipe.factor.to_bits() == 1f32.to_bits();
     if division == Division::Rows
-        && let Some([team, chunks]) = team(context, &format, layout, stochastic, options.hadamard)
+        && plain_rows
+        && let Some([team, chunks]) = team(context, &format, layout, options.hadamard)
     {
-        let f32 = x.dtype() == DType::F32;
-        let defines: Defines =
-            vec![("CLASS", 0u32.into()), ("X", x.dtype().into()), ("FLUSH", f32.into()), ("CHUNKS", chunks.into())];
+        let f32 = input.x().dtype() == DType::F32;
+        let defines: Defines = vec![
+            ("CLASS", 0u32.into()),
+            ("X", input.x().dtype().into()),
+            ("FLUSH", f32.into()),
+            ("CHUNKS", chunks.into()),
+        ];
         recipe.pieces = team;
         let workgroups = layout.rows.div_ceil(128 / team as usize);
         return context.dispatch(&ROWS_SUBGROUP, &defines, recipe, bindings, Grid::Linear(workgroups as u64));
     }
-    defines.push(("WIDTH", 4u32.into()));
+    defines.extend([("X", input.x().dtype().into()), ("WIDTH", 4u32.into())]);
     if division >= Division::Tiles {
-        let simple = recipe.rule == 0 && format.grid() != Levels::Nf3;
+        let squares = recipe.rule == 4 && recipe.group <= 32;
+        let simple = (recipe.rule == 0 && format.grid() != Levels::Nf3) || squares;
         match format.span() {
             Span::Row => {
                 // Up to 512 columns stay in a team's registers; on a GPU a workgroup shares rows of more than 1024.
@@ -566,7 +706,7 @@ fn encode(
     recipe.piece_units = dim(units)?;
     let pieces = layout.units.div_ceil(units);
     recipe.pieces = dim(pieces)?;
-    defines.push(("SPAN", span.into()));
+    defines.extend([("SPAN", span.into()), ("HANDED", (rows && span == 0).into())]);
     let count = (layout.rows * pieces) as u64;
     if span == 2 {
         defines.extend(shape(context, units));
@@ -574,25 +714,21 @@ fn encode(
     }
     defines.push(("WG_SIZE", 64u32.into()));
     let mut bindings = bindings.to_vec();
-    if span == 0 {
-        bindings.extend([options.scale.unwrap_or(x).read(), options.offset.unwrap_or(x).read()]);
+    if rows && span == 0 {
+        let none = input.x();
+        bindings.extend([options.scale.unwrap_or(none).read(), options.offset.unwrap_or(none).read()]);
     }
-    context.dispatch(&KERNEL, &defines, recipe, &bindings, Grid::Linear(count.div_ceil(64)))
+    let kernel = if rows { &KERNEL } else { &transposed::KERNEL };
+    context.dispatch(kernel, &defines, recipe, &bindings, Grid::Linear(count.div_ceil(64)))
 }
 
 /// Lanes, and runs of 16 columns of each, with which [`ROWS_SUBGROUP`] has a row, if it can: as many lanes as have work, up to a subgroup.
-fn team(
-    context: &Context,
-    format: &Format,
-    layout: &Layout,
-    stochastic: bool,
-    hadamard: Option<usize>,
-) -> Option<[u32; 2]> {
+fn team(context: &Context, format: &Format, layout: &Layout, hadamard: Option<usize>) -> Option<[u32; 2]> {
     let grid = matches!(format.grid(), Levels::Int { .. } | Levels::Centred { .. });
     // One bit has no levels in between for ties to matter but zero, which goes up.
     let ties = if format.bits() == 1 { format.ties() == Ties::Up } else { format.ties() == Ties::Even };
     let rule = matches!(format.rule(), Rule::AbsMax | Rule::AbsMean | Rule::Gaussian);
-    if !(grid && ties && rule && format.span() == Span::Row) || stochastic {
+    if !(grid && ties && rule && format.span() == Span::Row) {
         return None;
     }
     let halves = 2 * layout.units;
@@ -607,7 +743,7 @@ const BIG_SUM: (i32, i32) = (80, -40);
 const BIG_SQUARE: (i32, i32) = (47, -80);
 
 /// Elements of a group that an invocation takes alone at most.
-const LONG: usize = 1024;
+pub(super) const LONG: usize = 1024;
 /// Workgroups that reduce a tensor at most.
 const PARTIALS: usize = 256;
 
@@ -634,13 +770,13 @@ fn handed(recipe: &mut Recipe, format: Format, options: &Options<'_>) -> Result<
     }
 }
 
-fn rotate(recipe: &mut Recipe, block: usize, cols: usize) -> Result<()> {
+fn rotate(name: &'static str, recipe: &mut Recipe, block: usize, cols: usize) -> Result<()> {
     if !(16..=256).contains(&block) || !block.is_power_of_two() {
-        return Err(Error::invalid(NAME, "a Hadamard block of 16, 32, 64, 128 or 256 columns", block.to_string()));
+        return Err(Error::invalid(name, "a Hadamard block of 16, 32, 64, 128 or 256 columns", block.to_string()));
     }
     if !cols.is_multiple_of(block) {
         return Err(Error::shape(
-            NAME,
+            name,
             format!("a multiple of {block} columns for a Hadamard block of {block}"),
             cols.to_string(),
         ));
@@ -697,20 +833,23 @@ pub fn tensor_scale(context: &Context, x: &Buffer, statistic: Statistic, out: &B
     let (big, big_factor) = (2f32.powi(big), 2f32.powi(big_factor));
     let recipe = Recipe { rule, gain, epsilon, least, big, big_factor, given: 1, ..recipe(&packed)? };
     let scratch = context.alloc(4 + 4 * PARTIALS, DType::F32)?;
-    tensor_statistics(context, recipe, x, &packed, &scratch)?;
+    tensor_statistics(context, recipe, &Input::Rows(x), x, &packed, &scratch)?;
     context.copy(&scratch.slice(0, 1)?, out);
     Ok(())
 }
 
-fn tensor_statistics(context: &Context, mut recipe: Recipe, x: &Buffer, out: &Packed, scratch: &Buffer) -> Result<()> {
+fn tensor_statistics(
+    context: &Context,
+    mut recipe: Recipe,
+    input: &Input<'_>,
+    state: &Buffer,
+    out: &Packed,
+    scratch: &Buffer,
+) -> Result<()> {
     let layout = out.layout();
     let class = if out.format().grid() == Levels::Nf3 { 4u32 } else { 0 };
-    let defines: Defines = vec![
-        ("CLASS", class.into()),
-        ("X", x.dtype().into()),
-        ("HALVES", 2u32.into()),
-        ("WIDTH", width(layout.cols).into()),
-    ];
+    let classes: Defines = vec![("CLASS", class.into())];
+    let kernel = if matches!(input, Input::Rows(_)) { &TENSOR } else { &transposed::TENSOR };
     let shape = shape(context, usize::MAX);
     // A workgroup of a GPU takes four units per invocation at least; on a software adapter a second dispatch is as long as 4096 units.
     let per_workgroup = if context.capabilities().is_cpu() { 4096 } else { 1024 };
@@ -718,13 +857,14 @@ fn tensor_statistics(context: &Context, mut recipe: Recipe, x: &Buffer, out: &Pa
     recipe.partials = dim(partials)?;
     // What is not finite leaves the rest of a tensor of groups alone.
     recipe.finite_only = 1 - recipe.given;
-    let first = [defines.as_slice(), &[("PARTIALS", false.into())], &shape].concat();
-    let bindings = [out.side().write(), scratch.write(), x.read()];
-    context.dispatch(&TENSOR, &first, &recipe, &bindings, Grid::Xyz([recipe.partials, 1, 1]))?;
+    let first = [classes.as_slice(), &input.defines(layout.cols), &[("PARTIALS", false.into())], &shape].concat();
+    let mut bindings = vec![out.side().write(), scratch.write(), input.x().read(), state.read()];
+    bindings.extend(input.last());
+    context.dispatch(kernel, &first, &recipe, &bindings, Grid::Xyz([recipe.partials, 1, 1]))?;
     if partials == 1 {
         return Ok(());
     }
-    let second = [&defines[..1], &[("PARTIALS", true.into())], &shape].concat();
+    let second = [classes.as_slice(), &[("TRANSPOSED", false.into()), ("PARTIALS", true.into())], &shape].concat();
     context.dispatch(&TENSOR, &second, &recipe, &bindings[..2], Grid::Xyz([1, 1, 1]))
 }
 

@@ -9,7 +9,7 @@ use crate::kernel::packed::Packed;
 use crate::op::{LinearOptions, linear};
 use crate::optim::{Init, ParameterBuilder, Parameters, Quantized, padded_len};
 use crate::qat::lsq::START;
-use crate::qat::{LearnedScales, Quantizer};
+use crate::qat::{LearnedScales, Noise, Quantizer};
 use crate::{Buffer, Context, DType, Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -96,7 +96,8 @@ impl GptConfig {
         self.projections().map(|[_, k]| k).to_vec()
     }
 
-    /// Bits that a weight of the blocks' linear layers takes in its format, scales included, on average; `None` where they are dense.
+    /// Bits that a weight of the blocks' linear layers takes in its format, scales included, on average over those that are quantized; `None`
+    /// where they are dense.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
     pub fn bits_per_weight(&self) -> Option<f64> {
@@ -420,16 +421,22 @@ impl Gpt {
         let norm = |x: &Tensor, n: &Norm| x.layer_norm(&p[n.weight], n.bias.map(|b| &p[b]), EPS, dtype);
         // One linear layer; what it does besides multiplying is the caller's.
         let given = !self.given.is_empty();
-        let quantizer = self.config.quantizer.filter(|q| given || train.is_none() || q.trains_quantized());
-        let quantizer = quantizer.filter(|_| !probe.dense);
         let project = |x: &Tensor, l: &Projection, options: LinearOptions<'_>| {
+            let quantizer = self.quantizer(l).filter(|q| given || train.is_none() || q.trains_quantized());
+            let quantizer = quantizer.filter(|_| !probe.dense);
             if let (Some(_), Some(input)) = (quantizer, probe.input) {
                 input(l.weight, x)?;
             }
+            let noise = train.map(|pass| Noise {
+                seed: pass.seed,
+                state: pass.state.clone(),
+                micro: pass.micro,
+                layer: l.weight as u32,
+            });
             let packed_weight = self.given.get(&l.weight).filter(|_| !probe.dense);
             let learned = quantizer.and(l.scales.as_ref()).map(|scales| scales.learned(p, initialize));
-            let bias = l.bias.map(|b| &p[b]);
-            linear(x, &p[l.weight], LinearOptions { bias, quantizer, packed_weight, learned, ..options })
+            let (bias, noise) = (l.bias.map(|b| &p[b]), noise.as_ref());
+            linear(x, &p[l.weight], LinearOptions { bias, quantizer, packed_weight, learned, noise, ..options })
         };
         let mut x = tokens.embedding(&p[self.tokens], Some(&p[self.positions]), dropout().as_ref())?; // [b, t, c]
         for block in &self.blocks {
@@ -455,8 +462,8 @@ impl Gpt {
 
     /// The linear layers whose weights are quantized.
     fn quantized_projections(&self) -> impl Iterator<Item = &Projection> {
-        let quantized = self.config.quantizer.is_some();
-        self.blocks.iter().flat_map(|b| [&b.qkv, &b.out, &b.up, &b.down]).filter(move |_| quantized)
+        let all = self.blocks.iter().flat_map(|b| [&b.qkv, &b.out, &b.up, &b.down]);
+        all.filter(|projection| self.quantizer(projection).is_some())
     }
 
     /// Whether parameter `index` is one that forward passes multiply in quantized form.
@@ -484,6 +491,15 @@ impl Gpt {
     fn packed_weights(&self) -> Result<HashMap<usize, Packed>> {
         let all = self.quantized_projections();
         all.filter_map(|l| Some(self.packed_weight(l.weight).transpose()?.map(|packed| (l.weight, packed)))).collect()
+    }
+
+    /// The quantizer of one layer, if it has one: some methods leave the last blocks as they are.
+    fn quantizer(&self, l: &Projection) -> Option<Quantizer> {
+        let quantizer = self.config.quantizer?;
+        let quantized = self.blocks.len() - quantizer.dense_blocks(self.blocks.len());
+        // Parameters count upward through the blocks.
+        let dense = self.blocks.get(quantized).is_some_and(|block| l.weight >= block.norm1.weight);
+        (!dense).then_some(quantizer)
     }
 
     /// Adds `token` to `cache` and returns the logits of the next one.
@@ -522,9 +538,9 @@ impl Gpt {
             let p = &self.parameters;
             let c = self.config.embd;
             let norm = |x: &Tensor, n: &Norm| x.layer_norm(&p[n.weight], n.bias.map(|b| &p[b]), EPS, self.dtype);
-            let (quantizer, weights) = (self.config.quantizer, &cache.weights);
+            let weights = &cache.weights;
             let project = |x: &Tensor, l: &Projection, options: LinearOptions<'_>| {
-                let packed_weight = weights.get(&l.weight);
+                let (quantizer, packed_weight) = (self.quantizer(l), weights.get(&l.weight));
                 let learned = l.scales.as_ref().map(|scales| scales.learned(p, false));
                 linear(
                     x,

@@ -8,7 +8,7 @@ use crate::kernel::packed_matmul::{self, PackedMatmul, packed_matmul};
 use crate::kernel::{self, FLOATS};
 use crate::nn::Dropout;
 use crate::qat::lsq::{Learned, offset_bias, with_offset};
-use crate::qat::{Coding, Encoded, LearnedScales, Lsq, Quantizer, pass_back};
+use crate::qat::{self, Coding, Encoded, LearnedScales, Lsq, Noise, Products, Quantizer, pass_back};
 use crate::tensor::Inner;
 use crate::{Buffer, Context, DType, Error, Result, Tensor};
 
@@ -29,6 +29,8 @@ pub struct LinearOptions<'a> {
     pub quantizer: Option<Quantizer>,
     /// The parameters of a quantizer that learns its scales.
     pub learned: Option<LearnedScales<'a>>,
+    /// Where a quantizer whose gradients are quantized too has random numbers from; asked for only where there will be gradients.
+    pub noise: Option<&'a Noise>,
     /// The weight as `quantizer` makes it, where it was quantized before; otherwise it is quantized now.
     pub packed_weight: Option<&'a Packed>,
 }
@@ -297,6 +299,8 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
         _ => None,
     };
     let bias = shifted.as_ref().or(bias);
+    let products =
+        if learns(x) || learns(weight) { Products::new(options.quantizer, options.noise, [m, n])? } else { None };
     let pre = match options.activation {
         Some(_) => Some(Tensor::empty(context, &shape, out_dtype)?),
         None => None,
@@ -323,7 +327,12 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
         let learned = learned.filter(|learned| learns(x) || learned.requires_grad());
         let w_learned = w.learned.filter(|learned| learns(weight) || learned.requires_grad());
         let w = Side { learned: w_learned, ..w };
-        let input = (learns(weight) || w.learned.is_some()).then_some(input);
+        let input = match &products {
+            _ if !learns(weight) && w.learned.is_none() => None,
+            // Instead of the codes of the forward pass.
+            Some(products) => Some(products.input(context, x.buffer(), [m, k])?.map_or(input, Operand::Packed)),
+            None => Some(input),
+        };
         let kept = context.keep(
             input.as_ref().map_or(0, Operand::bytes)
                 + mask.as_ref().map_or(0, Buffer::bytes)
@@ -358,6 +367,11 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
                 _ => (gradients.target_of(&x)?, Epilogue::None, None),
             };
             let product = |out: &Buffer, mask: Option<&Buffer>, accumulate: bool| {
+                if let (Some(products), Operand::Dense(gradient), Operand::Packed(w)) = (&products, &masked, &w.operand)
+                {
+                    let target = qat::Target { out, epilogue, mask, accumulate };
+                    return products.input_gradient(&context, gradient, w, [m, n, k], target);
+                }
                 let output = Output { out, bias: None, epilogue, mask, accumulate };
                 multiply(&context, Form::Nn, [m, k, n], &masked, &w.operand, output)
             };
@@ -377,6 +391,10 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
             }
             drop(mask);
             let product = |input: &Operand, out: &Buffer, accumulate: bool| {
+                if let (Some(products), Operand::Dense(gradient), Operand::Packed(input)) = (&products, &masked, input)
+                {
+                    return products.weight_gradient(&context, gradient, input, [m, n, k], out, accumulate);
+                }
                 let output = Output { out, bias: None, epilogue: Epilogue::None, mask: None, accumulate };
                 multiply(&context, Form::Tn, [n, k, m], &masked, input, output)
             };

@@ -6,15 +6,22 @@
 //! Weights stay f32 in the optimizer and are quantized at every forward pass. Products multiply codes; what is kept for the backward pass is
 //! codes, scales and a bit per element.
 
+mod backward;
 mod clipped;
 pub(crate) mod lsq;
+mod nvfp4;
 mod ptq;
+mod quartet;
 mod quest;
 mod ste;
 
+pub use backward::{Backward, Noise};
+pub(crate) use backward::{Products, Target};
 pub use clipped::Clipped;
 pub use lsq::{LearnedScales, Lsq};
+pub use nvfp4::Nvfp4;
 pub use ptq::Ptq;
+pub use quartet::Quartet;
 pub use quest::Quest;
 pub use ste::Ste;
 
@@ -47,6 +54,10 @@ pub enum Method {
     Quest(Quest),
     /// Learned scales.
     Lsq(Lsq),
+    /// Quartet: MXFP4, backward too.
+    Quartet(Quartet),
+    /// NVIDIA's recipe: NVFP4, backward too.
+    Nvfp4(Nvfp4),
 }
 
 /// What one method decides.
@@ -62,6 +73,16 @@ trait Rule {
         false
     }
 
+    /// The blocks of which the first one that fits is taken then.
+    fn blocks(&self) -> &'static [u32] {
+        &[128, 64, 32, 16]
+    }
+
+    /// Refuses settings that it cannot do together, naming the flag.
+    fn check(&self, _: &Quantizer) -> Result<()> {
+        Ok(())
+    }
+
     /// How an operand is quantized.
     fn coding(&self, operand: Operand, format: Format, hadamard: Option<u32>) -> Coding;
 
@@ -73,6 +94,16 @@ trait Rule {
     /// How scales are learned, if they are.
     fn learned(&self) -> Option<Lsq> {
         None
+    }
+
+    /// How the products of the backward pass are quantized, if they are.
+    fn backward(&self) -> Option<Backward> {
+        None
+    }
+
+    /// How many of the last of so many blocks are not quantized.
+    fn dense_blocks(&self, _: usize) -> usize {
+        0
     }
 }
 
@@ -93,7 +124,8 @@ impl Operand {
 }
 
 /// Spellings of all methods, with their options, for messages and help.
-pub const SPELLINGS: &str = "none, ptq, ste, clipped[:BOUND], lsq[:plus], learned, quest[:trust=S]";
+pub const SPELLINGS: &str =
+    "none, ptq, ste, clipped[:BOUND], lsq[:plus], learned, quest[:trust=S], quartet[:sr|:aligned], nvfp4[:dense=N]";
 
 impl Method {
     fn rule(&self) -> Option<&dyn Rule> {
@@ -104,6 +136,8 @@ impl Method {
             Self::Clipped(rule) => rule,
             Self::Quest(rule) => rule,
             Self::Lsq(rule) => rule,
+            Self::Quartet(rule) => rule,
+            Self::Nvfp4(rule) => rule,
         })
     }
 
@@ -139,8 +173,11 @@ impl Method {
             Some(Rotation(block)) => block,
             None if rule.rotates() => {
                 let fits = |block: &u32| asked.widths.iter().all(|w| w.is_multiple_of(*block as usize));
-                let block = [128, 64, 32, 16].into_iter().find(fits).ok_or_else(|| {
-                    let widths = "widths that 16 divides, or --hadamard off";
+                let block = rule.blocks().iter().copied().find(fits).ok_or_else(|| {
+                    let widths = match rule.blocks() {
+                        [only] => format!("widths that {only} divides"),
+                        _ => "widths that 16 divides, or --hadamard off".into(),
+                    };
                     Error::invalid(format!("--method {self}"), widths, format!("widths {:?}", asked.widths))
                 });
                 Some(block?)
@@ -148,6 +185,7 @@ impl Method {
             None => None,
         };
         let quantizer = Quantizer { method: self, weights, activations, hadamard };
+        rule.check(&quantizer)?;
         quantizer.validate(&asked.widths)?;
         Ok(Some(quantizer))
     }
@@ -180,6 +218,8 @@ impl FromStr for Method {
             "ste" if options.is_empty() => Self::Ste(Ste),
             "clipped" => Self::Clipped(Clipped::parse(&options).ok_or_else(unknown)?),
             "lsq" | "learned" => Self::Lsq(Lsq::parse(name, &options).ok_or_else(unknown)?),
+            "quartet" => Self::Quartet(Quartet::parse(&options).ok_or_else(unknown)?),
+            "nvfp4" => Self::Nvfp4(Nvfp4::parse(&options).ok_or_else(unknown)?),
             "quest" => Self::Quest(Quest::parse(&options).ok_or_else(unknown)?),
             _ => return Err(unknown()),
         };
@@ -387,6 +427,32 @@ impl Quantizer {
         self.method.rule().and_then(Rule::learned)
     }
 
+    /// How the products of the backward pass are quantized, if they are.
+    #[must_use]
+    pub fn backward(&self) -> Option<Backward> {
+        self.method.rule().and_then(Rule::backward)
+    }
+
+    /// How many of the last of so many blocks of layers stay in full precision.
+    #[must_use]
+    pub fn dense_blocks(&self, blocks: usize) -> usize {
+        self.method.rule().map_or(0, |rule| rule.dense_blocks(blocks))
+    }
+
+    /// Checks that a backward pass over so many tokens can be quantized.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the flags, with what is possible instead.
+    pub fn validate_tokens(&self, tokens: usize) -> Result<()> {
+        match self.backward() {
+            Some(Backward { tokens: block, .. }) if !tokens.is_multiple_of(block as usize) => {
+                let expected = format!("a multiple of {block} tokens beside --method {}", self.method);
+                Err(Error::invalid("--batch x --block", expected, tokens.to_string()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// How weights are quantized.
     #[must_use]
     pub fn weight_coding(&self) -> Coding {
@@ -400,7 +466,7 @@ impl Quantizer {
     }
 
     fn coding(&self, operand: Operand, format: Format) -> Coding {
-        let plain = Coding { format, hadamard: self.hadamard, bound: None };
+        let plain = Coding { format, hadamard: self.hadamard, bound: None, square: false };
         self.method.rule().map_or(plain, |rule| rule.coding(operand, format, self.hadamard))
     }
 
@@ -488,6 +554,8 @@ pub struct Coding {
     pub hadamard: Option<u32>,
     /// The gradient passes where the magnitude, after the transform, is at most so many stored scales; everywhere if there is none.
     pub bound: Option<f32>,
+    /// Squares of 16 x 16 share scales, so that the transposed matrix has the same values.
+    pub square: bool,
 }
 
 /// A quantized operand.
@@ -511,6 +579,7 @@ impl Coding {
         let options = QuantizeOptions {
             mask: mask.as_ref().map(|(mask, bound)| (mask, *bound)),
             hadamard: self.hadamard.map(|block| block as usize),
+            square: self.square,
             // Only products by cooperative matrices ask for the norm.
             skip_norm: context.tier() < Tier::Coop,
             ..QuantizeOptions::default()

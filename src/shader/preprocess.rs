@@ -46,6 +46,7 @@ const SNIPPETS: &[(&str, &str)] = &[
     ("packed_info", include_str!("../../shaders/common/packed_info.wgsl")),
     ("handed_scale", include_str!("../../shaders/common/handed_scale.wgsl")),
     ("quantize_info", include_str!("../../shaders/common/quantize_info.wgsl")),
+    ("quantize_signs", include_str!("../../shaders/common/quantize_signs.wgsl")),
     ("quantize_load", include_str!("../../shaders/common/quantize_load.wgsl")),
     ("quantize_see", include_str!("../../shaders/common/quantize_see.wgsl")),
     ("quantize_tile", include_str!("../../shaders/common/quantize_tile.wgsl")),

@@ -326,7 +326,9 @@ impl TrainConfig {
     /// [`Error::Invalid`], naming the flag.
     pub fn validate(&self) -> Result<()> {
         self.gpt(1).validate()?;
-        self.method.quantizer(&self.settings())?;
+        if let Some(quantizer) = self.method.quantizer(&self.settings())? {
+            quantizer.validate_tokens(self.batch.saturating_mul(self.block))?;
+        }
         at_least_one("--batch", self.batch as u64)?;
         at_least_one("--accumulate", self.accumulate as u64)?;
         // Each micro-batch keeps tokens of its own on the device.
@@ -600,8 +602,8 @@ settings! {
         steps: u64, "--steps", Fixed;
         /// Seed of weights, dropout and the order of the data
         seed: u64, "--seed", Fixed;
-        /// How linear layers are quantized and what gradients make of it: none, ptq, ste, clipped, lsq, lsq:plus, learned, quest [default:
-        /// ste where there are --weights]
+        /// How linear layers are quantized and what gradients make of it: none, ptq, ste, clipped, lsq, lsq:plus, learned, quest; quartet
+        /// (MXFP4) and nvfp4, whose backward passes are quantized too [default: ste where there are --weights]
         method: Method, "--method", Fixed;
         /// Format of the weights of linear layers, as in int4 (the method's own variant) or int4:g128, or dense [default: dense]
         weights: Asked, "--weights", Fixed;
