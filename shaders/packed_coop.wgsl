@@ -1,4 +1,5 @@
-// packed_coop.wgsl: matrix products whose right operand is quantized, and in forms Nt and Nn maybe the left one too (A_PACKED), by 16 x 16 x 16 cooperative
+// packed_coop.wgsl: matrix products whose right operand is quantized, and in forms Nt and Nn maybe the left one too (A_PACKED), by 16 x 16
+// x 16 cooperative
 // matrices: f16 operands, f32 accumulation. FORM as in matmul_tiled.wgsl; k > 0, and contiguous dimensions of what is not quantized are multiples
 // of 4. Tier: coop (subgroups of exactly 32 invocations).
 //

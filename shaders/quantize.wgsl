@@ -1,6 +1,7 @@
 // quantize.wgsl: codes, scales, zero points, the header and a mask of x. SPAN 0: an invocation owns the units of 32 columns that share a scale
 // (where the scale is given, one unit); 1: an invocation owns a unit of two groups of 16; 2: a workgroup owns a row or a long group, its
-// invocations take units in turn. TRANSPOSED (SPAN 0 and 1): x is read by columns, see quantize_load.wgsl. Units are read again for their codes, last one first, but for the last, which is still there: one place
+// invocations take units in turn. TRANSPOSED (SPAN 0 and 1): x is read by columns, see quantize_load.wgsl. Units are read again for their
+// codes, last one first, but for the last, which is still there: one place
 // in the code that loads, since software adapters take a second to compile five. No code word has two writers; words of scales have, see quantize_side.wgsl. Bounds: units beyond a row are nobody's; the last one is filled up with
 // code 0. Tier: baseline; subgroup for the reduction of SPAN 2.
 @group(0) @binding(0) var<uniform> params: Recipe;

@@ -1,6 +1,6 @@
-// quantize_square.wgsl: the largest magnitudes of squares of 16 rows by groups of 16 columns, for scales that a square shares. An invocation owns the
-// units of 16 rows and 32 columns, two squares; nothing is rotated across rows. Bounds: rows and groups beyond the end are nobody's.
-// Deterministic. Tier: baseline.
+// quantize_square.wgsl: the largest magnitudes of squares of 16 rows by groups of 16 columns, for scales that a square shares. An
+// invocation owns the units of 16 rows and 32 columns, two squares; nothing is rotated across rows. Bounds: rows and groups beyond the end
+// are nobody's. Deterministic. Tier: baseline.
 @group(0) @binding(0) var<uniform> params: Recipe;
 @group(0) @binding(2) var<storage, read> state: array<u32>;
 @group(0) @binding(3) var<storage, read_write> scratch: array<u32>;

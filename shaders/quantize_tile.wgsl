@@ -1,4 +1,5 @@
-// quantize_tile.wgsl: as quantize.wgsl with scales of groups of GROUP elements by their largest magnitude, or up to 32 by their mean square. A team of eight invocations owns eight
+// quantize_tile.wgsl: as quantize.wgsl with scales of groups of GROUP elements by their largest magnitude, or up to 32 by their mean
+// square. A team of eight invocations owns eight
 // units of 32 columns; see quantize_tile.wgsl. Where rows are whole units, whole groups and whole words of scales, the tiles go through
 // the matrix as one row (params.flat). Bounds: what is beyond the last tile is a tile of nothing; loads, codes and the mask ask the tile,
 // scales the number of groups. Tier: subgroup, of a fixed size that eight divides.

@@ -22,9 +22,9 @@ fn state(context: &Context, step: u32) -> Tensor {
     Tensor::from_u32(context, &words, &[16]).unwrap()
 }
 
-/// Codes are those of float64 but for values within a few ulps of a midpoint between two levels, or of a scale that rounds the other way: one such
-/// element in some ten thousand, which shows in one row of a gradient. So nine elements of ten must agree but for the rounding of sums, and all of
-/// them together within a fiftieth: a tenth of what the quantization itself is off.
+/// Codes are those of float64 but for values within a few ulps of a midpoint between two levels, or of a scale that rounds the other way:
+/// one such element in some ten thousand, which shows in one row of a gradient. So nine elements of ten must agree but for the rounding of
+/// sums, and all of them together within a fiftieth: a tenth of what the quantization itself is off.
 fn assert_near(what: &str, got: &[f32], want: &[f64], unit: f64) {
     assert_eq!(got.len(), want.len(), "{what}");
     let square = |v: &mut dyn Iterator<Item = f64>| v.map(|d| d * d).sum::<f64>();

@@ -122,8 +122,8 @@ fn garbage(context: &Context, format: Format, rows: usize, cols: usize) -> Packe
     Packed::from_host(context, &matrix).unwrap()
 }
 
-/// The bound on a rotated element: log2(block) additions of numbers that are together at most sqrt(block) times the block's norm, and the factor;
-/// `relative` is the error of the elements before.
+/// The bound on a rotated element: log2(block) additions of numbers that are together at most sqrt(block) times the block's norm, and the
+/// factor; `relative` is the error of the elements before.
 fn rotation_error(x: &[f64], cols: usize, block: Option<usize>, relative: f64) -> impl Fn(usize) -> f64 {
     let n = block.unwrap_or(1);
     let norms: Vec<f64> = x.chunks(n).map(|b| b.iter().map(|v| v * v).sum::<f64>().sqrt()).collect();

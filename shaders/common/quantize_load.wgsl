@@ -1,7 +1,7 @@
 // Units of 32 elements of x, rotated where asked for, and the statistics of those that share a scale. Needs X, WIDTH (4: rows start on a
-// multiple of four elements), `params: Recipe` and `state`, see quantize_signs.wgsl; x is at binding {AT}: `#import quantize_load AT=1 AND=7`.
-// TRANSPOSED: rows are the columns of x, which is f32, f16 or (X u32) quantized, its side data at binding {AND}. Neighbouring rows are then
-// neighbours in memory.
+// multiple of four elements), `params: Recipe` and `state`, see quantize_signs.wgsl; x is at binding {AT}: `#import quantize_load AT=1
+// AND=7`. TRANSPOSED: rows are the columns of x, which is f32, f16 or (X u32) quantized, its side data at binding {AND}. Neighbouring rows
+// are then neighbours in memory.
 #import quantize_info
 #import quantize_signs
 #if TRANSPOSED

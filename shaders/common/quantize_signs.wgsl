@@ -1,4 +1,5 @@
-// Random signs of the columns of a unit, a bit each, as walsh::kernel::hadamard::Signs. Needs `params: Recipe` and `state`, whose first word is the step.
+// Random signs of the columns of a unit, a bit each, as walsh::kernel::hadamard::Signs. Needs `params: Recipe` and `state`, whose first
+// word is the step.
 #import philox
 fn sign_word(unit: u32) -> u32 {
     let step = select(params.flip_step, state[0], params.flip_at_state == 1u);

@@ -116,8 +116,8 @@ pub enum Rule {
     MinMax,
     /// The mean magnitude: the least squares for signs, BitNet b1.58's rule for ternary levels.
     AbsMean,
-    /// The clip of least squared error for normal data of the same root mean square ([`tables::GAUSSIAN_CLIP`]), plus 1e-8. With E8M0 scales
-    /// (`mxfp4:mse`) the power of two at or below that (Quartet, arXiv 2505.14669).
+    /// The clip of least squared error for normal data of the same root mean square ([`tables::GAUSSIAN_CLIP`]), plus 1e-8. With E8M0
+    /// scales (`mxfp4:mse`) the power of two at or below that (Quartet, arXiv 2505.14669).
     Gaussian,
 }
 

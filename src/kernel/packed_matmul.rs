@@ -31,8 +31,8 @@ pub enum Operand<'a> {
 /// | `Nn` | `[m, k]` | `[k, n]` | input gradient, `dY W` |
 /// | `Tn` | `[k, m]` | `[k, n]` | weight gradient, `dY^T X` |
 ///
-/// `b` is quantized along its rows as listed, so along `k` in the first form and along `n` in the others. A quantized `a` of the second form is
-/// quantized along `k`: gradients beside a weight whose scales are those of squares.
+/// `b` is quantized along its rows as listed, so along `k` in the first form and along `n` in the others. A quantized `a` of the second
+/// form is quantized along `k`: gradients beside a weight whose scales are those of squares.
 #[derive(Clone, Copy, Debug)]
 pub struct PackedMatmul<'a> {
     /// How the operands are stored.

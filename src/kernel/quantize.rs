@@ -220,8 +220,8 @@ pub struct Options<'a> {
     /// Random signs of columns, before the transform.
     pub signs: Option<&'a Signs>,
     /// A factor on elements, not on their scales: codes are those of `factor * x` by the scales of `x`, as is the matrix's value. A factor
-    /// below 1 is headroom, without which stochastic rounding is biased where a scale's rounding makes the largest elements saturate: 3/4 for
-    /// E8M0 scales rounded down (Tseng et al., arXiv 2502.20586), 16/17 for E4M3. A mask is of `x` without it.
+    /// below 1 is headroom, without which stochastic rounding is biased where a scale's rounding makes the largest elements saturate: 3/4
+    /// for E8M0 scales rounded down (Tseng et al., arXiv 2502.20586), 16/17 for E4M3. A mask is of `x` without it.
     pub factor: Option<f32>,
     /// Squares of 16 rows and 16 columns share a scale, so that the transposed matrix has the same values (NVIDIA, arXiv 2509.25149); with
     /// groups of 16 by their largest magnitude only.
@@ -463,8 +463,8 @@ fn recipe(packed: &Packed) -> Result<Recipe> {
 /// groups of 16, and for signs and rounding with step states of their own; [`Error::Limit`].
 ///
 /// # Numerics
-/// [`PackedMatrix::quantize`] in f32. E8M0 scales by the largest magnitude and codes by E8M0 scales are exact; other scales have a few roundings,
-/// and given the scale as it is stored, codes are nearest but within a few ulps of a midpoint. Subnormal numbers count as zero.
+/// [`PackedMatrix::quantize`] in f32. E8M0 scales by the largest magnitude and codes by E8M0 scales are exact; other scales have a few
+/// roundings, and given the scale as it is stored, codes are nearest but within a few ulps of a midpoint. Subnormal numbers count as zero.
 ///
 /// # Source
 /// See [`Format`] for those of the formats; stochastic rounding with Philox as in [`crate::format::Uniform`].

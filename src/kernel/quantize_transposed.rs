@@ -11,8 +11,8 @@ use crate::{Context, DType, Error, Result, Tier};
 
 const NAME: &str = "quantize_transposed";
 
-/// An invocation per group. Neighbours take neighbouring columns of `x`, so that loads are of neighbours without workgroup memory, whose barriers
-/// are what software adapters are slow at.
+/// An invocation per group. Neighbours take neighbouring columns of `x`, so that loads are of neighbours without workgroup memory, whose
+/// barriers are what software adapters are slow at.
 pub static KERNEL: Kernel = Kernel {
     name: NAME,
     source: include_str!("../../shaders/quantize.wgsl"),
@@ -63,24 +63,24 @@ fn columns(widths: &[u32]) -> Vec<Defines> {
 pub enum Source<'a> {
     /// f32 or f16, row-major.
     Dense(&'a Buffer),
-    /// Quantized along its rows, in any format; decoded where it is read, except by adapters that run shaders on a CPU, which unpack it first
-    /// unless [`Options::division`] is given.
+    /// Quantized along its rows, in any format; decoded where it is read, except by adapters that run shaders on a CPU, which unpack it
+    /// first unless [`Options::division`] is given.
     Packed(&'a Packed),
 }
 
-/// Quantizes `x^T` into `out`, all of it: what [`super::quantize::quantize`] makes of the transposed matrix. Options mean rows and columns of
-/// `out`: a rotation is along the rows of `x`, random signs are those of its rows, random numbers those of `out`'s elements.
+/// Quantizes `x^T` into `out`, all of it: what [`super::quantize::quantize`] makes of the transposed matrix. Options mean rows and columns
+/// of `out`: a rotation is along the rows of `x`, random signs are those of its rows, random numbers those of `out`'s elements.
 ///
 /// # Shapes
-/// `x` `[rows, cols]`, `out` `[cols, rows]`, integers or small floats with a scale per group of 16 to 1024. Any sizes: without a rotation the
-/// last group of a row may be shorter, whose block must divide the rows of `x`.
+/// `x` `[rows, cols]`, `out` `[cols, rows]`, integers or small floats with a scale per group of 16 to 1024. Any sizes: without a rotation
+/// the last group of a row may be shorter, whose block must divide the rows of `x`.
 ///
 /// # Errors
 /// [`Error::Shape`] where sizes do not fit; [`Error::Invalid`] for other formats of `out`; as [`super::quantize::quantize`].
 ///
 /// # Numerics
-/// As [`super::quantize::quantize`] of the values of `x`, those of codes rounded to f32 once (twice where scales are E4M3 or double-quantized).
-/// The scale of a tensor that E4M3 needs is that of the rotated matrix, which is read once more for it.
+/// As [`super::quantize::quantize`] of the values of `x`, those of codes rounded to f32 once (twice where scales are E4M3 or
+/// double-quantized). The scale of a tensor that E4M3 needs is that of the rotated matrix, which is read once more for it.
 ///
 /// # Source
 /// The backward pass of Castro et al., "Quartet", arXiv 2505.14669, and of NVIDIA, "Pretraining large language models with NVFP4", arXiv

@@ -96,8 +96,8 @@ impl GptConfig {
         self.projections().map(|[_, k]| k).to_vec()
     }
 
-    /// Bits that a weight of the blocks' linear layers takes in its format, scales included, on average over those that are quantized; `None`
-    /// where they are dense.
+    /// Bits that a weight of the blocks' linear layers takes in its format, scales included, on average over those that are quantized;
+    /// `None` where they are dense.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
     pub fn bits_per_weight(&self) -> Option<f64> {

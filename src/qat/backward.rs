@@ -1,5 +1,5 @@
-//! Backward passes whose products are quantized too: each operand anew, along the dimension that the product sums over, rotated along it with
-//! random signs that both operands share and that therefore cancel.
+//! Backward passes whose products are quantized too: each operand anew, along the dimension that the product sums over, rotated along it
+//! with random signs that both operands share and that therefore cancel.
 
 use super::Quantizer;
 use crate::format::Format;
@@ -24,8 +24,8 @@ pub struct Backward {
     pub headroom: f32,
     /// A further factor on the value of each operand.
     pub gain: f32,
-    /// Block of the rotation along the layer's outputs, for the gradient of the input: G and the codes of the weight, transposed. `None`: G as it
-    /// is, and the codes of the weight as they are, whose scales must be those of squares.
+    /// Block of the rotation along the layer's outputs, for the gradient of the input: G and the codes of the weight, transposed. `None`:
+    /// G as it is, and the codes of the weight as they are, whose scales must be those of squares.
     pub across: Option<u32>,
     /// Block of the rotation along tokens, for the gradient of the weight: G and the input, both transposed.
     pub tokens: u32,

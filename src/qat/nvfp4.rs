@@ -1,6 +1,6 @@
-//! NVIDIA's recipe for pre-training in NVFP4 (arXiv 2509.25149): weights in squares of 16 x 16, inputs and gradients in groups of 16, forward and
-//! backward; stochastic rounding for gradients alone; a random Hadamard transform of blocks of 16, with one sign vector for the whole run, for the
-//! two operands of the weight's gradient alone; the last blocks in full precision.
+//! NVIDIA's recipe for pre-training in NVFP4 (arXiv 2509.25149): weights in squares of 16 x 16, inputs and gradients in groups of 16,
+//! forward and backward; stochastic rounding for gradients alone; a random Hadamard transform of blocks of 16, with one sign vector for
+//! the whole run, for the two operands of the weight's gradient alone; the last blocks in full precision.
 
 use super::{Asked, Backward, Coding, Operand, Quantizer, Rule};
 use crate::format::{Format, Grid, Minifloat, Rule as ScaleRule, Span, Store, Ties};
@@ -10,8 +10,8 @@ use std::fmt;
 /// The recipe.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Nvfp4 {
-    /// How many of the last blocks stay in full precision. By default 15 % of them, rounded, and one at least: the share in the paper, where it is
-    /// the first two and the last eight of 62 blocks.
+    /// How many of the last blocks stay in full precision. By default 15 % of them, rounded, and one at least: the share in the paper,
+    /// where it is the first two and the last eight of 62 blocks.
     pub dense: Option<u32>,
 }
 

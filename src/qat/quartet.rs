@@ -1,10 +1,10 @@
 //! Quartet (Castro et al., arXiv 2505.14669, version 4): training in MXFP4, forward and backward.
 //!
 //! Forward, QuEST's way: inputs and weights are rotated by blocks of 32 along the width, scaled by the power of two at or below the least
-//! squares for normal data (`mxfp4:mse`), rounded to nearest; gradients pass where the magnitude is below 6 scales. Backward: G and W along the
-//! outputs, G and X along the tokens, are rotated by blocks of 32 with fresh random signs before the transform, scaled by their largest
-//! magnitude, and 3/4 of each is rounded, which nothing saturates; products are multiplied by 16/9. The published code puts the signs after the
-//! transform, where they do nothing; here they are where the paper has them.
+//! squares for normal data (`mxfp4:mse`), rounded to nearest; gradients pass where the magnitude is below 6 scales. Backward: G and W
+//! along the outputs, G and X along the tokens, are rotated by blocks of 32 with fresh random signs before the transform, scaled by their
+//! largest magnitude, and 3/4 of each is rounded, which nothing saturates; products are multiplied by 16/9. The published code puts the
+//! signs after the transform, where they do nothing; here they are where the paper has them.
 
 use super::{Asked, Backward, Coding, Operand, Quantizer, Rule};
 use crate::format::{Format, Grid, Minifloat, Power, Rule as ScaleRule, Span, Store};

@@ -1,5 +1,5 @@
-//! Linear layers whose backward products are quantized too: Quartet (arXiv 2505.14669) and NVIDIA's NVFP4 recipe (arXiv 2509.25149), written
-//! from the papers.
+//! Linear layers whose backward products are quantized too: Quartet (arXiv 2505.14669) and NVIDIA's NVFP4 recipe (arXiv 2509.25149),
+//! written from the papers.
 
 use super::hadamard::{hadamard, signs};
 use super::matmul::matmul;
