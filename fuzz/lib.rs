@@ -32,6 +32,7 @@ pub fn check(file: &[u8], sidecar: Option<&[u8]>) {
     let before = HELD.load(Relaxed);
     PEAK.store(before, Relaxed);
     let _ = walsh::io::fuzz_bytes(file, sidecar);
+    let _ = walsh::train::export::Exported::from_bytes("fuzz", file);
     let peak = PEAK.load(Relaxed).saturating_sub(before);
     let size = file.len() + sidecar.map_or(0, <[u8]>::len);
     assert!(peak <= 16 * size + (64 << 10), "{peak} bytes for a file of {size}");

@@ -118,6 +118,12 @@ impl Tensor {
         Ok(Self::new(context, context.alloc(elements(shape)?, dtype)?, shape))
     }
 
+    /// A shape without memory, for a weight that operations are given in another form. Whatever would read it finds its length wrong.
+    pub(crate) fn shape_only(context: &Context, shape: &[usize]) -> Result<Self> {
+        let nothing = Inner::plain(context, context.alloc(0, DType::F32)?, &[0]);
+        Ok(Self::with(Inner { shape: shape.to_vec(), ..nothing }))
+    }
+
     /// A tensor of zeros.
     ///
     /// # Errors

@@ -10,6 +10,10 @@ use std::cell::Cell;
 use walsh::format::{Format, PackedMatrix, Rounding};
 use walsh::io::gguf::KeyValue;
 use walsh::io::{Container, Dtype, Item, ItemContent, Metadata, PackedTensor, Writer, fuzz_bytes};
+use walsh::nn::GptConfig;
+use walsh::qat::Quantizer;
+use walsh::train::export::{Exported, ModelInfo};
+use walsh::train::{CharVocab, Precision};
 
 /// Counts the bytes that each thread holds.
 struct Counting;
@@ -345,6 +349,75 @@ fn readers_neither_panic_nor_take_more_memory_than_they_may() {
     println!("{read} files were read, {refused} refused; at most {:.0} % of the memory that is allowed", share * 100.0);
     // A generator whose files are all refused at once, or none, tests nothing.
     assert!(read * 50 > executions && refused * 4 > executions, "{read} read, {refused} refused");
+}
+
+#[test]
+fn settings_of_exported_models_are_read_or_refused() {
+    let gpt = GptConfig {
+        layers: 1,
+        heads: 1,
+        embd: 16,
+        block: 4,
+        vocab: 3,
+        dropout: 0.0,
+        bias: false,
+        quantizer: Some("int4:row:f32:centred:mse".parse().unwrap()).map(|weights| {
+            Quantizer::new("quest:trust=1.5".parse().unwrap(), weights, Some(weights), Some(16)).unwrap()
+        }),
+    };
+    let info = ModelInfo { gpt, vocab: CharVocab::of("abc"), precision: Precision::F32, step: 7, val_loss: Some(1.5) };
+    let Metadata::Texts(texts) = info.metadata(Container::Walsh).unwrap() else { panic!("texts") };
+    let json = &texts[0].1;
+    let header = |bytes: &[u8]| [&(bytes.len() as u64).to_le_bytes()[..], bytes].concat();
+    // As many elements as the model has parameters.
+    let data = vec![0; 3232];
+    let safetensors = |json: &[u8]| {
+        let json = serde_json::to_string(&String::from_utf8_lossy(json)).unwrap();
+        let tensor = "\"a\":{\"dtype\":\"I8\",\"shape\":[3232],\"data_offsets\":[0,3232]}";
+        let text = format!("{{\"__metadata__\":{{\"walsh.model\":{json}}},{tensor}}}");
+        [header(text.as_bytes()), data.clone()].concat()
+    };
+    let gguf = |json: &[u8]| {
+        let value = [header(b"walsh.model"), 8u32.to_le_bytes().to_vec(), header(json)].concat();
+        let shape = [1u32.to_le_bytes().to_vec(), 3232u64.to_le_bytes().to_vec()].concat();
+        let tensor = [header(b"a"), shape, 24u32.to_le_bytes().to_vec(), vec![0; 8]].concat();
+        let counts = [1u64.to_le_bytes(), 1u64.to_le_bytes()].concat();
+        let mut file = [b"GGUF\x03\0\0\0".to_vec(), counts, value, tensor].concat();
+        file.resize(file.len().next_multiple_of(32), 0);
+        [file, data.clone()].concat()
+    };
+    for file in [safetensors(json.as_bytes()), gguf(json.as_bytes())] {
+        assert_eq!(*Exported::from_bytes("file", &file).unwrap().unwrap().info(), info);
+    }
+    let mut random = Random(0x2545_F491_4F6C_DD1D);
+    let (mut read, mut refused) = (0, 0);
+    for execution in 0..number("WALSH_FUZZ_EXECUTIONS", 120_000) / 6 {
+        let mut text = json.clone().into_bytes();
+        for _ in 0..=random.below(3) {
+            change_text(&mut text, &mut random);
+        }
+        let file = if execution % 2 == 0 { safetensors(&text) } else { gguf(&text) };
+        let work = || std::panic::catch_unwind(|| Exported::from_bytes("file", &file).map(|found| found.is_some()));
+        let (result, peak) = peak(work);
+        let shown = || format!("execution {execution}: {}", String::from_utf8_lossy(&text));
+        assert!(peak <= 16 * file.len() + (64 << 10), "{peak} bytes for a file of {}: {}", file.len(), shown());
+        match result {
+            Ok(Ok(found)) => read += u64::from(found),
+            Ok(Err(error)) => {
+                assert!(matches!(error, walsh::Error::File { .. }) && !error.is_failure(), "{error}: {}", shown());
+                refused += 1;
+            }
+            Err(_) => panic!("a reader panicked: {}", shown()),
+        }
+    }
+    assert!(read > 100 && refused > read, "{read} read, {refused} refused");
+    // A vocabulary that is none, as long as a file can have it.
+    let long = json.replace("abc", &"ba".repeat(1 << 20));
+    for file in [safetensors(long.as_bytes()), gguf(long.as_bytes())] {
+        let (result, peak) = peak(|| Exported::from_bytes("file", &file).map(|_| ()).unwrap_err().to_string());
+        assert!(result.contains("not in ascending order"), "{result}");
+        assert!(peak <= 16 * file.len() + (64 << 10), "{peak} bytes for a file of {}", file.len());
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod bench;
 mod compare;
 mod dequantize;
+mod export;
 mod info;
 mod inspect;
 mod job;
@@ -37,6 +38,8 @@ enum Command {
     Compare(Box<compare::Args>),
     /// Generate text with a trained model
     Sample(sample::Args),
+    /// Write a trained model into one file, its quantized weights as codes
+    Export(export::Args),
     /// Time each kernel against what this adapter copies and multiplies at most
     Bench(bench::Args),
     /// Quantize the weights of a safetensors file
@@ -62,6 +65,7 @@ pub fn main(started: Instant) -> ExitCode {
         Command::Train(args) => train::run(&args, started),
         Command::Compare(args) => compare::run(&args),
         Command::Sample(args) => sample::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Quantize(args) => quantize::run(&args),
         Command::Dequantize(args) => dequantize::run(&args),

@@ -1,8 +1,10 @@
 //! Where the command line meets the model: the only file of it that knows which model is trained.
 
-use walsh::nn::GptConfig;
+use std::sync::Arc;
+use walsh::nn::{Gpt, GptConfig};
 use walsh::optim::{AdamWOptions, Schedule};
-use walsh::train::{BatchShape, GptDecoder, GptRun, Precision, TensorData, TrainConfig};
+use walsh::train::export::Exported;
+use walsh::train::{BatchShape, GptDecoder, GptRun, Precision, TensorData, TrainConfig, gpt_from_tensors};
 use walsh::{Context, DType, Error, Result};
 
 fn dtype(precision: Precision) -> DType {
@@ -59,4 +61,14 @@ pub fn build_decoder(
     tensors: &[(String, TensorData)],
 ) -> Result<GptDecoder> {
     GptDecoder::from_tensors(context, gpt.clone(), dtype(precision), tensors)
+}
+
+/// The same of an exported model.
+pub fn load_decoder(context: &Context, exported: &Exported<'_>, precision: Precision) -> Result<GptDecoder> {
+    GptDecoder::new(Arc::new(exported.load(context, dtype(precision))?))
+}
+
+/// A model whose parameters are looked at, with the `model.*` tensors of a checkpoint.
+pub fn build_gpt(context: &Context, gpt: &GptConfig, tensors: &[(String, TensorData)]) -> Result<Gpt> {
+    gpt_from_tensors(context, gpt.clone(), DType::F32, tensors)
 }

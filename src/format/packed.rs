@@ -195,6 +195,23 @@ impl PackedMatrix {
         self.format
     }
 
+    /// The same codes and scales as those of a format that reads them alike and differs in how values are encoded only.
+    #[must_use]
+    pub fn with_format(self, format: Format) -> Option<Self> {
+        let read = |format: &Format| {
+            let grid = match format.grid {
+                Grid::Int { bits, .. } => Grid::Int { bits, full: true },
+                other => other,
+            };
+            let store = match format.store {
+                Store::E8M0(_) => Store::E8M0(Power::Floor),
+                other => other,
+            };
+            (grid, format.span, store)
+        };
+        (read(&self.format) == read(&format)).then_some(Self { format, ..self })
+    }
+
     /// The layout.
     #[must_use]
     pub fn layout(&self) -> &Layout {
@@ -373,6 +390,31 @@ impl PackedMatrix {
         let group = col / self.layout.group;
         let level = self.format.grid.decode(self.code(row, col), self.zero(row, group));
         level * self.scale(row, group, level < 0.0)
+    }
+
+    /// The values of a row, for all of a matrix at once: levels are looked up. `codes` is room for a row's codes.
+    ///
+    /// # Panics
+    /// If `codes` and `values` do not have one element per column.
+    pub fn row_values(&self, row: usize, codes: &mut [u8], values: &mut [f64]) {
+        assert_eq!(values.len(), self.layout.cols, "one value per column");
+        self.row_codes(row, codes);
+        let grid = self.format.grid;
+        let mut levels = [0.0; 256];
+        for (code, level) in (0..1u32 << grid.bits()).zip(&mut levels) {
+            // A zero point is taken off the level.
+            *level = grid.decode(code, 0);
+        }
+        let group = self.layout.group;
+        for (number, (codes, values)) in codes.chunks(group).zip(values.chunks_mut(group)).enumerate() {
+            let zero = f64::from(self.zero(row, number));
+            let positive = self.scale(row, number, false);
+            let negative = if self.layout.scales == 2 { self.scale(row, number, true) } else { positive };
+            for (code, value) in codes.iter().zip(values) {
+                let level = levels[usize::from(*code)] - zero;
+                *value = level * if level < 0.0 { negative } else { positive };
+            }
+        }
     }
 
     /// All values, row by row.

@@ -3,7 +3,7 @@
 use super::source::shown;
 use super::tensor::{Dtype, PackedTensor, floats};
 use super::{Archive, Container, Entry, Item, ItemContent, Writer};
-use crate::format::{Format, Grid, Layout, PackedMatrix, Rounding};
+use crate::format::{Format, Layout, PackedMatrix, Rounding};
 use crate::kernel::dequantize::dequantize;
 use crate::kernel::packed::Packed;
 use crate::kernel::quantize::{Options, quantize};
@@ -61,23 +61,12 @@ pub fn dequantize_tensor(context: Option<&Context>, tensor: &PackedTensor) -> Re
 /// The definition in float64, with levels looked up.
 #[expect(clippy::cast_possible_truncation, reason = "values are rounded to f32 once")]
 fn on_host(matrix: &PackedMatrix) -> Vec<f32> {
-    let Layout { rows, cols, group, .. } = *matrix.layout();
-    let grid = matrix.format().grid();
-    // A zero point is taken off the level.
-    let levels: Vec<f64> = (0..1u32 << grid.bits()).map(|code| grid.decode(code, 0)).collect();
-    let mut codes = vec![0; cols];
+    let Layout { rows, cols, .. } = *matrix.layout();
+    let (mut codes, mut wide) = (vec![0; cols], vec![0.0; cols]);
     let mut values = Vec::with_capacity(rows * cols);
     for row in 0..rows {
-        matrix.row_codes(row, &mut codes);
-        for (number, codes) in codes.chunks(group).enumerate() {
-            let zero = f64::from(matrix.zero(row, number));
-            let positive = matrix.scale(row, number, false);
-            let negative = if grid == Grid::Nf3 { matrix.scale(row, number, true) } else { positive };
-            for code in codes {
-                let level = levels[usize::from(*code)] - zero;
-                values.push((level * if level < 0.0 { negative } else { positive }) as f32);
-            }
-        }
+        matrix.row_values(row, &mut codes, &mut wide);
+        values.extend(wide.iter().map(|value| *value as f32));
     }
     values
 }

@@ -200,6 +200,39 @@ impl KeyValue {
         Self { key: key.to_owned(), kind: 8, bytes }
     }
 
+    /// A number with a fraction.
+    #[must_use]
+    pub fn from_f32(key: &str, value: f32) -> Self {
+        Self { key: key.to_owned(), kind: 6, bytes: value.to_le_bytes().to_vec() }
+    }
+
+    /// Texts.
+    #[must_use]
+    pub fn from_texts<'t>(key: &str, values: impl ExactSizeIterator<Item = &'t str>) -> Self {
+        let mut bytes = 8u32.to_le_bytes().to_vec();
+        bytes.extend((values.len() as u64).to_le_bytes());
+        for value in values {
+            bytes.extend((value.len() as u64).to_le_bytes());
+            bytes.extend(value.bytes());
+        }
+        Self { key: key.to_owned(), kind: 9, bytes }
+    }
+
+    /// Signed numbers.
+    #[must_use]
+    pub fn from_i32s(key: &str, values: &[i32]) -> Self {
+        let mut bytes = 5u32.to_le_bytes().to_vec();
+        bytes.extend((values.len() as u64).to_le_bytes());
+        bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        Self { key: key.to_owned(), kind: 9, bytes }
+    }
+
+    /// The value, if it is a text.
+    #[must_use]
+    pub fn as_text(&self) -> Option<&str> {
+        std::str::from_utf8(self.bytes.get(8..).filter(|_| self.kind == 8)?).ok()
+    }
+
     /// The value, if it is a u32.
     #[must_use]
     pub fn as_u32(&self) -> Option<u32> {

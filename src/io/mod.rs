@@ -522,6 +522,22 @@ impl<'s> Archive<'s> {
     }
 }
 
+impl Archive<'_> {
+    /// As [`Archive::packed`], in a format that differs from the entry's in how values are encoded only: GGUF does not say how its codes and
+    /// scales were chosen.
+    ///
+    /// # Errors
+    /// As [`Archive::packed`]; [`Error::File`] where the entry's codes and scales are not those of such a format.
+    pub fn packed_as(&self, entry: &Entry, format: Format) -> Result<PackedTensor> {
+        let PackedTensor { matrix, shape, dtype, order } = self.packed(entry)?;
+        let got = matrix.format();
+        match matrix.with_format(format) {
+            Some(matrix) => Ok(PackedTensor { matrix, shape, dtype, order }),
+            None => Err(Problem::new(format, got).of(&entry.name).at(&self.path)),
+        }
+    }
+}
+
 /// A tensor that is to be written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Item {

@@ -1,6 +1,7 @@
 //! GPT as nanoGPT defines it: learned positions, pre-layer-norm blocks, GELU, the head tied to the embedding.
 
 use super::Dropout;
+use crate::format::Format;
 use crate::kernel::attention::HEAD_DIMS;
 use crate::kernel::attention_cached::{self, CacheDims, attention_cached, kv_append};
 use crate::kernel::matmul::Activation;
@@ -11,7 +12,7 @@ use crate::qat::lsq::START;
 use crate::qat::{LearnedScales, Quantizer};
 use crate::{Buffer, Context, DType, Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// The shape of a GPT.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -134,6 +135,7 @@ pub struct TrainPass<'a> {
 }
 
 /// Epsilon of the layer norms.
+pub const LAYER_NORM_EPSILON: f32 = EPS;
 const EPS: f32 = 1e-5;
 /// The vocabulary is padded to a multiple of this, so that the head's products need no ragged edge; the loss ignores the padding.
 const VOCAB_ALIGN: usize = 16;
@@ -199,6 +201,8 @@ pub struct Gpt {
     positions: usize,
     blocks: Vec<Block>,
     norm: Norm,
+    /// Quantized weights that were given, by parameter.
+    given: HashMap<usize, Packed>,
 }
 
 impl Gpt {
@@ -210,6 +214,50 @@ impl Gpt {
     /// [`Error::Invalid`] for a shape that makes no sense; [`Error::Limit`], [`Error::OutOfMemory`]; [`Error::Unsupported`] for f16 without
     /// `SHADER_F16`.
     pub fn new(context: &Context, config: GptConfig, seed: u64, dtype: DType) -> Result<Self> {
+        Self::build(context, config, seed, dtype, HashMap::new())
+    }
+
+    /// A GPT whose quantized weights, all of them, were made before and come by the names of their parameters. These have no other memory and
+    /// get no gradient; what else there is starts as by [`Gpt::new`].
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the tensor, where one is missing, or has another shape or format than the configuration says, or no place in
+    /// the model; as [`Gpt::new`].
+    pub fn from_quantized(
+        context: &Context,
+        config: GptConfig,
+        seed: u64,
+        dtype: DType,
+        weights: HashMap<String, Packed>,
+    ) -> Result<Self> {
+        let names: Vec<String> = weights.keys().cloned().collect();
+        let gpt = Self::build(context, config, seed, dtype, weights)?;
+        let known: HashSet<&str> = gpt.parameters.iter().map(|(info, _)| info.name.as_str()).collect();
+        if let Some(name) = names.iter().find(|name| !known.contains(name.as_str())) {
+            return Err(Error::invalid(format!("tensor `{name}`"), "a parameter of the model", "another tensor"));
+        }
+        for (index, (info, tensor)) in gpt.parameters.iter().enumerate() {
+            let quantizer = gpt.config.quantizer.filter(|_| gpt.is_quantized(index));
+            let expected = quantizer.map(|quantizer| (tensor.shape().to_vec(), quantizer.weights));
+            let given = gpt.given.get(&index);
+            let got = given.map(|packed| (vec![packed.layout().rows, packed.layout().cols], packed.format()));
+            if expected != got {
+                let text = |weight: Option<(Vec<usize>, Format)>| {
+                    weight.map_or("no codes".to_owned(), |(shape, format)| format!("codes {shape:?} in {format}"))
+                };
+                return Err(Error::invalid(format!("tensor `{}`", info.name), text(expected), text(got)));
+            }
+        }
+        Ok(gpt)
+    }
+
+    fn build(
+        context: &Context,
+        config: GptConfig,
+        seed: u64,
+        dtype: DType,
+        mut given: HashMap<String, Packed>,
+    ) -> Result<Self> {
         config.validate()?;
         let (c, std) = (config.embd, 0.02);
         #[expect(clippy::cast_precision_loss, reason = "a number of layers")]
@@ -258,8 +306,11 @@ impl Gpt {
                 projection.scales = Scales::of(&config, add);
             }
         }
+        let builder = builder.without(|name| given.contains_key(name));
         let parameters = builder.build(context, seed, dtype == DType::F16)?;
-        Ok(Self { config, dtype, parameters, tokens, positions, blocks, norm })
+        let given = parameters.iter().enumerate().filter_map(|(i, (info, _))| Some((i, given.remove(&info.name)?)));
+        let given = given.collect();
+        Ok(Self { config, dtype, parameters, tokens, positions, blocks, norm, given })
     }
 
     /// The shape.
@@ -335,10 +386,13 @@ impl Gpt {
         };
         let norm = |x: &Tensor, n: &Norm| x.layer_norm(&p[n.weight], n.bias.map(|b| &p[b]), EPS, dtype);
         // One linear layer; what it does besides multiplying is the caller's.
-        let quantizer = self.config.quantizer.filter(|quantizer| train.is_none() || quantizer.trains_quantized());
+        let given = !self.given.is_empty();
+        let quantizer = self.config.quantizer.filter(|q| given || train.is_none() || q.trains_quantized());
         let project = |x: &Tensor, l: &Projection, options: LinearOptions<'_>| {
             let learned = l.scales.as_ref().map(|scales| scales.learned(p, initialize));
-            linear(x, &p[l.weight], LinearOptions { bias: l.bias.map(|b| &p[b]), quantizer, learned, ..options })
+            let packed_weight = self.given.get(&l.weight);
+            let bias = l.bias.map(|b| &p[b]);
+            linear(x, &p[l.weight], LinearOptions { bias, quantizer, learned, packed_weight, ..options })
         };
         let mut x = tokens.embedding(&p[self.tokens], Some(&p[self.positions]), dropout().as_ref())?; // [b, t, c]
         for block in &self.blocks {
@@ -362,13 +416,36 @@ impl Gpt {
         linear(&norm(&x, &self.norm)?, &p[self.tokens], LinearOptions { out_f32: true, ..Default::default() })
     }
 
-    /// The weights that are quantized, as the quantizer makes them from the parameters now; by parameter.
+    /// The linear layers whose weights and inputs are quantized.
+    fn projections(&self) -> impl Iterator<Item = &Projection> {
+        self.blocks.iter().flat_map(|b| [&b.qkv, &b.out, &b.up, &b.down])
+    }
+
+    /// Whether parameter `index` is one that forward passes multiply in quantized form.
+    #[must_use]
+    pub fn is_quantized(&self, index: usize) -> bool {
+        self.config.quantizer.is_some() && self.projections().any(|l| l.weight == index)
+    }
+
+    /// Parameter `index` as forward passes multiply it, if it is quantized: as it was given, or as the quantizer makes it now.
+    ///
+    /// # Errors
+    /// [`Error::Limit`], [`Error::OutOfMemory`].
+    pub fn quantized(&self, index: usize) -> Result<Option<Packed>> {
+        if let Some(packed) = self.given.get(&index) {
+            return Ok(Some(packed.clone()));
+        }
+        let (p, projection) = (&self.parameters, self.projections().find(|l| l.weight == index));
+        match self.config.quantizer.zip(projection) {
+            Some((quantizer, l)) => quantizer.weight_by(&p[index], l.scales.as_ref().map(|s| &p[s.weight])).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// All of these.
     fn packed_weights(&self) -> Result<HashMap<usize, Packed>> {
-        let Some(quantizer) = self.config.quantizer else { return Ok(HashMap::new()) };
-        let projections = self.blocks.iter().flat_map(|b| [&b.qkv, &b.out, &b.up, &b.down]);
-        let p = &self.parameters;
-        let packed = |l: &Projection| quantizer.weight_by(&p[l.weight], l.scales.as_ref().map(|s| &p[s.weight]));
-        projections.map(|l| Ok((l.weight, packed(l)?))).collect()
+        let all = self.projections().map(|l| Ok(self.quantized(l.weight)?.map(|packed| (l.weight, packed))));
+        all.filter_map(Result::transpose).collect()
     }
 
     /// Adds `token` to `cache` and returns the logits of the next one.

@@ -4,7 +4,7 @@
 
 mod gpt;
 
-pub use gpt::{Gpt, GptConfig, KvCache, TrainPass};
+pub use gpt::{Gpt, GptConfig, KvCache, LAYER_NORM_EPSILON, TrainPass};
 
 use crate::{Buffer, kernel};
 

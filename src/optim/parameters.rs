@@ -19,6 +19,8 @@ pub enum Init {
     Normal(f64),
     /// These values, row-major.
     Values(Vec<f32>),
+    /// None: the parameter has a name and a shape, but no memory and no gradient. What stands for it is given to operations in another form.
+    Absent,
 }
 
 /// Name, shape and treatment of one parameter.
@@ -51,6 +53,17 @@ impl ParameterBuilder {
         let info = ParameterInfo { name: name.into(), shape: shape.to_vec(), decay: shape.len() >= 2 };
         self.specs.push((info, init));
         self.specs.len() - 1
+    }
+
+    /// The same without the values of the parameters that `absent` names.
+    #[must_use]
+    pub(crate) fn without(mut self, absent: impl Fn(&str) -> bool) -> Self {
+        for (info, init) in &mut self.specs {
+            if absent(&info.name) {
+                *init = Init::Absent;
+            }
+        }
+        self
     }
 
     /// Lays out the arenas and writes the initial values, drawn from `seed`. With `half`, an f16 copy of every parameter is kept for
@@ -131,8 +144,11 @@ impl Parameters {
         let mut places = vec![(0, 0); specs.len()];
         let mut sizes: Vec<(usize, usize)> = Vec::new(); // (elements, decayed elements) per chunk
         for i in order {
-            let info = &specs[i].0;
-            let len = padded_len(context, &info.name, &info.shape)?;
+            let (info, init) = &specs[i];
+            let len = match init {
+                Init::Absent => 0,
+                _ => padded_len(context, &info.name, &info.shape)?,
+            };
             if sizes.last().is_none_or(|(used, _)| used + len > max) {
                 sizes.push((0, 0));
             }
@@ -164,6 +180,11 @@ impl Parameters {
         let mut tensors = Vec::new();
         let mut infos = Vec::new();
         for (i, (info, init)) in specs.into_iter().enumerate() {
+            if matches!(init, Init::Absent) {
+                tensors.push(Tensor::shape_only(context, &info.shape)?);
+                infos.push(info);
+                continue;
+            }
             let (chunk, start) = places[i];
             let len = info.shape.iter().product::<usize>();
             let values = init.values(&info, seed, i)?;
@@ -303,6 +324,7 @@ impl Init {
     /// `len` values, those of parameter number `index` of a model with this seed.
     pub(crate) fn fill(&self, len: usize, seed: u64, index: usize, values: &mut Vec<f32>) -> Result<()> {
         match self {
+            Self::Absent => {}
             Self::Zeros => values.resize(len, 0.0),
             Self::Ones => values.resize(len, 1.0),
             Self::Values(given) => values.extend(given),

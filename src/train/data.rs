@@ -87,9 +87,9 @@ impl TryFrom<String> for CharVocab {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let characters: Vec<char> = text.chars().collect();
-        if characters.is_sorted_by(|a, b| a < b) {
-            Ok(Self(characters))
+        // Before they take memory: a text that is no vocabulary may be long.
+        if text.chars().is_sorted_by(|a, b| a < b) {
+            Ok(Self(text.chars().collect()))
         } else {
             Err("the vocabulary's characters are not in ascending order".to_owned())
         }

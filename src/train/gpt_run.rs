@@ -313,12 +313,25 @@ impl GptDecoder {
         dtype: DType,
         tensors: &[(String, TensorData)],
     ) -> Result<Self> {
-        let gpt = Gpt::new(context, config, 0, dtype)?;
-        for (info, tensor) in gpt.parameters().iter() {
-            tensor.write(&find(tensors, &format!("model.{}", info.name), tensor.dtype(), tensor.shape())?.bytes)?;
-        }
-        Self::new(Arc::new(gpt))
+        Self::new(Arc::new(gpt_from_tensors(context, config, dtype, tensors)?))
     }
+}
+
+/// A GPT with the `model.*` tensors of a checkpoint.
+///
+/// # Errors
+/// As [`GptDecoder::from_tensors`].
+pub fn gpt_from_tensors(
+    context: &Context,
+    config: GptConfig,
+    dtype: DType,
+    tensors: &[(String, TensorData)],
+) -> Result<Gpt> {
+    let gpt = Gpt::new(context, config, 0, dtype)?;
+    for (info, tensor) in gpt.parameters().iter() {
+        tensor.write(&find(tensors, &format!("model.{}", info.name), tensor.dtype(), tensor.shape())?.bytes)?;
+    }
+    Ok(gpt)
 }
 
 impl Decoder for GptDecoder {
