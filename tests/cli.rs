@@ -112,6 +112,7 @@ fn help_and_version_are_no_errors() {
         "eval-batches",
         "checkpoint-every",
         "keep",
+        "diagnostics",
         "seed",
         "precision",
         "method",

@@ -40,6 +40,8 @@ pub fn run(args: &Args, started: Instant) -> Result<()> {
     }
     if let Some(quantizer) = setup.gpt().quantizer {
         say(&format!("linear layers: {quantizer}"));
+    } else if args.overrides.diagnostics.is_some_and(|steps| steps > 0) {
+        say("warning: --diagnostics: nothing is quantized, so there is nothing to diagnose");
     }
     let mut job = setup.start(|config| match &args.out {
         Some(dir) => Ok(dir.clone()),

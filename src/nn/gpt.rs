@@ -134,6 +134,24 @@ pub struct TrainPass<'a> {
     pub micro: u32,
 }
 
+/// Is told of a linear layer the index of its weight and its input, `[batch, t, k]`.
+pub type InputProbe<'a> = &'a dyn Fn(usize, &Tensor) -> Result<()>;
+
+/// How a pass is looked at from within.
+#[derive(Clone, Copy, Default)]
+pub struct Probe<'a> {
+    /// Nothing is quantized, whatever the configuration says.
+    pub dense: bool,
+    /// Is told of each linear layer that quantizes, before it multiplies.
+    pub input: Option<InputProbe<'a>>,
+}
+
+impl std::fmt::Debug for Probe<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Probe").field("dense", &self.dense).field("input", &self.input.is_some()).finish()
+    }
+}
+
 /// Epsilon of the layer norms.
 pub const LAYER_NORM_EPSILON: f32 = EPS;
 const EPS: f32 = 1e-5;
@@ -345,7 +363,15 @@ impl Gpt {
     /// # Errors
     /// [`Error::Shape`] for other shapes; [`Error::ContextMismatch`]; [`Error::Limit`], [`Error::OutOfMemory`].
     pub fn logits(&self, tokens: &Tensor, train: Option<TrainPass<'_>>) -> Result<Tensor> {
-        self.forward(tokens, train, false)
+        self.probed_logits(tokens, train, Probe::default())
+    }
+
+    /// The same, looked at from within.
+    ///
+    /// # Errors
+    /// As [`Gpt::logits`]; what the probe returns; [`Error::Shape`] for a dense pass of a model whose weights are codes only.
+    pub fn probed_logits(&self, tokens: &Tensor, train: Option<TrainPass<'_>>, probe: Probe<'_>) -> Result<Tensor> {
+        self.forward(tokens, train, probe, false)
     }
 
     /// Sets learned scales to what their method starts from, by the weights and by what a forward pass makes of `tokens`, layer after
@@ -360,10 +386,22 @@ impl Gpt {
         if self.config.quantizer.and_then(|quantizer| quantizer.learned()).is_none() {
             return Ok(());
         }
-        self.parameters.context().no_grad(|| self.forward(tokens, None, true)).map(drop)
+        self.parameters.context().no_grad(|| self.forward(tokens, None, Probe::default(), true)).map(drop)
     }
 
-    fn forward(&self, tokens: &Tensor, train: Option<TrainPass<'_>>, initialize: bool) -> Result<Tensor> {
+    /// The learned scales of the linear layer whose weight is parameter `index`.
+    pub(crate) fn learned_scales(&self, index: usize) -> Option<LearnedScales<'_>> {
+        let projection = self.projections().find(|l| l.weight == index)?;
+        projection.scales.as_ref().map(|scales| scales.learned(&self.parameters, false))
+    }
+
+    fn forward(
+        &self,
+        tokens: &Tensor,
+        train: Option<TrainPass<'_>>,
+        probe: Probe<'_>,
+        initialize: bool,
+    ) -> Result<Tensor> {
         let &[_, t] = tokens.shape() else {
             return Err(Error::shape("gpt", "tokens of shape [batch, t]", format!("{:?}", tokens.shape())));
         };
@@ -388,9 +426,14 @@ impl Gpt {
         // One linear layer; what it does besides multiplying is the caller's.
         let given = !self.given.is_empty();
         let quantizer = self.config.quantizer.filter(|q| given || train.is_none() || q.trains_quantized());
+        let quantizer = quantizer.filter(|_| !probe.dense);
         let project = |x: &Tensor, l: &Projection, options: LinearOptions<'_>| {
-            let learned = l.scales.as_ref().map(|scales| scales.learned(p, initialize));
-            let packed_weight = self.given.get(&l.weight);
+            if let (Some(_), Some(input)) = (quantizer, probe.input) {
+                input(l.weight, x)?;
+            }
+            let scales = l.scales.as_ref().filter(|_| !probe.dense);
+            let learned = scales.map(|scales| scales.learned(p, initialize));
+            let packed_weight = self.given.get(&l.weight).filter(|_| !probe.dense);
             let bias = l.bias.map(|b| &p[b]);
             linear(x, &p[l.weight], LinearOptions { bias, quantizer, learned, packed_weight, ..options })
         };

@@ -78,6 +78,7 @@ impl Preset {
             checkpoint_every: 250,
             keep: 3,
             log_every: 10,
+            diagnostics: None,
             seed: 1337,
             precision: Precision::Auto,
             method: Method::None,
@@ -245,6 +246,9 @@ pub struct TrainConfig {
     pub keep: usize,
     /// Steps between lines of `metrics.jsonl`.
     pub log_every: u64,
+    /// Steps between diagnostics of the quantized layers; one more comes at the end. 0, or none: no diagnostics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diagnostics: Option<u64>,
     /// Seed of the initial weights, of dropout and of the order of the data.
     pub seed: u64,
     /// Type of matrix operands and stored activations.
@@ -596,6 +600,8 @@ settings! {
         keep: usize, "--keep", Free;
         /// Steps between lines of metrics.jsonl
         log_every: u64, "--log-every", Free;
+        /// Steps between diagnostics of the quantized layers, in metrics.jsonl and diagnostics.svg; 0: none [default: none]
+        diagnostics: u64, "--diagnostics", Free;
         /// Type of matrix operands and activations: auto, f32 or f16
         precision: Precision, "--precision", Examined;
         /// Part of the adapter's name, or #N

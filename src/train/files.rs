@@ -43,7 +43,7 @@ pub(crate) fn remove_partial(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let ours = name.to_str().and_then(|n| n.strip_suffix(".partial")).is_some_and(|n| {
-            matches!(n, "run.json" | "metrics.jsonl" | "loss.svg" | "compare.jsonl" | "compare.svg")
+            matches!(n, "run.json" | "metrics.jsonl" | "loss.svg" | "diagnostics.svg" | "compare.jsonl" | "compare.svg")
                 || (n.starts_with("step-") && n.ends_with(".safetensors"))
         });
         if ours {

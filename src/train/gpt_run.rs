@@ -1,6 +1,7 @@
 //! A GPT with its optimizer, as the training loop and the sampler see it.
 
 use super::checkpoint::{TensorData, find};
+use super::diagnostics::{Diagnostics, Masks, diagnose};
 use super::sample::Decoder;
 use super::trainer::{Model, PendingStats, StepStats};
 use crate::nn::{Gpt, GptConfig, KvCache, TrainPass};
@@ -34,6 +35,8 @@ pub struct GptRun {
     loss: Tensor,
     /// Whether scales that are learned are still to be set by the first batch.
     fresh: bool,
+    /// Of the last diagnostics.
+    masks: Masks,
 }
 
 /// Loss scale that f16 training starts with.
@@ -58,7 +61,8 @@ impl GptRun {
         let tokens = || Tensor::zeros(context, &[shape.batch, shape.block], DType::U32);
         let batches = (0..shape.accumulate).map(|_| Ok([tokens()?, tokens()?])).collect::<Result<_>>()?;
         let loss = Tensor::zeros(context, &[], DType::F32)?;
-        Ok(Self { context: context.clone(), gpt, optimizer, shape, seed, batches, loss, fresh: true })
+        let (context, masks) = (context.clone(), Masks::default());
+        Ok(Self { context, gpt, optimizer, shape, seed, batches, loss, fresh: true, masks })
     }
 
     /// The model.
@@ -179,6 +183,19 @@ impl Model for GptRun {
         })?;
         let sum = losses.to_vec()?.into_iter().map(f64::from).sum();
         Ok((sum, count))
+    }
+
+    fn diagnose(&mut self, inputs: &[u32], targets: &[u32]) -> Result<Diagnostics> {
+        let Some([tokens, wanted]) = self.batches.first() else { return Ok(Diagnostics::new()) };
+        self.upload("input tokens", tokens, inputs)?;
+        self.upload("target tokens", wanted, targets)?;
+        let options = LossOptions {
+            classes: Some(self.gpt.config().vocab),
+            weight: 1.0,
+            state: Some(self.optimizer.state()),
+            grad: self.gpt.dtype(),
+        };
+        diagnose(&self.gpt, tokens, wanted, options, &mut self.masks)
     }
 
     fn export(&mut self) -> Result<Vec<(String, TensorData)>> {

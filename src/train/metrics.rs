@@ -1,5 +1,6 @@
 //! `metrics.jsonl`: one JSON object per logged step.
 
+use super::diagnostics::Diagnostics;
 use super::files;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,9 @@ pub struct Record {
     /// Steps so far whose update was left out because a gradient overflowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<u64>,
+    /// What quantization does to each layer, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diagnostics: Option<Diagnostics>,
 }
 
 /// The file of a run, open for more lines.

@@ -4,6 +4,7 @@
 //! - [`TrainConfig`] and its [`Preset`]s: everything that shapes a run, as plain data.
 //! - [`train()`]: the loop. It knows the model only by the trait [`Model`], which [`GptRun`] implements.
 //! - [`Run`], [`Checkpoint`]: the output directory, from which a run goes on to the bit. [`metrics`]: its `metrics.jsonl`.
+//! - [`diagnostics`]: what quantization does to each layer of a model under training.
 //! - [`export`]: a trained model in one file, its quantized weights as codes.
 //! - [`Sweep`]: a comparison, and the runs that it takes. [`compare`]: what these come to.
 //! - [`generate`]: sampling with a [`Decoder`], which [`GptDecoder`] implements.
@@ -13,6 +14,7 @@ pub mod compare;
 mod config;
 pub mod corpus;
 mod data;
+pub mod diagnostics;
 pub mod export;
 pub(crate) mod files;
 mod gpt_run;
@@ -27,6 +29,7 @@ mod trainer;
 pub use checkpoint::{Checkpoint, TensorData};
 pub use config::{Overrides, Precision, Preset, Sweep, TrainConfig};
 pub use data::{CharVocab, Dataset, IGNORE, Windows};
+pub use diagnostics::{Diagnostics, LayerDiagnostics};
 pub use gpt_run::{BatchShape, GptDecoder, GptRun, gpt_from_tensors};
 pub use run::{DeviceInfo, Evaluation, Found, Run, RunInfo, RunState};
 pub use sample::{Decoder, Sampling, generate};

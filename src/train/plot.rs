@@ -1,15 +1,19 @@
 //! Loss curves as SVG: of a run, and of the rows of a comparison.
 
 use super::compare::Row;
+use super::diagnostics::LayerDiagnostics;
 use super::files;
 use super::metrics::Record;
 use crate::{Error, Result};
 use plotters::coord::Shift;
 use plotters::prelude::*;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The name of a run's file.
 pub const FILE: &str = "loss.svg";
+/// The name of the file with a run's diagnostics.
+pub const DIAGNOSTICS_FILE: &str = "diagnostics.svg";
 /// The name of a comparison's file.
 pub const COMPARISON_FILE: &str = "compare.svg";
 
@@ -49,7 +53,61 @@ pub fn loss_curve(path: &Path, title: &str, records: &[Record], floor: Option<f6
         Line { label: "training".to_owned(), color: TRAIN, width: 1, marks: 0, points: series(|r| r.train_loss) },
         Line { label: "validation".to_owned(), color: VALIDATION, width: 2, marks: 3, points: series(|r| r.val_loss) },
     ];
-    drawing(path, SIZE.1, |area| curves(area, title, "loss (nats per token)", &lines, floor))
+    drawing(path, SIZE.1, |area| curves(area, title, "loss (nats per token)", &lines, floor, 0.0))
+}
+
+/// Draws the diagnostics of `records` over the steps into the SVG file `path`: the layers' distances to the grid, and below the cosines of their
+/// gradients with those of full precision. A line for each layer, or of more than eight the mean, the least and the greatest.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be written.
+pub fn diagnostics(path: &Path, title: &str, records: &[Record]) -> Result<()> {
+    type Value = fn(&LayerDiagnostics) -> Option<f64>;
+    let panels: [(&str, Value); 2] =
+        [("distance to the grid |W - Q(W)| / |W|", |l| l.grid_distance), ("cosine with full precision", |l| l.cosine)];
+    drawing(path, 2 * SIZE.1, |area| {
+        let (above, below) = area.split_vertically(SIZE.1);
+        for (area, (what, value)) in [above, below].iter().zip(panels) {
+            curves(area, title, what, &layers(records, value), None, 0.25)?;
+        }
+        Ok(())
+    })
+}
+
+/// The lines of a number that layers have.
+fn layers(records: &[Record], value: impl Fn(&LayerDiagnostics) -> Option<f64>) -> Vec<Line> {
+    let mut by_layer: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
+    let mut by_step: Vec<(f64, Vec<f64>)> = Vec::new();
+    for record in records {
+        #[expect(clippy::cast_precision_loss, reason = "step numbers are below 2^32")]
+        let step = record.step as f64;
+        let mut values = Vec::new();
+        for (name, layer) in record.diagnostics.iter().flatten() {
+            if let Some(value) = value(layer) {
+                by_layer.entry(name).or_default().push((step, value));
+                values.push(value);
+            }
+        }
+        if !values.is_empty() {
+            by_step.push((step, values));
+        }
+    }
+    let line = |(label, points), color, width| Line { label, color, width, marks: 2, points };
+    if by_layer.len() <= ROWS.len() {
+        let lines = by_layer.into_iter().map(|(name, points)| (name.replace("transformer.", ""), points));
+        return lines.zip(ROWS).map(|(named, color)| line(named, color, 2)).collect();
+    }
+    let fold = |fold: fn(&[f64]) -> f64| by_step.iter().map(|(step, values)| (*step, fold(values))).collect();
+    #[expect(clippy::cast_precision_loss, reason = "a number of layers")]
+    let mean: Vec<_> = fold(|values| values.iter().sum::<f64>() / values.len() as f64);
+    let least: Vec<_> = fold(|values| values.iter().copied().fold(f64::INFINITY, f64::min));
+    let greatest: Vec<_> = fold(|values| values.iter().copied().fold(f64::NEG_INFINITY, f64::max));
+    let count = by_layer.len();
+    vec![
+        line((format!("mean of {count} layers"), mean), ROWS[0], 2),
+        line(("least".to_owned(), least), ROWS[1], 1),
+        line(("greatest".to_owned(), greatest), ROWS[2], 1),
+    ]
 }
 
 /// Draws a comparison into the SVG file `path`: the mean validation loss of each row over the steps; below, the mean of its best losses
@@ -74,12 +132,12 @@ pub fn comparison(path: &Path, title: &str, rows: &[Row], floor: Option<f64>) ->
         rows.iter().map(|row| Some((row.best_val_loss_mean?, row.best_val_loss_spread.unwrap_or_default()))).collect();
     if rows.len() < 2 {
         // Nothing to compare.
-        return drawing(path, SIZE.1, |area| curves(area, title, what, &lines, floor));
+        return drawing(path, SIZE.1, |area| curves(area, title, what, &lines, floor, 0.0));
     }
     let height = u32::try_from(rows.len()).unwrap_or(u32::MAX).saturating_mul(ROW).saturating_add(AROUND_ROWS);
     drawing(path, SIZE.1.saturating_add(height), |area| {
         let (above, below) = area.split_vertically(SIZE.1);
-        curves(&above, title, what, &lines, floor)?;
+        curves(&above, title, what, &lines, floor, 0.0)?;
         dots(&below, &lines, &best)
     })
 }
@@ -117,10 +175,19 @@ fn range(losses: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
     }
     // A single value has room too.
     let margin = if low < high { (high - low) * 0.06 } else { 0.5 };
-    (low - margin).max(0.0)..high + margin
+    // Losses and the like do not fall below zero, and neither does their axis.
+    (if low < 0.0 { low - margin } else { (low - margin).max(0.0) })..high + margin
 }
 
-fn curves(area: &Area<'_>, title: &str, what: &str, lines: &[Line], floor: Option<f64>) -> Result<(), String> {
+/// The labels have the upper right corner, where losses are not, or `room` there: a share of the axis beyond the last step.
+fn curves(
+    area: &Area<'_>,
+    title: &str,
+    what: &str,
+    lines: &[Line],
+    floor: Option<f64>,
+    room: f64,
+) -> Result<(), String> {
     let text = |e: &dyn std::fmt::Display| e.to_string();
     let points = || lines.iter().flat_map(|line| &line.points);
     let last = points().map(|p| p.0).fold(1.0, f64::max);
@@ -129,7 +196,7 @@ fn curves(area: &Area<'_>, title: &str, what: &str, lines: &[Line], floor: Optio
         .margin(16)
         .x_label_area_size(44)
         .y_label_area_size(64)
-        .build_cartesian_2d(0.0..last, range(points().map(|p| p.1).chain(floor)))
+        .build_cartesian_2d(0.0..last * (1.0 + room), range(points().map(|p| p.1).chain(floor)))
         .map_err(|e| text(&e))?;
     chart
         .configure_mesh()
@@ -229,6 +296,27 @@ mod tests {
                 assert!(svg.contains(label), "{label}");
             }
             assert_eq!(svg.contains("entropy floor"), floor.is_some());
+        }
+    }
+
+    #[test]
+    fn draws_a_line_for_each_layer_or_the_range_of_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(DIAGNOSTICS_FILE);
+        let layer = |v: f64| LayerDiagnostics { grid_distance: Some(v), cosine: Some(0.5 - v), ..Default::default() };
+        let record = |step: u64, layers: u64| {
+            let layers = (0..layers).map(|n| (format!("transformer.h.{n}.mlp"), layer((n + step) as f64 / 20.0)));
+            Record { step, diagnostics: Some(layers.collect()), ..Record::default() }
+        };
+        for (layers, labels, lines) in
+            [(0, [""; 2], 0), (8, ["h.0.mlp", "h.7.mlp"], 8), (9, ["mean of 9 layers", "least"], 3)]
+        {
+            diagnostics(&path, "title", &[record(1, layers), Record::default(), record(5, layers)]).unwrap();
+            let svg = std::fs::read_to_string(&path).unwrap();
+            for label in ["distance to the grid", "cosine with full precision"].into_iter().chain(labels) {
+                assert!(svg.contains(label), "{label}");
+            }
+            assert_eq!(svg.matches("<circle").count(), 2 * 2 * lines, "two points of each in both panels");
         }
     }
 

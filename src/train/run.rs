@@ -270,7 +270,7 @@ impl Run {
     /// Removes the files of a run that has no checkpoint, and its directory if nothing else is in it.
     pub fn discard_if_empty(&self) {
         if super::checkpoint::list(&self.dir).is_ok_and(|found| found.is_empty()) {
-            for name in ["run.json", "metrics.jsonl", "loss.svg"] {
+            for name in ["run.json", "metrics.jsonl", "loss.svg", "diagnostics.svg"] {
                 let _ = std::fs::remove_file(self.dir.join(name));
             }
             // Fails, as it should, where something else is there.

@@ -1,6 +1,7 @@
 //! The loop: steps, logging without waiting, evaluation, checkpoints, an orderly stop.
 
 use super::checkpoint::TensorData;
+use super::diagnostics::Diagnostics;
 use super::metrics::{Metrics, Record};
 use super::run::{Evaluation, Run};
 use super::{Dataset, IGNORE, Windows};
@@ -69,6 +70,16 @@ pub trait Model {
     /// # Errors
     /// Of the device.
     fn eval(&mut self, inputs: &[u32], targets: &[u32]) -> Result<(f64, u64)>;
+
+    /// What quantization does to each layer, on one micro-batch `[batch, block]`, with the parameters as they are; training is not disturbed.
+    /// Nothing where nothing is quantized. Waits for the device.
+    ///
+    /// # Errors
+    /// Of the device.
+    fn diagnose(&mut self, inputs: &[u32], targets: &[u32]) -> Result<Diagnostics> {
+        let _ = (inputs, targets);
+        Ok(Diagnostics::new())
+    }
 
     /// Everything that a run needs to go on: parameters as `model.*`, moments as `optimizer.m.*` and `optimizer.v.*`, the step's state
     /// (step, loss scale, counters) as `state.*`. Waits for the steps queued.
@@ -247,7 +258,8 @@ impl<M: Model> Trainer<'_, '_, M> {
             let stop = self.options.stop.load(Ordering::Relaxed);
             let every = |n: u64| step.is_multiple_of(n) || step == config.steps;
             let (evaluate, save) = (every(config.eval_every), every(config.checkpoint_every) || stop);
-            let log = every(config.log_every) || evaluate || step == 1;
+            let diagnose = config.diagnostics.is_some_and(|n| n > 0 && every(n));
+            let log = every(config.log_every) || evaluate || diagnose || step == 1;
             let mut record = None;
             self.since_record.0 += 1;
             if log || save || first {
@@ -260,8 +272,8 @@ impl<M: Model> Trainer<'_, '_, M> {
                     self.since_record = (0, -counted);
                 }
             }
-            if evaluate || save || first {
-                record = self.drain(evaluate)?;
+            if evaluate || save || first || diagnose {
+                record = self.drain(evaluate || diagnose)?;
             } else {
                 self.receive(RING)?;
             }
@@ -276,8 +288,13 @@ impl<M: Model> Trainer<'_, '_, M> {
             self.laps.push(lap);
             let status = self.status();
             self.options.progress.step(&status);
+            if let Some(record) = record.as_mut().filter(|_| diagnose) {
+                record.diagnostics = self.diagnose(step)?;
+            }
             if evaluate {
                 self.evaluate(record)?;
+            } else if let Some(record) = record {
+                self.metrics.write(&record)?;
             }
             if save {
                 self.save()?;
@@ -310,6 +327,13 @@ impl<M: Model> Trainer<'_, '_, M> {
         self.model.train_step(&inputs, &targets)?;
         self.run.state.step = step;
         Ok(())
+    }
+
+    /// Diagnoses the first micro-batch of the step to come: what was learned from the last one was fitted to it.
+    fn diagnose(&mut self, step: u64) -> Result<Option<Diagnostics>> {
+        let config = &self.run.info.config;
+        let (inputs, targets) = self.data.train_batch(step + 1, 0, config.batch, config.block);
+        Ok(Some(self.model.diagnose(&inputs, &targets)?).filter(|layers| !layers.is_empty()))
     }
 
     fn stopped(&self) -> bool {
@@ -375,6 +399,7 @@ impl<M: Model> Trainer<'_, '_, M> {
             tokens_per_s: ms.map(|ms| self.tokens_per_s(ms)),
             loss_scale: Some(stats.loss_scale),
             skipped: Some(stats.skipped),
+            diagnostics: None,
         })
     }
 
@@ -500,7 +525,12 @@ impl<M: Model> Trainer<'_, '_, M> {
             return Ok(());
         }
         let title = self.run.info.config.describe();
-        super::plot::loss_curve(&self.run.dir.join(super::plot::FILE), &title, &records, self.windows.entropy_floor)
+        let path = |name: &str| self.run.dir.join(name);
+        super::plot::loss_curve(&path(super::plot::FILE), &title, &records, self.windows.entropy_floor)?;
+        if records.iter().any(|record| record.diagnostics.is_some()) {
+            super::plot::diagnostics(&path(super::plot::DIAGNOSTICS_FILE), &title, &records)?;
+        }
+        Ok(())
     }
 
     #[cfg(not(feature = "cli"))]

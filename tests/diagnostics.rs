@@ -1,0 +1,277 @@
+//! Diagnostics of quantized layers: their numbers against float64, what fewer bits do to them, and that training does not notice.
+
+mod common;
+
+use common::every_tier;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use walsh::format::{PackedMatrix, Rounding};
+use walsh::nn::{Gpt, GptConfig, Probe};
+use walsh::op::LossOptions;
+use walsh::optim::{AdamWOptions, Schedule};
+use walsh::qat::Quantizer;
+use walsh::reference::hadamard::hadamard;
+use walsh::train::diagnostics::{Masks, diagnose};
+use walsh::train::{BatchShape, Diagnostics, GptRun, Model, PendingStats};
+use walsh::{Context, DType, Tensor};
+
+const BATCH: usize = 2;
+const BLOCK: usize = 8;
+const VOCAB: usize = 13;
+
+fn quantizer(method: &str, weights: &str, activations: Option<&str>, hadamard: Option<u32>) -> Quantizer {
+    let activations = activations.map(|format| format.parse().unwrap());
+    Quantizer::new(method.parse().unwrap(), weights.parse().unwrap(), activations, hadamard).unwrap()
+}
+
+fn config(quantizer: Option<Quantizer>) -> GptConfig {
+    GptConfig { layers: 1, heads: 2, embd: 64, block: BLOCK, vocab: VOCAB, dropout: 0.1, bias: false, quantizer }
+}
+
+fn batch(context: &Context) -> [Tensor; 2] {
+    let tokens =
+        |add: u32| (0..(BATCH * BLOCK) as u32).map(|i| (i * i + 3 * i + add) % VOCAB as u32).collect::<Vec<_>>();
+    [0, 1].map(|add| Tensor::from_u32(context, &tokens(add), &[BATCH, BLOCK]).unwrap())
+}
+
+fn options() -> LossOptions<'static> {
+    LossOptions { classes: Some(VOCAB), ..LossOptions::default() }
+}
+
+fn run(gpt: &Gpt, masks: &mut Masks) -> Diagnostics {
+    let [tokens, targets] = batch(gpt.parameters().context());
+    diagnose(gpt, &tokens, &targets, options(), masks).unwrap()
+}
+
+/// Gradients by the names of the layers.
+fn gradients(gpt: &Gpt) -> HashMap<String, Vec<f64>> {
+    let [tokens, targets] = batch(gpt.parameters().context());
+    gpt.logits(&tokens, None).unwrap().cross_entropy(&targets, options()).unwrap().backward().unwrap();
+    let names = gpt.parameters().iter().enumerate();
+    let all = names.map(|(i, (info, _))| {
+        let gradient = gpt.parameters().gradient(i).unwrap().to_vec().unwrap();
+        (info.name.trim_end_matches(".weight").to_owned(), common::wide(&gradient))
+    });
+    all.collect()
+}
+
+/// `|x - q|^2 / |x|^2` of the values as they are quantized.
+fn error(x: &[f64], q: &[f64]) -> f64 {
+    x.iter().zip(q).map(|(x, q)| (x - q) * (x - q)).sum::<f64>() / x.iter().map(|x| x * x).sum::<f64>()
+}
+
+/// The share of elements beyond `bound` scales, and how far rounding in f32 may move it: elements so near to the bound that the error of a
+/// transform of 32 (5 sums) and of a scale decides.
+fn beyond(x: &[f64], matrix: &PackedMatrix, bound: f64) -> (f64, f64) {
+    let cols = matrix.layout().cols;
+    let (mut masked, mut near) = (0, 0);
+    for (i, x) in x.iter().enumerate() {
+        let limit = bound * matrix.scale(i / cols, 0, false);
+        masked += usize::from(x.abs() > limit);
+        near += usize::from((x.abs() - limit).abs() < 1e-5 * limit);
+    }
+    (masked as f64 / x.len() as f64, near as f64 / x.len() as f64)
+}
+
+#[test]
+fn numbers_are_those_of_float64() {
+    let format = "int2:row:f32:centred:mse";
+    for context in every_tier() {
+        let own = quantizer("quest", format, Some(format), Some(32));
+        let gpt = Gpt::new(&context, config(Some(own)), 3, DType::F32).unwrap();
+        let mut masks = Masks::default();
+        let found = run(&gpt, &mut masks);
+        let again = run(&gpt, &mut masks);
+        assert_eq!(found.len(), 4);
+
+        let inputs = RefCell::new(HashMap::new());
+        let note = |index: usize, x: &Tensor| {
+            inputs.borrow_mut().insert(index, (x.to_vec()?, x.columns()));
+            Ok(())
+        };
+        let [tokens, _] = batch(&context);
+        gpt.probed_logits(&tokens, None, Probe { input: Some(&note), ..Probe::default() }).unwrap();
+        let inputs = inputs.into_inner();
+        // The same parameters without quantizers: the seed draws them.
+        let dense = Gpt::new(&context, config(None), 3, DType::F32).unwrap();
+        let (quantized, full) = (gradients(&gpt), gradients(&dense));
+        // What the largest level of 3/2 steps and half a step more is.
+        let bound = 2.0;
+        for (index, (info, weight)) in gpt.parameters().iter().enumerate() {
+            let name = info.name.trim_end_matches(".weight");
+            let Some(packed) = gpt.quantized(index).unwrap() else {
+                assert!(!found.contains_key(name));
+                continue;
+            };
+            let layer = &found[name];
+            let close = |what: &str, got: Option<f64>, want: f64, tolerance: f64| {
+                let got = got.unwrap_or_else(|| panic!("{name}: no {what}"));
+                assert!((got - want).abs() <= tolerance, "{name}, {what}: {got}, in float64 {want}");
+            };
+            let matrix = packed.to_host(&context).unwrap();
+            let rotated = hadamard(&common::wide(&weight.to_vec().unwrap()), 32, false);
+            let expected = error(&rotated, &matrix.dequantize());
+            // The same codes and values in the same precision, in another order of sums.
+            close("weight error", layer.weight_error, expected, 1e-9);
+            close("distance", layer.grid_distance, expected.sqrt(), 1e-9);
+            let (share, near) = beyond(&rotated, &matrix, bound);
+            close("masked weights", layer.masked_weights, share, near);
+            assert!(share > 0.005, "{name}: two bits mask something: {share}");
+
+            let (x, cols) = &inputs[&index];
+            let rotated = hadamard(&common::wide(x), 32, false);
+            let values: Vec<f32> = rotated.iter().map(|v| *v as f32).collect();
+            let format = format.parse().unwrap();
+            let matrix = PackedMatrix::quantize(format, &values, x.len() / cols, *cols, Rounding::Nearest).unwrap();
+            // Scales differ by rounding in f32, and so may a code at a tie, whose error is the same on either side.
+            close("input error", layer.input_error, error(&rotated, &matrix.dequantize()), 1e-5);
+            let (share, near) = beyond(&rotated, &matrix, bound);
+            close("masked inputs", layer.masked_inputs, share, near);
+
+            let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+            let (a, b) = (&quantized[name], &full[name]);
+            close("cosine", layer.cosine, dot(a, b) / (dot(a, a) * dot(b, b)).sqrt(), 1e-9);
+            assert_eq!(layer.still_masked, None, "there was no time before");
+            close("still masked", again[name].still_masked, 1.0, 0.0);
+            assert_eq!(again[name].cosine, layer.cosine);
+        }
+    }
+}
+
+#[test]
+fn learned_scales_are_those_of_the_layer() {
+    let format = "int3:tensor:f32:full";
+    for context in every_tier() {
+        for method in ["lsq", "lsq:plus", "learned"] {
+            let gpt =
+                Gpt::new(&context, config(Some(quantizer(method, format, Some(format), None))), 3, DType::F32).unwrap();
+            let [tokens, _] = batch(&context);
+            gpt.initialize_scales(&tokens).unwrap();
+            let inputs = RefCell::new(HashMap::new());
+            let note = |index: usize, x: &Tensor| {
+                inputs.borrow_mut().insert(index, x.to_vec()?);
+                Ok(())
+            };
+            gpt.probed_logits(&tokens, None, Probe { input: Some(&note), ..Probe::default() }).unwrap();
+            let found = run(&gpt, &mut Masks::default());
+            let parameter = |name: &str| {
+                let (_, tensor) = gpt.parameters().iter().find(|(info, _)| info.name == name)?;
+                Some(f64::from(tensor.item().unwrap()))
+            };
+            for (index, (info, weight)) in gpt.parameters().iter().enumerate().filter(|(i, _)| gpt.is_quantized(*i)) {
+                let name = info.name.trim_end_matches(".weight");
+                let layer = &found[name];
+                // Levels are -4 to 3; the tutorial's range ends half a step further.
+                let margin = if method == "learned" { 0.5 } else { 0.0 };
+                let expected = |x: &[f32], scale: &str| {
+                    let offset = parameter(&format!("{name}.{scale}_offset")).unwrap_or(0.0);
+                    let scale = parameter(&format!("{name}.{scale}_scale")).unwrap().abs();
+                    let x = common::wide(x);
+                    let level = |x: f64| (x - offset) / scale;
+                    let q: Vec<f64> =
+                        x.iter().map(|x| level(*x).clamp(-4.0, 3.0).round_ties_even() * scale + offset).collect();
+                    let inside = |x: &&f64| level(**x) > -4.0 - margin && level(**x) < 3.0 + margin;
+                    let near =
+                        |x: &&f64| (level(**x) + 4.0 + margin).abs().min((level(**x) - 3.0 - margin).abs()) < 1e-5;
+                    let share = |count: usize| count as f64 / x.len() as f64;
+                    (error(&x, &q), 1.0 - share(x.iter().filter(inside).count()), share(x.iter().filter(near).count()))
+                };
+                for (x, scale, got_error, got_masked) in [
+                    (&weight.to_vec().unwrap(), "weight", layer.weight_error, layer.masked_weights),
+                    (&inputs.borrow()[&index], "input", layer.input_error, layer.masked_inputs),
+                ] {
+                    let (error, masked, near) = expected(x, scale);
+                    let what = format!("{method}, {name}, {scale}");
+                    // A value at a tie may go to either side, which changes no error.
+                    assert!((got_error.unwrap() - error).abs() < 1e-5 * error, "{what}: {got_error:?}, {error}");
+                    assert!((got_masked.unwrap() - masked).abs() <= near + 1e-12, "{what}: {got_masked:?}, {masked}");
+                }
+                assert!((0.0..1.0).contains(&layer.cosine.unwrap()), "{method}: {layer:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn fewer_bits_lose_more() {
+    let context = every_tier().pop().unwrap();
+    let of = |method: &str, weights: &str| {
+        let gpt = Gpt::new(&context, config(Some(quantizer(method, weights, None, None))), 3, DType::F32).unwrap();
+        run(&gpt, &mut Masks::default())
+    };
+    let (eight, four, two) = (of("ste", "int8:row:f32"), of("ste", "int4:row:f32"), of("ste", "int2:row:f32"));
+    for (name, eight) in &eight {
+        let (four, two) = (&four[name], &two[name]);
+        assert_eq!((eight.input_error, eight.masked_inputs, eight.masked_weights), (None, None, None));
+        let cosine = [eight, four, two].map(|layer| layer.cosine.unwrap());
+        assert!(cosine[0] > 0.999 && cosine[0] <= 1.0 + 1e-9, "{name}: {cosine:?}");
+        assert!(cosine[0] > cosine[1] && cosine[1] > cosine[2] && cosine[2] > 0.0, "{name}: {cosine:?}");
+        let distance = [eight, four, two].map(|layer| layer.grid_distance.unwrap());
+        assert!(distance[0] < 0.01 && distance[0] < distance[1] && distance[1] < distance[2], "{name}: {distance:?}");
+    }
+    // PTQ trains in full precision; what is diagnosed is what evaluation sees.
+    assert_eq!(of("ptq", "int4:row:f32"), four);
+    let dense = Gpt::new(&context, config(None), 3, DType::F32).unwrap();
+    assert!(run(&dense, &mut Masks::default()).is_empty());
+}
+
+#[test]
+fn training_does_not_notice() {
+    let shape = BatchShape { batch: BATCH, block: BLOCK, accumulate: 2 };
+    let options = AdamWOptions { schedule: Schedule::constant(1e-2), clip: 1.0, ..Default::default() };
+    for context in every_tier() {
+        for dtype in common::dtypes(&context) {
+            let own = quantizer("quest", "int4:row:f32:centred:mse", Some("int4:row:f32:centred:mse"), Some(32));
+            let train = |every: Option<usize>| {
+                let mut run = GptRun::new(&context, config(Some(own)), shape, options, 5, dtype).unwrap();
+                let mut losses = Vec::new();
+                let mut created = Vec::new();
+                let mut found = Vec::new();
+                for step in 1..=8 {
+                    let tokens = |add: usize| -> Vec<u32> {
+                        (0..2 * BATCH * BLOCK).map(|i| ((i * i + step + add) % VOCAB) as u32).collect()
+                    };
+                    let made = || {
+                        let counts = context.counts();
+                        counts.buffers + counts.bind_groups + counts.pipelines + counts.shader_modules
+                    };
+                    let before = made();
+                    run.train_step(&tokens(0), &tokens(1)).unwrap();
+                    losses.push(run.stats().unwrap().wait().unwrap());
+                    created.push(made() - before);
+                    if every.is_some_and(|every| step % every == 0) {
+                        let half = BATCH * BLOCK;
+                        found.push(run.diagnose(&tokens(0)[..half], &tokens(1)[..half]).unwrap());
+                    }
+                }
+                (losses, run.export().unwrap(), created, found)
+            };
+            let (losses, tensors, ..) = train(None);
+            let (same, again, created, found) = train(Some(3));
+            assert_eq!(losses, same);
+            assert!(tensors == again, "the last checkpoint differs");
+            assert_eq!(found.len(), 2);
+            for layer in found.iter().flat_map(|layers| layers.values()) {
+                let cosine = layer.cosine.expect("a gradient that is finite");
+                assert!((0.5..1.0).contains(&cosine), "{layer:?}");
+            }
+            // After the second step, and in the step after diagnostics, nothing is made.
+            for (step, created) in (1..).zip(created).skip(2) {
+                assert_eq!(created, 0, "step {step}");
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_in_waiting_are_not_touched() {
+    let context = every_tier().remove(0);
+    let gpt = Gpt::new(&context, config(Some(quantizer("ste", "int8:row:f32", None, None))), 3, DType::F32).unwrap();
+    gradients(&gpt);
+    let [tokens, targets] = batch(&context);
+    let error = diagnose(&gpt, &tokens, &targets, options(), &mut Masks::default()).unwrap_err().to_string();
+    assert!(error.contains("no gradients that wait for an optimizer step"), "{error}");
+    gpt.parameters().zero_grad();
+    run(&gpt, &mut Masks::default());
+    assert!(gpt.parameters().gradient(0).is_none());
+}
