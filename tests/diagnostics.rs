@@ -99,7 +99,7 @@ fn numbers_are_those_of_float64() {
         let bound = 2.0;
         for (index, (info, weight)) in gpt.parameters().iter().enumerate() {
             let name = info.name.trim_end_matches(".weight");
-            let Some(packed) = gpt.quantized(index).unwrap() else {
+            let Some(packed) = gpt.packed_weight(index).unwrap() else {
                 assert!(!found.contains_key(name));
                 continue;
             };
@@ -134,6 +134,60 @@ fn numbers_are_those_of_float64() {
             assert_eq!(layer.still_masked, None, "there was no time before");
             close("still masked", again[name].still_masked, 1.0, 0.0);
             assert_eq!(again[name].cosine, layer.cosine);
+        }
+    }
+}
+
+#[test]
+fn learned_scales_are_those_of_the_layer() {
+    let format = "int3:tensor:f32:full";
+    for context in every_tier() {
+        for method in ["lsq", "lsq:plus", "learned"] {
+            let gpt =
+                Gpt::new(&context, config(Some(quantizer(method, format, Some(format), None))), 3, DType::F32).unwrap();
+            let [tokens, _] = batch(&context);
+            gpt.initialize_scales(&tokens).unwrap();
+            let inputs = RefCell::new(HashMap::new());
+            let note = |index: usize, x: &Tensor| {
+                inputs.borrow_mut().insert(index, x.to_vec()?);
+                Ok(())
+            };
+            gpt.probed_logits(&tokens, None, Probe { input: Some(&note), ..Probe::default() }).unwrap();
+            let found = run(&gpt, &mut Masks::default());
+            let parameter = |name: &str| {
+                let (_, tensor) = gpt.parameters().iter().find(|(info, _)| info.name == name)?;
+                Some(f64::from(tensor.item().unwrap()))
+            };
+            for (index, (info, weight)) in gpt.parameters().iter().enumerate().filter(|(i, _)| gpt.is_quantized(*i)) {
+                let name = info.name.trim_end_matches(".weight");
+                let layer = &found[name];
+                // Levels are -4 to 3; the tutorial's range ends half a step further.
+                let margin = if method == "learned" { 0.5 } else { 0.0 };
+                let expected = |x: &[f32], scale: &str| {
+                    let offset = parameter(&format!("{name}.{scale}_offset")).unwrap_or(0.0);
+                    let scale = parameter(&format!("{name}.{scale}_scale")).unwrap().abs();
+                    let x = common::wide(x);
+                    let level = |x: f64| (x - offset) / scale;
+                    let q: Vec<f64> =
+                        x.iter().map(|x| level(*x).clamp(-4.0, 3.0).round_ties_even() * scale + offset).collect();
+                    let inside = |x: &&f64| level(**x) > -4.0 - margin && level(**x) < 3.0 + margin;
+                    let near =
+                        |x: &&f64| (level(**x) + 4.0 + margin).abs().min((level(**x) - 3.0 - margin).abs()) < 1e-5;
+                    let share = |count: usize| count as f64 / x.len() as f64;
+                    (error(&x, &q), 1.0 - share(x.iter().filter(inside).count()), share(x.iter().filter(near).count()))
+                };
+                for (x, scale, got_error, got_masked) in [
+                    (&weight.to_vec().unwrap(), "weight", layer.weight_error, layer.masked_weights),
+                    (&inputs.borrow()[&index], "input", layer.input_error, layer.masked_inputs),
+                ] {
+                    let (error, masked, near) = expected(x, scale);
+                    let what = format!("{method}, {name}, {scale}");
+                    // A value at a tie may go to either side, which changes no error.
+                    assert!((got_error.unwrap() - error).abs() < 1e-5 * error, "{what}: {got_error:?}, {error}");
+                    assert!((got_masked.unwrap() - masked).abs() <= near + 1e-12, "{what}: {got_masked:?}, {masked}");
+                }
+                assert!((0.0..1.0).contains(&layer.cosine.unwrap()), "{method}: {layer:?}");
+            }
         }
     }
 }

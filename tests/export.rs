@@ -31,8 +31,12 @@ fn model(context: &Context, config: GptConfig, dtype: DType) -> Gpt {
     let gpt = Gpt::new(context, config, 7, dtype).unwrap();
     let mut random = common::Gen::new(5);
     for (info, tensor) in gpt.parameters().iter().filter(|(info, _)| info.shape.len() == 1) {
-        let centre = if info.name.ends_with("bias") { 0.0 } else { 1.0 };
-        let values: Vec<f32> = random.normals(tensor.len()).iter().map(|v| centre + 0.2 * v).collect();
+        let (centre, spread) = match info.name.rsplit('.').next() {
+            Some("weight") => (1.0, 0.2),
+            Some("weight_scale" | "input_scale") => (0.02, 0.001),
+            _ => (0.0, 0.2),
+        };
+        let values: Vec<f32> = random.normals(tensor.len()).iter().map(|v| centre + spread * v).collect();
         tensor.write(bytemuck::cast_slice(&values)).unwrap();
     }
     gpt
@@ -75,7 +79,7 @@ fn read(context: &Context, path: &Path, dtype: DType) -> walsh::Result<Gpt> {
 /// Method, weights, activations, rotation, width; and whether GGUF holds it.
 type Case = (&'static str, &'static str, Option<&'static str>, Option<u32>, usize, bool);
 
-const CASES: [Case; 12] = [
+const CASES: [Case; 13] = [
     ("quest", "int4:row:f32:centred:mse", Some("int4:row:f32:centred:mse"), Some(32), 64, false),
     ("ste", "int4:g32", Some("mxfp4"), None, 32, true),
     ("quest", "int3:row:f32:centred:mse", None, Some(64), 64, false),
@@ -86,6 +90,7 @@ const CASES: [Case; 12] = [
     ("ste", "nvfp4:ue4m3", None, None, 64, true),
     ("ste", "int2:g256", None, None, 256, true),
     ("ste", "nf4:dq", None, Some(32), 64, false),
+    ("lsq:plus", "int4:tensor:f32:full", Some("int4:tensor:f32:full"), Some(32), 32, false),
     ("ste", "int3:asym", None, None, 96, false),
     ("ptq", "int4:g32:full:signed:exact:half-up", Some("int8:row"), None, 64, true),
 ];

@@ -149,7 +149,7 @@ pub fn learned_scale_backward(
 }
 
 /// The lowest and the highest level less the centre, and the centre.
-fn levels(grid: Levels) -> Option<(f32, f32, f32)> {
+pub(crate) fn levels(grid: Levels) -> Option<(f32, f32, f32)> {
     let half = |bits: u32| 2f32.powi(bits as i32 - 1);
     match grid {
         Levels::Int { bits, full } => Some((if full { -half(bits) } else { 1.0 - half(bits) }, half(bits) - 1.0, 0.0)),

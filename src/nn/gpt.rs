@@ -383,6 +383,12 @@ impl Gpt {
         self.parameters.context().no_grad(|| self.forward(tokens, None, Probe::default(), true)).map(drop)
     }
 
+    /// The learned scales of the linear layer whose weight is parameter `index`.
+    pub(crate) fn learned_scales(&self, index: usize) -> Option<LearnedScales<'_>> {
+        let projection = self.quantized_projections().find(|l| l.weight == index)?;
+        projection.scales.as_ref().map(|scales| scales.learned(&self.parameters, false))
+    }
+
     /// As [`Gpt::logits`], looked at from within.
     ///
     /// # Errors

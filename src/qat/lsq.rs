@@ -10,7 +10,7 @@ use crate::format::{Format, Grid, Span, Store, Ties, tables};
 use crate::kernel::binary::{Binary, binary};
 use crate::kernel::column_sum::column_sum;
 use crate::kernel::hadamard::{Hadamard, hadamard};
-use crate::kernel::learned_scale_backward::{Clip, LearnedScale, Outputs, learned_scale_backward};
+use crate::kernel::learned_scale_backward::{self, Clip, LearnedScale, Outputs, learned_scale_backward};
 use crate::kernel::matmul::{Epilogue, Form};
 use crate::kernel::packed::Packed;
 use crate::kernel::packed_matmul::{Operand as Factor, PackedMatmul, packed_matmul};
@@ -255,6 +255,13 @@ impl Learned {
     /// Whether a gradient is of use to it.
     pub fn requires_grad(&self) -> bool {
         self.scale.requires_grad() || self.offset.as_ref().is_some_and(Tensor::requires_grad)
+    }
+
+    /// Ends of the range within which values get a gradient, in units of the scale and from the offset on.
+    pub fn range(&self) -> Option<[f64; 2]> {
+        let (low, high, centre) = learned_scale_backward::levels(self.grid)?;
+        let margin = if self.clip == Clip::AfterRounding { 0.5 } else { 0.0 };
+        Some([low + centre - margin, high + centre + margin].map(f64::from))
     }
 
     /// The offset of the quantized values.

@@ -32,7 +32,7 @@ use crate::kernel::mask;
 use crate::kernel::packed::Packed;
 use crate::kernel::quantize::{Options as QuantizeOptions, quantize};
 use crate::{Buffer, DType, Error, Result, Tensor, Tier};
-use lsq::Learned;
+pub(crate) use lsq::Learned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;

@@ -3,7 +3,7 @@
 use crate::kernel::mask;
 use crate::nn::{Gpt, Probe};
 use crate::op::LossOptions;
-use crate::qat::Coding;
+use crate::qat::{self, Coding, Encoded, Lsq};
 use crate::{Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -85,14 +85,34 @@ fn rotate(row: &mut [f64], block: usize) {
     }
 }
 
-/// Quantizes `x` as a layer does and compares, in float64, on the host, row by row.
-fn loss(x: &Tensor, coding: &Coding) -> Result<Loss> {
+/// A learned scale and offset, and where they lead gradients.
+struct Learned {
+    scale: f64,
+    offset: f64,
+    range: [f64; 2],
+}
+
+/// Quantizes `x` as a layer does, by these scale and offset if they are learned, and compares in float64 on the host, row by row.
+fn loss(x: &Tensor, coding: &Coding, lsq: Option<Lsq>, scales: [Option<&Tensor>; 2]) -> Result<Loss> {
     let context = x.context();
-    let [rows, cols] = [x.rows(), x.columns()];
-    let encoded = coding.encode(x, [rows, cols], true)?;
-    let mask = encoded.mask.map(|mask| context.readback(&mask)).transpose()?;
-    let matrix = encoded.packed.to_host(context)?;
+    let shape @ [_, cols] = [x.rows(), x.columns()];
+    let (matrix, mask, learned) = match lsq {
+        None => {
+            let Encoded { packed, mask } = coding.encode(x, shape, true)?;
+            (packed.to_host(context)?, mask.map(|mask| context.readback(&mask)).transpose()?, None)
+        }
+        Some(lsq) => {
+            let (packed, learned) = qat::Learned::encode(lsq, coding, x, shape, scales, false)?;
+            let matrix = packed.to_host(context)?;
+            let offset = scales[1].map_or(Ok(0.0), Tensor::item)?.into();
+            let scale = matrix.scale(0, 0, false);
+            let learned = learned.range().map(|range| Learned { scale, offset, range });
+            (matrix, None, learned)
+        }
+    };
     let x = x.to_vec()?;
+    let offset = learned.as_ref().map_or(0.0, |learned| learned.offset);
+    let mut words = Vec::new();
     let (mut error, mut norm) = (0.0, 0.0);
     let (mut codes, mut own, mut other) = (vec![0; cols], vec![0.0; cols], vec![0.0; cols]);
     for (row, values) in x.chunks_exact(cols).enumerate() {
@@ -101,11 +121,19 @@ fn loss(x: &Tensor, coding: &Coding) -> Result<Loss> {
             rotate(&mut own, block as usize);
         }
         matrix.row_values(row, &mut codes, &mut other);
+        other.iter_mut().for_each(|value| *value += offset);
         error += own.iter().zip(&other).map(|(a, b)| (a - b) * (a - b)).sum::<f64>();
         norm += own.iter().map(|a| a * a).sum::<f64>();
+        if let Some(Learned { scale, offset, range: [low, high] }) = learned {
+            let passes = |value: &f64| u32::from((low * scale..=high * scale).contains(&(value - offset)));
+            let word = |values: &[f64]| values.iter().rev().fold(0, |word, value| word << 1 | passes(value));
+            words.extend(own.chunks(32).map(word));
+        }
     }
-    let words = |bytes: Vec<u8>| Mask { words: bytemuck::pod_collect_to_vec(&bytes), cols };
-    let mask = mask.map(|read| read.wait().map(words)).transpose()?;
+    if let Some(read) = mask {
+        words = bytemuck::pod_collect_to_vec(&read.wait()?);
+    }
+    let mask = (!words.is_empty()).then_some(Mask { words, cols });
     Ok(Loss { error: finite(error / norm), mask })
 }
 
@@ -171,7 +199,8 @@ pub fn diagnose(
     let found = RefCell::new(HashMap::<usize, LayerDiagnostics>::new());
     let input = |index: usize, x: &Tensor| {
         let Some(coding) = quantizer.activation_coding() else { return Ok(()) };
-        let Loss { error, mask } = loss(x, &coding)?;
+        let scales = gpt.learned_scales(index).map_or([None; 2], |scales| [scales.input, scales.offset]);
+        let Loss { error, mask } = loss(x, &coding, quantizer.learned(), scales)?;
         let masked_inputs = mask.and_then(|mask| share(mask.masked(), x.len() as u64));
         found.borrow_mut().insert(index, LayerDiagnostics { input_error: error, masked_inputs, ..Default::default() });
         Ok(())
@@ -189,7 +218,8 @@ pub fn diagnose(
     })?;
     let mut all = Diagnostics::new();
     for (index, (info, weight)) in parameters.iter().enumerate().filter(|(index, _)| gpt.is_quantized(*index)) {
-        let Loss { error, mask } = loss(weight, &quantizer.weight_coding())?;
+        let scales = [gpt.learned_scales(index).map(|scales| scales.weight), None];
+        let Loss { error, mask } = loss(weight, &quantizer.weight_coding(), quantizer.learned(), scales)?;
         let layer = found.entry(index).or_default();
         (layer.weight_error, layer.grid_distance) = (error, error.map(f64::sqrt));
         if let Some(mask) = mask {

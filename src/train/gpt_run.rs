@@ -35,7 +35,6 @@ pub struct GptRun {
     loss: Tensor,
     /// Whether scales that are learned are still to be set by the first batch.
     fresh: bool,
-
     /// Of the last diagnostics.
     masks: Masks,
 }
@@ -62,8 +61,8 @@ impl GptRun {
         let tokens = || Tensor::zeros(context, &[shape.batch, shape.block], DType::U32);
         let batches = (0..shape.accumulate).map(|_| Ok([tokens()?, tokens()?])).collect::<Result<_>>()?;
         let loss = Tensor::zeros(context, &[], DType::F32)?;
-        let masks = Masks::default();
-        Ok(Self { context: context.clone(), gpt, optimizer, shape, seed, batches, loss, fresh: true, masks })
+        let (context, masks) = (context.clone(), Masks::default());
+        Ok(Self { context, gpt, optimizer, shape, seed, batches, loss, fresh: true, masks })
     }
 
     /// The model.
