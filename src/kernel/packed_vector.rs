@@ -195,14 +195,20 @@ impl Streams {
         fits.then_some(Self { lanes: if many { MANY_LANES } else { STREAM_LANES }, store, halves, loose })
     }
 
-    /// Whether there are variants of [`MANY_LANES`]: codes of 8 bits leave too few registers.
+    /// Whether there are variants of [`MANY_LANES`]: conversions of small floats gain by them, integers and tables lose, and codes of 8 bits leave
+    /// too few registers.
     fn may_be_many(decode: Decode, tail: u32) -> bool {
-        tail == 0 && decode.bits < 8
+        tail == 0 && decode.grid == 2 && decode.bits < 8
     }
 
-    /// Columns that an invocation sums at a time. Integers, whose decoding leaves registers, load the next ones meanwhile.
+    /// Columns that an invocation sums at a time.
     fn columns(decode: Decode) -> u32 {
-        if kind(decode, true) == 1 { 4 } else { 8 }
+        if Self::ahead(decode) { 4 } else { 8 }
+    }
+
+    /// Whether it loads the next ones meanwhile, as codes of 8 bits leave registers for half as many at a time.
+    fn ahead(decode: Decode) -> bool {
+        kind(decode, true) == 1 && decode.bits == 8
     }
 
     /// How codes become halves of a word: 1 integers, 2 small floats of two exponent bits and one of mantissa, 0 not at all.
@@ -256,7 +262,7 @@ impl Streams {
             ("SUM", Define::Bool(integers && (halved == 1 || decode.grid == 0))),
             ("COLS", columns.into()),
             ("HALF_COLS", Define::U32(columns / 2)),
-            ("AHEAD", integers.into()),
+            ("AHEAD", Self::ahead(decode).into()),
             ("LANES", self.lanes.into()),
             ("HUGE", true.into()),
             ("EPILOGUE", tail.into()),
