@@ -9,6 +9,7 @@ use crate::kernel::packed::Packed;
 use crate::kernel::packed_matmul::{Operand, PackedMatmul, packed_matmul};
 use crate::kernel::pad_rows::pad_rows;
 use crate::kernel::quantize::{Options, quantize};
+use crate::kernel::sign_gradient::{Factor, sign_gradient};
 use crate::{Context, DType, Error, Result, Tensor};
 
 /// Kernels that a product of quantized matrices may take.
@@ -38,6 +39,7 @@ pub fn cases(size: Size) -> Vec<Case> {
             .filter_map(|f| f.parse().ok())
             .flat_map(|format| [encode_by_scale(format, [rows, width]), learned(format, [rows, width])]),
     );
+    all.push(signs([4 * width, width]));
     all.push(pad([rows - 1, width - 1], [rows, width]));
     all.extend(pairs().map(|format| both(format, [rows, 4 * width, width])));
     if size.is_large() {
@@ -113,6 +115,20 @@ fn learned(format: Format, [rows, cols]: [usize; 2]) -> Case {
     Case::new("learned_scale_backward", [rows, cols, 0], Work::bytes(12 * n), prepare)
         .format(format.to_string())
         .kernels(&["learned_scale_backward", "column_sum"])
+}
+
+fn signs([rows, cols]: [usize; 2]) -> Case {
+    let n = rows * cols;
+    let prepare = move |context: &Context| -> Result<Prepared> {
+        let (w, dq, dw) = (random(context, n)?, random(context, n)?, zeros(context, n)?);
+        let packed = Packed::empty(context, "binary".parse()?, rows, cols)?;
+        quantize(context, w.buffer(), &packed, Options::default())?;
+        let c = context.clone();
+        prepared(&[&dw.clone()], move || {
+            sign_gradient(&c, Factor::Smooth, dq.buffer(), w.buffer(), &packed, dw.buffer(), false)
+        })
+    };
+    Case::new("sign_gradient", [rows, cols, 0], Work::bytes(12 * n), prepare)
 }
 
 fn decode(format: Format, [rows, cols]: [usize; 2]) -> Case {

@@ -41,6 +41,9 @@ pub fn run(args: &Args, started: Instant) -> Result<()> {
     if let Some(quantizer) = setup.gpt().quantizer {
         say(&format!("linear layers: {quantizer}"));
     }
+    if let Some(teacher) = setup.teacher() {
+        say(&format!("teacher: {}, step {}", teacher.dir.display(), teacher.step));
+    }
     let mut job = setup.start(|config| match &args.out {
         Some(dir) => Ok(dir.clone()),
         None => Run::fresh_dir(Path::new("runs"), config.preset.name()),

@@ -8,6 +8,7 @@
 
 mod attention;
 mod binary;
+mod distillation;
 mod dropout;
 mod embedding;
 mod hadamard;
@@ -20,6 +21,7 @@ mod rope;
 mod shape;
 mod softmax;
 mod unary;
+mod values;
 
 pub use crate::kernel::matmul::Activation;
 pub use hadamard::HadamardOptions;

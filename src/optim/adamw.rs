@@ -2,6 +2,7 @@
 
 use super::Parameters;
 use crate::kernel::adamw::{AdamwParams, Chunk, adamw};
+use crate::kernel::clamp::clamp;
 use crate::kernel::dim;
 use crate::kernel::optimizer_step::{StepParams, StepState, grad_norm, optimizer_step};
 use crate::{Buffer, Context, DType, Error, Readback, Result, Tensor};
@@ -245,6 +246,11 @@ impl AdamW {
                 halves: chunk.halves.as_ref(),
             };
             adamw(&self.context, &params, buffers, &self.state)?;
+            if !chunk.within.is_empty() {
+                let part = |buffer: &Buffer| buffer.slice(chunk.within.start, chunk.within.len());
+                let halves = chunk.halves.as_ref().map(part).transpose()?;
+                clamp(&self.context, &part(&chunk.weights)?, halves.as_ref(), 1.0)?;
+            }
         }
         parameters.zero_grad();
         Ok(())

@@ -6,14 +6,22 @@
 //! Weights stay f32 in the optimizer and are quantized at every forward pass. Products multiply codes; what is kept for the backward pass is
 //! codes, scales and a bit per element.
 
+mod binaryconnect;
+mod bitnet;
+mod bwn;
 mod clipped;
 pub(crate) mod lsq;
+mod onebit;
 mod ptq;
 mod quest;
 mod ste;
 
+pub use binaryconnect::BinaryConnect;
+pub use bitnet::BitNet;
+pub use bwn::Bwn;
 pub use clipped::Clipped;
 pub use lsq::{LearnedScales, Lsq};
+pub use onebit::{OneBit, Svid, svid};
 pub use ptq::Ptq;
 pub use quest::Quest;
 pub use ste::Ste;
@@ -23,6 +31,7 @@ use crate::kernel::hadamard::{Hadamard, hadamard};
 use crate::kernel::mask;
 use crate::kernel::packed::Packed;
 use crate::kernel::quantize::{Options as QuantizeOptions, quantize};
+use crate::kernel::sign_gradient::Factor;
 use crate::{Buffer, Context, DType, Error, Result, Tensor, Tier};
 use lsq::Learned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -46,6 +55,14 @@ pub enum Method {
     Quest(Quest),
     /// Learned scales.
     Lsq(Lsq),
+    /// Signs.
+    BinaryConnect(BinaryConnect),
+    /// Binary weights with a scale per row.
+    Bwn(Bwn),
+    /// BitNet b1.58.
+    BitNet(BitNet),
+    /// OneBit.
+    OneBit(OneBit),
 }
 
 /// What one method decides.
@@ -59,6 +76,26 @@ trait Rule {
     /// Whether operands are rotated where nothing is said about it.
     fn rotates(&self) -> bool {
         false
+    }
+
+    /// Why they cannot be rotated, if so.
+    fn refuse_rotation(&self) -> Option<Error> {
+        None
+    }
+
+    /// What belongs to a layer beside its product.
+    fn layer(&self) -> Layer {
+        Layer::Plain
+    }
+
+    /// Whether updates end with weights moved back into [-1, 1].
+    fn keeps_within_one(&self) -> bool {
+        false
+    }
+
+    /// How it learns from a teacher, if it does.
+    fn distillation(&self) -> Option<Distillation> {
+        None
     }
 
     /// How an operand is quantized.
@@ -91,8 +128,27 @@ impl Operand {
     }
 }
 
+/// What belongs to a quantized linear layer beside its product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer {
+    /// Nothing.
+    Plain,
+    /// A norm right before it.
+    Normed,
+    /// A vector of values that its inputs are multiplied by, one for its outputs, and a layer norm without parameters after it.
+    Valued,
+}
+
+/// How a model learns from a teacher: from its distribution and from its hidden states.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Distillation {
+    /// The weight of the distance of hidden states beside a cross-entropy of weight 1.
+    pub hidden: f32,
+}
+
 /// Spellings of all methods, with their options, for messages and help.
-pub const SPELLINGS: &str = "none, ptq, ste, clipped[:BOUND], lsq[:plus], learned, quest[:trust=S]";
+pub const SPELLINGS: &str = "none, ptq, ste, clipped[:BOUND], lsq[:plus], learned, quest[:trust=S], binaryconnect[:unit], bwn[:exact], \
+     bitnet, onebit[:hidden=B]";
 
 impl Method {
     fn rule(&self) -> Option<&dyn Rule> {
@@ -103,7 +159,17 @@ impl Method {
             Self::Clipped(rule) => rule,
             Self::Quest(rule) => rule,
             Self::Lsq(rule) => rule,
+            Self::BinaryConnect(rule) => rule,
+            Self::Bwn(rule) => rule,
+            Self::BitNet(rule) => rule,
+            Self::OneBit(rule) => rule,
         })
+    }
+
+    /// How it learns from a teacher, if it does.
+    #[must_use]
+    pub fn distillation(&self) -> Option<Distillation> {
+        self.rule().and_then(Rule::distillation)
     }
 
     /// Its quantizer with the formats and the rotation that were asked for, those left open filled in; none for [`Method::None`].
@@ -140,6 +206,9 @@ impl Method {
             }
             None => None,
         };
+        if let (Some(_), Some(refused)) = (hadamard, rule.refuse_rotation()) {
+            return Err(refused);
+        }
         let quantizer = Quantizer { method: self, weights, activations, hadamard };
         quantizer.validate(&asked.widths)?;
         Ok(Some(quantizer))
@@ -174,6 +243,10 @@ impl FromStr for Method {
             "clipped" => Self::Clipped(Clipped::parse(&options).ok_or_else(unknown)?),
             "lsq" | "learned" => Self::Lsq(Lsq::parse(name, &options).ok_or_else(unknown)?),
             "quest" => Self::Quest(Quest::parse(&options).ok_or_else(unknown)?),
+            "binaryconnect" => Self::BinaryConnect(BinaryConnect::parse(&options).ok_or_else(unknown)?),
+            "bwn" => Self::Bwn(Bwn::parse(&options).ok_or_else(unknown)?),
+            "onebit" => Self::OneBit(OneBit::parse(&options).ok_or_else(unknown)?),
+            "bitnet" if options.is_empty() => Self::BitNet(BitNet),
             _ => return Err(unknown()),
         };
         Ok(method)
@@ -392,8 +465,20 @@ impl Quantizer {
         self.activations.map(|format| self.coding(Operand::Activations, format))
     }
 
+    /// What belongs to a layer beside its product.
+    #[must_use]
+    pub fn layer(&self) -> Layer {
+        self.method.rule().map_or(Layer::Plain, Rule::layer)
+    }
+
+    /// Whether updates end with weights moved back into [-1, 1].
+    #[must_use]
+    pub fn keeps_within_one(&self) -> bool {
+        self.method.rule().is_some_and(Rule::keeps_within_one)
+    }
+
     fn coding(&self, operand: Operand, format: Format) -> Coding {
-        let plain = Coding { format, hadamard: self.hadamard, bound: None };
+        let plain = Coding::new(format, self.hadamard);
         self.method.rule().map_or(plain, |rule| rule.coding(operand, format, self.hadamard))
     }
 
@@ -452,6 +537,34 @@ pub struct Coding {
     pub hadamard: Option<u32>,
     /// The gradient passes where the magnitude, after the transform, is at most so many stored scales; everywhere if there is none.
     pub bound: Option<f32>,
+    /// What the gradient of a weight is multiplied by, instead of a bound; only where nothing is rotated.
+    pub factor: Option<Factor>,
+    /// Where the scale comes from.
+    pub scale: Scale,
+}
+
+/// Where scales come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Scale {
+    /// From what is quantized, as the format says.
+    #[default]
+    Computed,
+    /// It is this number, whatever is quantized; for formats with one scale per tensor.
+    Fixed(f32),
+    /// The same, divided by the root of the number of columns.
+    ByWidth(f32),
+}
+
+impl Scale {
+    /// The number for matrices of so many columns.
+    #[expect(clippy::cast_precision_loss, reason = "columns are below 2^32")]
+    fn fixed(self, cols: usize) -> Option<f32> {
+        match self {
+            Self::Computed => None,
+            Self::Fixed(scale) => Some(scale),
+            Self::ByWidth(scale) => Some((f64::from(scale) / (cols.max(1) as f64).sqrt()) as f32),
+        }
+    }
 }
 
 /// A quantized operand.
@@ -463,6 +576,12 @@ pub(crate) struct Encoded {
 }
 
 impl Coding {
+    /// In this format, and the gradient passes everywhere.
+    #[must_use]
+    pub fn new(format: Format, hadamard: Option<u32>) -> Self {
+        Self { format, hadamard, bound: None, factor: None, scale: Scale::Computed }
+    }
+
     /// Quantizes `x`, `[rows, cols]`; with a mask only if the gradient will ask for it.
     pub(crate) fn encode(&self, x: &Tensor, [rows, cols]: [usize; 2], differentiable: bool) -> Result<Encoded> {
         let context = x.context();
@@ -472,7 +591,9 @@ impl Coding {
             Some(bound) => Some((context.alloc(mask::words(rows, cols), DType::U32)?, bound)),
             None => None,
         };
+        let scale = self.scale.fixed(cols).map(|scale| context.constant(scale)).transpose()?;
         let options = QuantizeOptions {
+            scale: scale.as_ref(),
             mask: mask.as_ref().map(|(mask, bound)| (mask, *bound)),
             hadamard: self.hadamard.map(|block| block as usize),
             // Only products by cooperative matrices ask for the norm.
@@ -520,6 +641,43 @@ fn gaussian_rows(asked: Option<Asked>) -> Option<Format> {
             Some(own.parse().unwrap_or(format))
         }
     }
+}
+
+/// The one format that weights have beside `method`.
+fn only(method: &str, name: &str, asked: Option<Asked>) -> Result<Option<Format>> {
+    let own: Format = name.parse()?;
+    match asked {
+        None => Ok(Some(own)),
+        Some(asked) if asked.format() == Some(own) => Ok(Some(own)),
+        Some(asked) => Err(Error::invalid(
+            "--weights",
+            format!("{name} beside --method {method} (ste and clipped take other formats)"),
+            format!("`{asked}`"),
+        )),
+    }
+}
+
+/// Refuses quantized inputs beside `method`.
+fn weights_alone(method: &str, asked: Option<Asked>) -> Result<Option<Format>> {
+    match asked.and_then(Asked::format) {
+        None => Ok(None),
+        Some(format) => Err(Error::invalid(
+            "--activations",
+            format!(
+                "dense beside --method {method}, which quantizes weights alone (ste, quest and bitnet quantize both)"
+            ),
+            format!("`{format}`"),
+        )),
+    }
+}
+
+/// The refusal of rotated operands beside `method`.
+fn no_rotation(method: &str) -> Error {
+    Error::invalid(
+        "--hadamard",
+        format!("off beside --method {method}, whose signs are those of the weights themselves"),
+        "a block",
+    )
 }
 
 /// Refuses formats whose range a bound on the magnitude does not describe.

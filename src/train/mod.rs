@@ -20,6 +20,7 @@ pub mod plot;
 mod run;
 mod sample;
 mod sweep;
+mod teacher;
 mod trainer;
 
 pub use checkpoint::{Checkpoint, TensorData};
@@ -28,5 +29,6 @@ pub use data::{CharVocab, Dataset, IGNORE, Windows};
 pub use gpt_run::{BatchShape, GptDecoder, GptRun};
 pub use run::{DeviceInfo, Evaluation, Found, Run, RunInfo, RunState};
 pub use sample::{Decoder, Sampling, generate};
-pub use sweep::{Combination, Planned};
+pub use sweep::{Combination, Planned, teachers};
+pub use teacher::Teacher;
 pub use trainer::{Model, Options, PendingStats, Progress, Silent, Status, StepStats, Summary, train};
