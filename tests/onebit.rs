@@ -4,7 +4,7 @@
 mod common;
 
 use common::{dtypes, every_tier};
-use walsh::nn::GptConfig;
+use walsh::nn::{GptConfig, KvCache};
 use walsh::op::LossOptions;
 use walsh::optim::{AdamWOptions, Schedule};
 use walsh::qat::{Method, Settings, svid};
@@ -189,6 +189,28 @@ fn the_steady_state_creates_nothing_and_submits_once() {
                 (before.buffers, before.bind_groups, before.pipelines, before.shader_modules),
             );
             assert_eq!(after.submits - before.submits, 4);
+        }
+    }
+}
+
+#[test]
+fn a_cache_gives_the_logits_of_whole_sequences() {
+    for context in every_tier() {
+        // Not bitnet: a code of its inputs may fall to either side where sums come in another order.
+        for method in ["onebit", "bwn", "binaryconnect"] {
+            let run = run(&context, method, SHAPE, DType::F32);
+            let (tokens, _) = batch(3, 16);
+            let all = Tensor::from_u32(&context, &tokens, &[1, 16]).unwrap();
+            let want = context.no_grad(|| run.gpt().logits(&all, None)).unwrap().to_vec().unwrap();
+            let mut cache = KvCache::new(run.gpt()).unwrap();
+            let columns = run.gpt().logit_columns();
+            for (t, token) in tokens.iter().enumerate() {
+                let got = run.gpt().decode(*token, &mut cache).unwrap().to_vec().unwrap();
+                for (a, b) in got.iter().zip(&want[t * columns..(t + 1) * columns]) {
+                    // Norms carry roundings of 2^-24 on, a few dozen of them, onto logits of the order of 1.
+                    assert!((a - b).abs() < 1e-4 * (1.0 + b.abs()), "{method}, token {t}: {a}, want {b}");
+                }
+            }
         }
     }
 }

@@ -28,11 +28,10 @@ impl Place {
     }
 
     fn run(&self, command: &str, more: &[&str]) -> Output {
-        let shared = [
-            "--text", "text.txt", "--preset", "nano", "--layers", "1", "--embd", "32", "--block", "16", "--batch", "4",
-        ];
+        let shared = ["--preset", "nano", "--layers", "1", "--embd", "32", "--block", "16", "--batch", "4"];
         let schedule = ["--dropout", "0.1", "--eval-every", "10", "--eval-batches", "2", "--log-every", "1"];
-        self.walsh(&[&[command], &shared[..], &schedule, more].concat()).output().unwrap()
+        let text: &[&str] = if more.contains(&"--text") { &[] } else { &["--text", "text.txt"] };
+        self.walsh(&[&[command], &shared[..], &schedule, text, more].concat()).output().unwrap()
     }
 
     fn train(&self, out: &str, steps: &str, more: &[&str]) -> Output {
