@@ -1,5 +1,5 @@
-// column_dot.wgsl: partial_sums[chunk, c] = sum over a chunk of rows of x[r, c] * d[r, c]; column_sum adds up the chunks. An invocation owns a
-// unit of columns in a chunk. Tier: baseline.
+// column_dot.wgsl: partial_sums[chunk, c] = sum over a chunk of rows of x[r, c] * d[r, c]; column_sum adds up the chunks. An invocation
+// owns a unit of columns in a chunk. Tier: baseline.
 #import elem
 struct Params { rows: u32, units: u32, chunk: u32, chunks: u32, tiles: u32 }
 @group(0) @binding(0) var<uniform> params: Params;

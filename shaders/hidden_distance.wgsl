@@ -1,6 +1,6 @@
-// hidden_distance.wgsl: per row the squared distance of directions, sum (a / |a| - b / |b|)^2, norms being at least 1e-12. GRAD: instead of it
-// the gradient of its sum with respect to a, 2 / |a| (d - a' (d . a')) * factor with a' = a / |a| and d = a' - b', times the step's loss scale
-// with HAS_STATE; 0 for rows of a smaller norm. One workgroup (or subgroup) per row. Tiers: baseline, subgroup.
+// hidden_distance.wgsl: per row the squared distance of directions, sum (a / |a| - b / |b|)^2, norms being at least 1e-12. GRAD: instead of
+// it the gradient of its sum with respect to a, 2 / |a| (d - a' (d . a')) * factor with a' = a / |a| and d = a' - b', times the step's loss
+// scale with HAS_STATE; 0 for rows of a smaller norm. One workgroup (or subgroup) per row. Tiers: baseline, subgroup.
 //
 // Bounds: row < rows and c < units wherever an array is read or written: a, b and grad have rows * units units, losses has rows elements.
 // Loops advance to fixed ends.

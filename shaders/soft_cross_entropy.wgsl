@@ -1,6 +1,6 @@
-// soft_cross_entropy.wgsl: per row of logits z and of a teacher's logits y, with p = softmax(y): the loss log(sum exp(z)) - sum p z, and the
-// gradient (softmax(z) - p) * factor, times the step's loss scale with HAS_STATE. One workgroup (or subgroup) per row. Maxima and sums come
-// from one pass that rescales sums whenever a maximum grows. Tiers: baseline, subgroup.
+// soft_cross_entropy.wgsl: per row of logits z and of a teacher's logits y, with p = softmax(y): the loss log(sum exp(z)) - sum p z, and
+// the gradient (softmax(z) - p) * factor, times the step's loss scale with HAS_STATE. One workgroup (or subgroup) per row. Maxima and sums
+// come from one pass that rescales sums whenever a maximum grows. Tiers: baseline, subgroup.
 //
 // Bounds: row < rows and c < units wherever an array is read or written: logits, teacher and grad have rows * units units, losses has rows
 // elements. Loops advance to fixed ends.

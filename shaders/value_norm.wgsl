@@ -1,9 +1,9 @@
-// value_norm.wgsl: out = (v - mean) * rstd + bias over each row of v = u * values, rstd = 1 / sqrt(variance + eps): OneBit's output values and its
-// layer norm without parameters. One workgroup (or subgroup) per row. The variance is that of the differences from the mean, corrected for the
-// mean's own rounding error. Tiers: baseline, subgroup.
+// value_norm.wgsl: out = (v - mean) * rstd + bias over each row of v = u * values, rstd = 1 / sqrt(variance + eps): OneBit's output values
+// and its layer norm without parameters. One workgroup (or subgroup) per row. The variance is that of the differences from the mean,
+// corrected for the mean's own rounding error. Tiers: baseline, subgroup.
 //
-// Bounds: row < rows and c < units wherever an array is read or written: u and out have rows * units units, values and bias have units, mean
-// and rstd have rows elements (the wrapper checks it). Loops advance to fixed ends.
+// Bounds: row < rows and c < units wherever an array is read or written: u and out have rows * units units, values and bias have units,
+// mean and rstd have rows elements (the wrapper checks it). Loops advance to fixed ends.
 #import elem
 #import row
 #if WIDTH == 4

@@ -1,10 +1,11 @@
 // value_norm_backward.wgsl: with v = u * values and z = (v - mean) * rstd,
 //   dv = rstd * (dz - mean(dz) - z * mean(dz * z)), du = dv * values, dvalues = sum over rows of dv * u.
-// One workgroup per chunk of rows, a row (or one per subgroup) at a time. An invocation owns the same columns in each row, so it adds to its
-// own places of `partial_sums`, one row of them per subgroup that has rows of its own; column_sum adds those up. Tiers: baseline, subgroup.
+// One workgroup per chunk of rows, a row (or one per subgroup) at a time. An invocation owns the same columns in each row, so it adds to
+// its own places of `partial_sums`, one row of them per subgroup that has rows of its own; column_sum adds those up. Tiers: baseline,
+// subgroup.
 //
-// Bounds: row < rows and c < units wherever an array is read or written: dz, u and du have rows * units units, values has units, mean and rstd
-// have rows elements, partial_sums has ROWS * units units per chunk (the wrapper checks or allocates it). Loops advance to fixed ends.
+// Bounds: row < rows and c < units wherever an array is read or written: dz, u and du have rows * units units, values has units, mean and
+// rstd have rows elements, partial_sums has ROWS * units units per chunk (the wrapper checks or allocates it). Loops advance to fixed ends.
 #import elem
 #import row
 #if WIDTH == 4

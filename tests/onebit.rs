@@ -1,5 +1,5 @@
-//! OneBit distilled from a model in full precision: the loss falls, steps are the same to the bit after a resumption, nothing is made in the steady
-//! state, and what is wrong is refused.
+//! OneBit distilled from a model in full precision: the loss falls, steps are the same to the bit after a resumption, nothing is made in
+//! the steady state, and what is wrong is refused.
 
 mod common;
 

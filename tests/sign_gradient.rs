@@ -35,8 +35,8 @@ fn factors_are_those_of_their_definitions() {
                         out.to_vec().unwrap()
                     };
                     let want = reference(factor, &g64, &w64, cols);
-                    // The mean of a row rounds once per term; exp(-2 |w|) is off by (3 + 4 |w|) ulp and arrives with less than its own size;
-                    // a division has 2.5 ulp; there are four more roundings.
+                    // The mean of a row rounds once per term; exp(-2 |w|) is off by (3 + 4 |w|) ulp and arrives with less than its own
+                    // size; a division has 2.5 ulp; there are four more roundings.
                     let bound = |i: usize| {
                         let (g, w) = (g64[i].abs(), w64[i].abs());
                         let relative = match factor {

@@ -147,8 +147,8 @@ fn train_missing(
     Ok(())
 }
 
-/// The directory of the run that teaches `planned`, where it learns from one and none was named: of those in full precision with its steps and seed
-/// the one that ended lowest.
+/// The directory of the run that teaches `planned`, where it learns from one and none was named: of those in full precision with its steps
+/// and seed the one that ended lowest.
 fn teacher(plan: &[Planned], planned: &Planned, dir: &Path, records: &Records) -> Result<Option<PathBuf>> {
     if planned.config.method.distillation().is_none() || planned.config.teacher.is_some() {
         return Ok(None);

@@ -39,7 +39,7 @@ struct Params {
 /// [`Error::Shape`] for other buffers; [`Error::Invalid`] for a limit that is not positive and finite; [`Error::Limit`].
 ///
 /// # Source
-/// Courbariaux et al., "BinaryConnect", arXiv 1511.00363, section 2.4.
+/// Courbariaux et al., "BinaryConnect", arXiv 1511.00363.
 pub fn clamp(context: &Context, weights: &Buffer, halves: Option<&Buffer>, limit: f32) -> Result<()> {
     let (op, len) = (KERNEL.name, weights.len());
     expect(op, "weights", weights, len, &[DType::F32])?;

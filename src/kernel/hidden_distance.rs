@@ -44,7 +44,7 @@ struct Params {
 /// f32; the difference is taken before it is squared, so that near directions keep their digits. Norms below 1e19 do not overflow.
 ///
 /// # Source
-/// The second part of OneBit's loss, arXiv 2402.11295, equation 9.
+/// The second part of OneBit's loss, arXiv 2402.11295.
 pub fn hidden_distance(
     context: &Context,
     a: &Buffer,

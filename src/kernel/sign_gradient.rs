@@ -22,7 +22,8 @@ pub static KERNEL: Kernel = Kernel {
 pub enum Factor {
     /// 1 where `|w| <= 1`, else 0: the straight-through estimator of a sign.
     Clip,
-    /// `1 / n + alpha [|w| <= 1]` for signs times the mean magnitude `alpha` of their row of `n` weights, through which every weight acts too.
+    /// `1 / n + alpha [|w| <= 1]` for signs times the mean magnitude `alpha` of their row of `n` weights, through which every weight acts
+    /// too.
     ThroughMean,
     /// `1.001 - tanh(w)^2`: the slope of a smooth sign, and a thousandth everywhere.
     Smooth,
@@ -45,15 +46,15 @@ struct Params {
 /// `gradient`, `weight` and `out` `[rows, cols]` of `quantized`, f32 or f16 all three.
 ///
 /// # Errors
-/// [`Error::Shape`] where a buffer has another length or type; [`Error::Invalid`] for [`Factor::ThroughMean`] where `quantized` has no f32 scale
-/// per row; [`Error::Limit`] where a dispatch is too large.
+/// [`Error::Shape`] where a buffer has another length or type; [`Error::Invalid`] for [`Factor::ThroughMean`] where `quantized` has no f32
+/// scale per row; [`Error::Limit`] where a dispatch is too large.
 ///
 /// # Numerics
 /// f32. A weight that is NaN gets no gradient but by [`Factor::Smooth`].
 ///
 /// # Source
-/// [`Factor::Clip`]: Courbariaux et al., arXiv 1511.00363; [`Factor::Smooth`]: the code of OneBit, arXiv 2402.11295. [`Factor::ThroughMean`] is how
-/// XNOR-Net's own gradient (arXiv 1603.05279) is remembered; it was not compared with the paper.
+/// [`Factor::Clip`]: Courbariaux et al., arXiv 1511.00363; [`Factor::Smooth`]: the code of OneBit, arXiv 2402.11295.
+/// [`Factor::ThroughMean`] is how XNOR-Net's own gradient (arXiv 1603.05279) is remembered; it was not compared with the paper.
 pub fn sign_gradient(
     context: &Context,
     factor: Factor,

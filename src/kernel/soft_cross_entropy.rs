@@ -39,12 +39,13 @@ pub struct Factors<'a> {
     pub state: Option<&'a Buffer>,
 }
 
-/// The mean over all rows of `log(sum exp(z)) - sum_c p_c z_c` with `p = softmax(y)`, times the factor, and its gradient with respect to `z`,
-/// `(softmax(z) - p)` times the factors over the number of rows. That is the divergence of the two distributions plus the entropy of `p`.
+/// The mean over all rows of `log(sum exp(z)) - sum_c p_c z_c` with `p = softmax(y)`, times the factor, and its gradient with respect to
+/// `z`, `(softmax(z) - p)` times the factors over the number of rows. That is the divergence of the two distributions plus the entropy of
+/// `p`.
 ///
 /// # Shapes
-/// `logits` (`z`) and `teacher` (`y`) `[rows, columns]` f32, of which the first `classes` columns count and the others are padding whose gradient is
-/// 0; `losses` `[rows]` f32, `loss` `[1]` f32, `grad` `[rows, columns]` f32 or f16.
+/// `logits` (`z`) and `teacher` (`y`) `[rows, columns]` f32, of which the first `classes` columns count and the others are padding whose
+/// gradient is 0; `losses` `[rows]` f32, `loss` `[1]` f32, `grad` `[rows, columns]` f32 or f16.
 ///
 /// # Errors
 /// [`Error::Shape`] where lengths or element types differ from that; [`Error::Limit`], [`Error::OutOfMemory`].
@@ -53,7 +54,7 @@ pub struct Factors<'a> {
 /// As [`super::cross_entropy::cross_entropy`].
 ///
 /// # Source
-/// Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, equation 2 at temperature 1.
+/// Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, at temperature 1.
 #[expect(clippy::too_many_arguments, reason = "one argument per tensor")]
 pub fn soft_cross_entropy(
     context: &Context,

@@ -81,7 +81,7 @@ fn defines(context: &Context, input: DType, elem: DType, cols: usize) -> Result<
 /// f32, in two passes as [`super::layer_norm::layer_norm`].
 ///
 /// # Source
-/// The output side of a layer of OneBit, arXiv 2402.11295, equation 4 and the norm after it.
+/// The output side of a layer of OneBit, arXiv 2402.11295, and the norm after it.
 #[expect(clippy::too_many_arguments, reason = "one argument per tensor")]
 pub fn value_norm(
     context: &Context,

@@ -7,8 +7,8 @@ use crate::kernel::soft_cross_entropy::{Factors, soft_cross_entropy};
 use crate::{DType, Error, Result, Tensor};
 
 impl Tensor {
-    /// The mean over all positions of the cross-entropy with the distribution that `teacher`'s logits give, times the weight. `teacher` gets no
-    /// gradient.
+    /// The mean over all positions of the cross-entropy with the distribution that `teacher`'s logits give, times the weight. `teacher`
+    /// gets no gradient.
     ///
     /// # Shapes
     /// `self` and `teacher` `[.., classes]` f32; the result is a scalar.
@@ -39,8 +39,8 @@ impl Tensor {
         }))
     }
 
-    /// The mean over all positions of the squared distance of the directions, `|a / |a| - b / |b||^2`, times the weight. `teacher` gets no gradient.
-    /// Of the options, weight and state count.
+    /// The mean over all positions of the squared distance of the directions, `|a / |a| - b / |b||^2`, times the weight. `teacher` gets no
+    /// gradient. Of the options, weight and state count.
     ///
     /// # Shapes
     /// `self` and `teacher` `[.., c]` f32; the result is a scalar.
@@ -49,7 +49,7 @@ impl Tensor {
     /// [`Error::Shape`] where they do not fit; [`Error::ContextMismatch`]; [`Error::Limit`], [`Error::OutOfMemory`].
     ///
     /// # Source
-    /// OneBit, arXiv 2402.11295, equation 9.
+    /// OneBit, arXiv 2402.11295.
     pub fn hidden_distance(&self, teacher: &Tensor, options: LossOptions<'_>) -> Result<Tensor> {
         let (context, shape) = (self.context(), [self.rows(), self.columns()]);
         check("hidden_distance", self, teacher)?;

@@ -19,7 +19,7 @@ impl Tensor {
     /// f32; gradients of the values are sums of f32 products.
     ///
     /// # Source
-    /// The input values `g` of a layer of OneBit, arXiv 2402.11295, equation 4.
+    /// The input values `g` of a layer of OneBit, arXiv 2402.11295.
     pub fn scale_columns(&self, values: &Tensor) -> Result<Tensor> {
         let (context, shape) = (self.context(), [self.rows(), self.columns()]);
         check("scale_columns", self, &[values])?;
@@ -50,7 +50,7 @@ impl Tensor {
     /// As [`Tensor::scale_columns`]; [`Error::Unsupported`] for a result in f16 without `SHADER_F16`.
     ///
     /// # Source
-    /// The output values `h` of a layer of OneBit, arXiv 2402.11295, equation 4, and the norm after it.
+    /// The output values `h` of a layer of OneBit, arXiv 2402.11295, and the norm after it.
     pub fn value_norm(&self, values: &Tensor, bias: Option<&Tensor>, eps: f32, out: DType) -> Result<Tensor> {
         let (context, shape) = (self.context(), [self.rows(), self.columns()]);
         let all: Vec<&Tensor> = [Some(values), bias].into_iter().flatten().collect();

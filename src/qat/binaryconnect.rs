@@ -6,12 +6,13 @@ use crate::kernel::sign_gradient::Factor;
 use crate::{Error, Result};
 use std::fmt;
 
-/// Weights `Sign(w)` with `Sign(0) = 1`, over the root of the layer's width; inputs stay dense. Gradients pass where `|w| <= 1`, and each update ends
-/// with `w` moved back into `[-1, 1]`.
+/// Weights `Sign(w)` with `Sign(0) = 1`, over the root of the layer's width; inputs stay dense. Gradients pass where `|w| <= 1`, and each
+/// update ends with `w` moved back into `[-1, 1]`.
 ///
-/// The paper's weights are -1 and 1 themselves ([`BinaryConnect::unit`]) and a batch norm after each layer takes their size away. A transformer has
-/// none there: queries and keys grow with the width, attention saturates, and what the blocks add drowns the embedding. The preset `nano` ends its first
-/// 300 steps at 2.73 nats with unit signs, at 1.98 with the factor `1 / sqrt(width)`, which keeps the size of what goes through a layer.
+/// The paper's weights are -1 and 1 themselves ([`BinaryConnect::unit`]) and a batch norm after each layer takes their size away. A
+/// transformer has none there: queries and keys grow with the width, attention saturates, and what the blocks add drowns the embedding. The
+/// preset `nano` ends its first 300 steps at 2.73 nats with unit signs, at 1.98 with the factor `1 / sqrt(width)`, which keeps the size of
+/// what goes through a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BinaryConnect {
     /// Without the factor: -1 and 1.

@@ -5,11 +5,11 @@ use crate::format::Format;
 use crate::{Error, Result};
 use std::fmt;
 
-/// Weights `s clamp(round(w / s), -1, 1)` with `s = mean |w|` over the matrix, at least 1e-5; inputs int8 by the largest magnitude of a token, which
-/// falls on 127; gradients pass both quantizers as if these were not there.
+/// Weights `s clamp(round(w / s), -1, 1)` with `s = mean |w|` over the matrix, at least 1e-5; inputs int8 by the largest magnitude of a
+/// token, which falls on 127; gradients pass both quantizers as if these were not there.
 ///
-/// Each quantized layer has a norm right before it. Where the model has one there already, before the queries, keys and values and before the
-/// MLP, that is it; the two projections onto the residual stream get an RMS norm without bias (`<module>.norm.weight`, first 1).
+/// Each quantized layer has a norm right before it. Where the model has one there already, before the queries, keys and values and before
+/// the MLP, that is it; the two projections onto the residual stream get an RMS norm without bias (`<module>.norm.weight`, first 1).
 ///
 /// Queries, keys and values are one matrix here and have one scale. The authors' code gives each of the three its own; at the same
 /// initialisation they start equal. A token whose largest magnitude is below 1e-5 still has its own scale.

@@ -1,4 +1,4 @@
-//! Binary weight networks (Rastegari et al., "XNOR-Net", arXiv 1603.05279, section 3.1): signs times the mean magnitude of their row.
+//! Binary weight networks (Rastegari et al., "XNOR-Net", arXiv 1603.05279): signs times the mean magnitude of their row.
 
 use super::{Asked, Coding, Operand, Rule, only, weights_alone};
 use crate::format::Format;
@@ -10,8 +10,8 @@ use std::fmt;
 /// XNOR-Net's rule for signs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bwn {
-    /// `dw = dq (1 / n + alpha [|w| <= 1])`, which counts what a weight does through `alpha`. That this is the paper's own gradient is from memory
-    /// and was not compared with it.
+    /// `dw = dq (1 / n + alpha [|w| <= 1])`, which counts what a weight does through `alpha`. That this is the paper's own gradient is from
+    /// memory and was not compared with it.
     pub exact: bool,
 }
 

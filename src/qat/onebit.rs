@@ -6,17 +6,17 @@ use crate::kernel::sign_gradient::Factor;
 use crate::{Error, Result};
 use std::fmt;
 
-/// `y = norm([(x . g) Sign(W)^T] . h) + bias` with a layer norm without parameters over a layer's outputs, `Sign(0) = 1`; inputs stay dense.
-/// The signs' gradient becomes the weights' by `1.001 - tanh(W)^2`, as in the authors' code; `g` and `h` (`<module>.input_values` and
-/// `<module>.output_values`) are trained by plain gradients.
+/// `y = norm([(x . g) Sign(W)^T] . h) + bias` with a layer norm without parameters over a layer's outputs, `Sign(0) = 1`; inputs stay
+/// dense. The signs' gradient becomes the weights' by `1.001 - tanh(W)^2`, as in the authors' code; `g` and `h` (`<module>.input_values`
+/// and `<module>.output_values`) are trained by plain gradients.
 ///
 /// It starts from a teacher, a finished run in full precision: `|W| ~ h g^T` by the first singular vectors ([`svid`]), and behind the signs
 /// `W = 0.01 Sign(W)`; all else is the teacher's. Trained is the mean over tokens of the cross-entropy with the teacher's distribution plus
-/// `hidden` times the sum over layers of `|a / |a| - b / |b||^2` for the hidden states `a` and the teacher's `b`, from the embedding's output to
-/// that of the last block but one.
+/// `hidden` times the sum over layers of `|a / |a| - b / |b||^2` for the hidden states `a` and the teacher's `b`, from the embedding's
+/// output to that of the last block but one.
 ///
-/// The paper weighs the two parts alike, `hidden` = 1, which is the default. The authors' code multiplies the divergence, summed over the tokens of
-/// a sequence, by 0.01; for sequences of 100 tokens that is the same, for longer ones the hidden states count for less.
+/// The paper weighs the two parts alike, `hidden` = 1, which is the default. The authors' code multiplies the divergence, summed over the
+/// tokens of a sequence, by 0.01; for sequences of 100 tokens that is the same, for longer ones the hidden states count for less.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OneBit {
     /// The weight of the hidden states' part.
@@ -94,8 +94,8 @@ pub struct Svid {
     pub output_values: Vec<f32>,
 }
 
-/// The sign-value-independent decomposition `W ~ Sign(W) . (h g^T)`: `h g^T` is the nearest matrix of rank one to `|W|` in the least squares, with
-/// `|h| = |g|`. Its singular vectors have no negative entries, so it is the non-negative factorisation as well.
+/// The sign-value-independent decomposition `W ~ Sign(W) . (h g^T)`: `h g^T` is the nearest matrix of rank one to `|W|` in the least
+/// squares, with `|h| = |g|`. Its singular vectors have no negative entries, so it is the non-negative factorisation as well.
 ///
 /// # Errors
 /// [`Error::Shape`] where `weight` is not of rows of `k`; [`Error::Invalid`] for what is not finite.
@@ -104,7 +104,7 @@ pub struct Svid {
 /// Power iteration in float64 up to a relative change of 1e-12.
 ///
 /// # Source
-/// OneBit, arXiv 2402.11295, section 3.3 and its appendix.
+/// OneBit, arXiv 2402.11295.
 pub fn svid(weight: &[f32], k: usize) -> Result<Svid> {
     if k == 0 || weight.is_empty() || !weight.len().is_multiple_of(k) {
         return Err(Error::shape("svid", "a weight of shape [n, k]", format!("{} elements, k = {k}", weight.len())));

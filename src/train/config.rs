@@ -574,8 +574,8 @@ settings! {
         steps: u64, "--steps", Fixed;
         /// Seed of weights, dropout and the order of the data
         seed: u64, "--seed", Fixed;
-        /// How linear layers are quantized and what gradients make of it: none, ptq, ste, clipped, lsq, lsq:plus, learned, quest, binaryconnect,
-        /// bwn, bitnet, onebit [default: ste where there are --weights]
+        /// How linear layers are quantized and what gradients make of it: none, ptq, ste, clipped, lsq, lsq:plus, learned, quest,
+        /// binaryconnect, bwn, bitnet, onebit [default: ste where there are --weights]
         method: Method, "--method", Fixed;
         /// Format of the weights of linear layers, as in int4 (the method's own variant) or int4:g128, or dense [default: dense]
         weights: Asked, "--weights", Fixed;

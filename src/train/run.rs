@@ -197,7 +197,8 @@ impl Found {
         Ok(())
     }
 
-    /// The teacher that `config`, or for a resumed run `--teacher`, names, checked to be still the run's; none for methods that learn from none.
+    /// The teacher that `config`, or for a resumed run `--teacher`, names, checked to be still the run's; none for methods that learn from
+    /// none.
     ///
     /// # Errors
     /// [`Error::Invalid`], naming the flag, where one is missing or not wanted or another than the run's; as [`Teacher::find`].
@@ -218,7 +219,8 @@ impl Found {
         }
         let Some(dir) = asked else {
             let expected = format!(
-                "beside --method {method} the directory of a finished run in full precision of the same shape and text                  (walsh train --out DIR makes one)"
+                "beside --method {method} the directory of a finished run in full precision of the same shape and \
+                 text (walsh train --out DIR makes one)"
             );
             return Err(Error::invalid("--teacher", expected, "none"));
         };

@@ -20,8 +20,8 @@ pub struct Teacher {
 }
 
 impl Teacher {
-    /// The best checkpoint of the run in `dir`, which must be finished, in full precision, and of the shape and vocabulary of `config` and `vocab`.
-    /// Where there is none of the best evaluation's step the last one is taken, with a warning.
+    /// The best checkpoint of the run in `dir`, which must be finished, in full precision, and of the shape and vocabulary of `config` and
+    /// `vocab`. Where there is none of the best evaluation's step the last one is taken, with a warning.
     ///
     /// # Errors
     /// [`Error::Invalid`], naming `--teacher`, for another kind of run; [`Error::File`] for a damaged one; [`Error::Io`].
