@@ -216,6 +216,27 @@ fn a_cache_gives_the_logits_of_whole_sequences() {
 }
 
 #[test]
+fn the_memory_estimate_is_near_what_is_held() {
+    let context = &every_tier()[0];
+    let shape = BatchShape { batch: 8, block: 64, accumulate: 1 };
+    let of = |method: &str| {
+        let config = GptConfig { layers: 3, heads: 4, embd: 128, block: 64, ..config(method) };
+        GptRun::new(context, config, shape, AdamWOptions::default(), 1, DType::F32).unwrap()
+    };
+    let tensors = parameters(&mut of("none"));
+    context.trim();
+    let before = context.held_bytes();
+    let mut student = of("onebit");
+    student.learn_from(&tensors).unwrap();
+    let (inputs, targets) = batch(1, 512);
+    student.train_step(&inputs, &targets).unwrap();
+    student.export().unwrap();
+    let (estimated, held) = (student.estimated_bytes() as f64, (student.peak_bytes() - before) as f64);
+    // As for a run in full precision (tests/training.rs).
+    assert!((0.8..1.25).contains(&(estimated / held)), "estimated {estimated}, held {held}");
+}
+
+#[test]
 fn what_cannot_be_learned_from_is_refused() {
     let context = &every_tier()[0];
     let tensors = parameters(&mut run(context, "none", SHAPE, DType::F32));

@@ -147,8 +147,9 @@ impl GptRun {
             }
             None => 6 * c * elem,
         };
-        // Layers of signs and values keep inputs and sums beside their products; the loss, both hidden states.
-        let valued = if taught { (6 + 9) * c * elem + 2 * c * 4 } else { 0 };
+        // Layers of signs and values keep scaled inputs and sums of products; those onto the residual stream their results, before and after
+        // dropout; the loss, the teacher's hidden state.
+        let valued = if taught { (7 + 9) * c * elem + (2 + 2 + 1) * c * 4 } else { 0 };
         let layer = 8 * c * elem + inputs + 2 * c * 4 + valued;
         let head = 2 * c * elem + config.vocab as u64 * (4 + elem);
         let backward = 9 * c * elem + 2 * c * 4;
