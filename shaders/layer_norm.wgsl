@@ -7,9 +7,14 @@
 // mean and rstd have rows elements (the wrapper checks it). i < CACHE. Loops advance to fixed ends.
 #import elem
 #import row
+#if WIDTH == 4
+alias I = vec4<In>;
+#else
+alias I = In;
+#endif
 struct Params { rows: u32, units: u32, inv_cols: f32, eps: f32 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<V>;              // [rows, units]
+@group(0) @binding(1) var<storage, read> x: array<I>;              // [rows, units]
 @group(0) @binding(2) var<storage, read> weight: array<V>;         // [units]
 @group(0) @binding(3) var<storage, read_write> out: array<E>;      // [rows, units]
 @group(0) @binding(4) var<storage, read_write> rstd_out: array<f32>; // [rows]
@@ -42,9 +47,9 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
     var sum = V(0.0);
     for (var i = 0u; i < CACHE; i++) {
         let c = i * WG_SIZE + inv.index;
-        if c < units { v[i] = x[base + c]; sum += v[i]; }
+        if c < units { v[i] = V(x[base + c]); sum += v[i]; }
     }
-    for (var c = CACHE * WG_SIZE + inv.index; c < units; c += WG_SIZE) { sum += x[base + c]; }
+    for (var c = CACHE * WG_SIZE + inv.index; c < units; c += WG_SIZE) { sum += V(x[base + c]); }
     mean = row_sum(total(sum), inv) * params.inv_cols;
     var squares = V(0.0);
     var rest = V(0.0);
@@ -52,7 +57,7 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
         if i * WG_SIZE + inv.index < units { v[i] -= mean; rest += v[i]; squares += v[i] * v[i]; }
     }
     for (var c = CACHE * WG_SIZE + inv.index; c < units; c += WG_SIZE) {
-        let d = x[base + c] - mean;
+        let d = V(x[base + c]) - mean;
         rest += d;
         squares += d * d;
     }
@@ -63,9 +68,9 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
     var squares = V(0.0);
     for (var i = 0u; i < CACHE; i++) {
         let c = i * WG_SIZE + inv.index;
-        if c < units { v[i] = x[base + c]; squares += v[i] * v[i]; }
+        if c < units { v[i] = V(x[base + c]); squares += v[i] * v[i]; }
     }
-    for (var c = CACHE * WG_SIZE + inv.index; c < units; c += WG_SIZE) { let d = x[base + c]; squares += d * d; }
+    for (var c = CACHE * WG_SIZE + inv.index; c < units; c += WG_SIZE) { let d = V(x[base + c]); squares += d * d; }
     let variance = row_sum(total(squares), inv) * params.inv_cols;
 #endif
     let rstd = inverseSqrt(variance + params.eps);
@@ -73,7 +78,7 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
         let c = i * WG_SIZE + inv.index;
         if c < units { out[base + c] = affine((v[i] - shift) * rstd, c); }
     }
-    for (var c = CACHE * WG_SIZE + inv.index; c < units; c += WG_SIZE) { out[base + c] = affine((x[base + c] - mean - shift) * rstd, c); }
+    for (var c = CACHE * WG_SIZE + inv.index; c < units; c += WG_SIZE) { out[base + c] = affine((V(x[base + c]) - mean - shift) * rstd, c); }
     if inv.index == 0u {
         rstd_out[row] = rstd;
 #if CENTERED

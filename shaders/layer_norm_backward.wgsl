@@ -9,13 +9,18 @@
 // (the wrapper checks or allocates it). i < CACHE.
 #import elem
 #import row
+#if WIDTH == 4
+alias I = vec4<In>;
+#else
+alias I = In;
+#endif
 struct Params { rows: u32, units: u32, chunk: u32, chunks: u32, accumulate: u32, inv_cols: f32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> dy: array<E>;             // [rows, units]
-@group(0) @binding(2) var<storage, read> x: array<V>;              // [rows, units]
+@group(0) @binding(2) var<storage, read> x: array<I>;              // [rows, units]
 @group(0) @binding(3) var<storage, read> weight: array<V>;         // [units]
 @group(0) @binding(4) var<storage, read> rstd_in: array<f32>;      // [rows]
-@group(0) @binding(5) var<storage, read_write> dx: array<V>;       // [rows, units]
+@group(0) @binding(5) var<storage, read_write> dx: array<I>;       // [rows, units]
 @group(0) @binding(6) var<storage, read_write> partial_sums: array<V>; // [chunks, OUTPUTS, units]: dweight, then dbias
 #if CENTERED
 @group(0) @binding(7) var<storage, read> mean_in: array<f32>;      // [rows]
@@ -36,7 +41,7 @@ fn mean_of(row: u32) -> f32 {
 }
 
 fn store(i: u32, value: V) {
-    if params.accumulate != 0u { dx[i] += value; } else { dx[i] = value; }
+    if params.accumulate != 0u { dx[i] = I(V(dx[i]) + value); } else { dx[i] = I(value); }
 }
 
 @compute @workgroup_size(WG_SIZE * ROWS)
@@ -65,20 +70,20 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
         // All loads first and without branches, so that they are under way together; columns that do not exist repeat the last one.
         let last = base + units - 1u;
         let at = base + inv.index;
-        let x0 = x[min(at, last)];
-        let x1 = x[min(at + WG_SIZE, last)];
-        let x2 = x[min(at + 2u * WG_SIZE, last)];
-        let x3 = x[min(at + 3u * WG_SIZE, last)];
+        let x0 = V(x[min(at, last)]);
+        let x1 = V(x[min(at + WG_SIZE, last)]);
+        let x2 = V(x[min(at + 2u * WG_SIZE, last)]);
+        let x3 = V(x[min(at + 3u * WG_SIZE, last)]);
         let d0 = V(dy[min(at, last)]);
         let d1 = V(dy[min(at + WG_SIZE, last)]);
         let d2 = V(dy[min(at + 2u * WG_SIZE, last)]);
         let d3 = V(dy[min(at + 3u * WG_SIZE, last)]);
         var old = array<V, CACHE>();
         if params.accumulate != 0u {
-            old[0] = dx[min(at, last)];
-            old[1] = dx[min(at + WG_SIZE, last)];
-            old[2] = dx[min(at + 2u * WG_SIZE, last)];
-            old[3] = dx[min(at + 3u * WG_SIZE, last)];
+            old[0] = V(dx[min(at, last)]);
+            old[1] = V(dx[min(at + WG_SIZE, last)]);
+            old[2] = V(dx[min(at + 2u * WG_SIZE, last)]);
+            old[3] = V(dx[min(at + 3u * WG_SIZE, last)]);
         }
         let d = array<V, CACHE>(d0, d1, d2, d3);
         xhat = array<V, CACHE>((x0 - mean) * rstd, (x1 - mean) * rstd, (x2 - mean) * rstd, (x3 - mean) * rstd);
@@ -92,7 +97,7 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
         for (var c = CACHE * WG_SIZE + inv.index; c < units; c += WG_SIZE) {
             let grad = V(dy[base + c]) * weight[c];
             s += grad;
-            t += grad * ((x[base + c] - mean) * rstd);
+            t += grad * ((V(x[base + c]) - mean) * rstd);
         }
 #if CENTERED
         let means = row_sum2(vec2<f32>(total(s), total(t)), inv) * params.inv_cols;
@@ -101,10 +106,10 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
 #endif
         for (var i = 0u; i < CACHE; i++) {
             let c = i * WG_SIZE + inv.index;
-            if c < units { dx[base + c] = old[i] + rstd * (d[i] * w[i] - means.x - xhat[i] * means.y); }
+            if c < units { dx[base + c] = I(old[i] + rstd * (d[i] * w[i] - means.x - xhat[i] * means.y)); }
         }
         for (var c = CACHE * WG_SIZE + inv.index; c < units; c += WG_SIZE) {
-            let normed = (x[base + c] - mean) * rstd;
+            let normed = (V(x[base + c]) - mean) * rstd;
             store(base + c, rstd * (V(dy[base + c]) * weight[c] - means.x - normed * means.y));
         }
     }
@@ -144,7 +149,7 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
         var sum_b = V(0.0);
         for (var row = begin; row < end; row++) {
             let d = V(dy[row * units + c]);
-            sum_w += d * ((x[row * units + c] - mean_of(row)) * rstd_in[row]);
+            sum_w += d * ((V(x[row * units + c]) - mean_of(row)) * rstd_in[row]);
             sum_b += d;
         }
         partial_sums[at + c] = sum_w;

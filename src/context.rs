@@ -141,6 +141,8 @@ pub(crate) struct Shared {
     self_test: Mutex<Option<SelfTest>>,
     /// Constants that backward passes start from, by element type.
     pub one: Mutex<Vec<(DType, Buffer)>>,
+    /// Numbers that kernels read from memory, by their bits.
+    constants: Mutex<Vec<(u32, Buffer)>>,
     /// See [`Context::kept_bytes`].
     kept: Arc<AtomicU64>,
 }
@@ -313,6 +315,7 @@ impl Context {
             tier,
             self_test: Mutex::default(),
             one: Mutex::default(),
+            constants: Mutex::default(),
             kept: Arc::default(),
         }))
     }
@@ -485,6 +488,18 @@ impl Context {
     }
 
     /// Records filling `buffer` with zero bytes.
+    /// One f32 of this value, made once. Nobody writes to it.
+    pub(crate) fn constant(&self, value: f32) -> Result<Buffer> {
+        let mut all = self.0.constants.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((_, buffer)) = all.iter().find(|(bits, _)| *bits == value.to_bits()) {
+            return Ok(buffer.clone());
+        }
+        let buffer = self.alloc(1, DType::F32)?;
+        self.upload(&buffer, bytemuck::bytes_of(&value))?;
+        all.push((value.to_bits(), buffer.clone()));
+        Ok(buffer)
+    }
+
     pub(crate) fn clear(&self, buffer: &Buffer) {
         let bytes = buffer.bytes().next_multiple_of(4);
         if bytes > 0 {

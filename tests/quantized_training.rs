@@ -7,7 +7,7 @@ use walsh::format::Format;
 use walsh::nn::{Gpt, GptConfig, KvCache, TrainPass};
 use walsh::op::LossOptions;
 use walsh::optim::{AdamW, AdamWOptions, Schedule};
-use walsh::qat::{Method, Quantizer, Ste};
+use walsh::qat::{Method, Quantizer, Settings, Ste};
 use walsh::{Context, DType, Tensor};
 
 const BATCH: usize = 4;
@@ -109,6 +109,25 @@ fn the_loss_falls_in_every_format() {
                         activations.is_some()
                     );
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_loss_falls_by_every_method_of_binary_and_ternary_weights() {
+    for context in best_tiers() {
+        let full = train(&context, None, DType::F32);
+        for method in ["bwn", "bwn:exact", "bitnet", "binaryconnect", "binaryconnect:unit", "onebit"] {
+            let quantizer = method.parse::<Method>().unwrap().quantizer(&Settings::default()).unwrap();
+            for dtype in common::dtypes(&context) {
+                let (first, last) = train(&context, quantizer, dtype);
+                eprintln!("{method} {dtype}: from {first} to {last}; dense {full:?}");
+                // As for the formats of few bits.
+                assert!(
+                    first - last > 0.1 * (full.0 - full.1),
+                    "{method}, {dtype}: from {first} to {last}; dense: {full:?}"
+                );
             }
         }
     }

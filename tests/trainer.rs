@@ -203,7 +203,13 @@ impl Job {
             kernels: BTreeMap::new(),
         };
         found.check_device(&device, &self.overrides, &mut |w| panic!("{w}"))?;
-        let info = RunInfo { config, vocab: data.vocab().clone(), text_digest: data.digest().to_owned(), device };
+        let info = RunInfo {
+            config,
+            vocab: data.vocab().clone(),
+            text_digest: data.digest().to_owned(),
+            device,
+            teacher_digest: None,
+        };
         let state = match &found {
             Found::Checkpoint(checkpoint) => {
                 model.import(&checkpoint.tensors)?;

@@ -4,6 +4,7 @@ use super::{Case, Prepared, Size, Work, dropout, prepared, random, state, zeros}
 use crate::kernel::accumulate::accumulate;
 use crate::kernel::adamw::{AdamwParams, Chunk, adamw};
 use crate::kernel::binary::{Binary, binary, sum_to};
+use crate::kernel::clamp::clamp;
 use crate::kernel::dropout::dropout as drop_out;
 use crate::kernel::optimizer_step::{CHUNK, StepParams, grad_norm, optimizer_step};
 use crate::kernel::reduce::{Reduction, reduce};
@@ -38,6 +39,7 @@ pub fn cases(size: Size) -> Vec<Case> {
         on_parameters("optimizer_step", chunks, 4, step),
         // Weights and two moments are read and written, gradients are read.
         on_parameters("adamw", parameters, 28, update),
+        on_parameters("clamp", parameters, 4, bounds),
     ]
 }
 
@@ -129,4 +131,9 @@ fn update(context: &Context, n: usize) -> Result<Prepared> {
         let [weights, grads, moments1, moments2] = [&weights, &grads, &moments1, &moments2].map(Tensor::buffer);
         adamw(&c, &params, Chunk { weights, grads, moments1, moments2, halves: None, targets: None }, state.buffer())
     })
+}
+
+fn bounds(context: &Context, n: usize) -> Result<Prepared> {
+    let (weights, c) = (random(context, n)?, context.clone());
+    prepared(&[&weights.clone()], move || clamp(&c, weights.buffer(), None, 1.0))
 }

@@ -11,6 +11,7 @@ use crate::kernel::packed_matmul::{Operand, PackedMatmul, packed_matmul};
 use crate::kernel::pad_rows::pad_rows;
 use crate::kernel::quantize::{Options, quantize};
 use crate::kernel::quantize_transposed::{Source, quantize_transposed};
+use crate::kernel::sign_gradient::{Factor, sign_gradient};
 use crate::{Context, DType, Error, Result, Tensor};
 
 /// Kernels that a product of quantized matrices may take.
@@ -44,6 +45,7 @@ pub fn cases(size: Size) -> Vec<Case> {
         all.extend([None, Some(format)].map(|from| transposed(from, format, [rows, width])));
     }
     all.extend(["nvfp4"].iter().filter_map(|f| f.parse().ok()).map(|format| squares(format, [4 * width, width])));
+    all.push(signs([4 * width, width]));
     all.push(pad([rows - 1, width - 1], [rows, width]));
     all.extend(pairs().map(|format| both(format, [rows, 4 * width, width])));
     if size.is_large() {
@@ -157,6 +159,20 @@ fn squares(format: Format, [rows, cols]: [usize; 2]) -> Case {
         prepared(&[&out], move || quantize(&c, x.buffer(), &codes, options))
     };
     Case::new("quantize_square", [rows, cols, 0], work, prepare).format(format.to_string()).kernels(&["quantize*"])
+}
+
+fn signs([rows, cols]: [usize; 2]) -> Case {
+    let n = rows * cols;
+    let prepare = move |context: &Context| -> Result<Prepared> {
+        let (w, dq, dw) = (random(context, n)?, random(context, n)?, zeros(context, n)?);
+        let packed = Packed::empty(context, "binary".parse()?, rows, cols)?;
+        quantize(context, w.buffer(), &packed, Options::default())?;
+        let c = context.clone();
+        prepared(&[&dw.clone()], move || {
+            sign_gradient(&c, Factor::Smooth, dq.buffer(), w.buffer(), &packed, dw.buffer(), false)
+        })
+    };
+    Case::new("sign_gradient", [rows, cols, 0], Work::bytes(12 * n), prepare)
 }
 
 fn decode(format: Format, [rows, cols]: [usize; 2]) -> Case {

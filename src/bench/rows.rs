@@ -4,10 +4,14 @@ use super::{Case, Prepared, Size, Work, dropout, prepared, random, state, tokens
 use crate::kernel::column_sum::column_sum;
 use crate::kernel::cross_entropy::{Gradient, cross_entropy};
 use crate::kernel::embedding::{Positions, PositionsGradient, embedding, embedding_backward};
+use crate::kernel::hidden_distance::hidden_distance_backward;
 use crate::kernel::layer_norm::{ParameterGradients, layer_norm, layer_norm_backward};
 use crate::kernel::rms_norm::{rms_norm, rms_norm_backward};
 use crate::kernel::row_sum::row_sum;
+use crate::kernel::scale_columns::{column_dot, scale_columns};
+use crate::kernel::soft_cross_entropy::{Factors, soft_cross_entropy};
 use crate::kernel::softmax::{softmax, softmax_backward};
+use crate::kernel::value_norm::{Statistics, value_norm, value_norm_backward};
 use crate::{Context, Result, Tensor};
 
 pub fn cases(size: Size) -> Vec<Case> {
@@ -30,6 +34,13 @@ pub fn cases(size: Size) -> Vec<Case> {
         on("softmax", seq, 8, soft),
         on("softmax_backward", seq, 12, soft_backward),
         on("cross_entropy", vocab, 8, loss).kernels(&["cross_entropy_count", "cross_entropy", "cross_entropy_mean"]),
+        on("soft_cross_entropy", vocab, 12, soft_loss).kernels(&["soft_cross_entropy", "reduce"]),
+        on("hidden_distance", width, 12, distance),
+        on("scale_columns", width, 8, scaled),
+        on("column_dot", width, 8, dots).kernels(&["column_dot", "column_sum"]),
+        on("value_norm", width, 8, |c, shape| valued(c, shape, false)),
+        on("value_norm_backward", width, 12, |c, shape| valued(c, shape, true))
+            .kernels(&["value_norm_backward", "column_sum"]),
         on("column_sum", 4 * width, 4, columns),
         on("row_sum", width, 4, row_sums),
         Case::new("embedding", [rows, width, vocab], Work::bytes(4 * rows * width), move |c| embed(c, size)),
@@ -92,6 +103,58 @@ fn loss(context: &Context, [rows, cols]: [usize; 2]) -> Result<Prepared> {
         let gradient = Gradient { out: Some(grad.buffer()), factor: 1.0, state: None };
         let [logits, targets, losses, loss] = [&logits, &targets, &losses, &loss].map(Tensor::buffer);
         cross_entropy(&c, logits, targets, losses, loss, [rows, cols], cols, Some(gradient))
+    })
+}
+
+fn soft_loss(context: &Context, [rows, cols]: [usize; 2]) -> Result<Prepared> {
+    let (logits, teacher) = (random(context, rows * cols)?, random(context, rows * cols)?);
+    let (losses, loss, grad) = (zeros(context, rows)?, zeros(context, 1)?, zeros(context, rows * cols)?);
+    let c = context.clone();
+    prepared(&[&loss.clone(), &losses.clone()], move || {
+        let factors = Factors { factor: 1.0, state: None };
+        let [z, y, losses, loss, grad] = [&logits, &teacher, &losses, &loss, &grad].map(Tensor::buffer);
+        soft_cross_entropy(&c, z, y, losses, loss, grad, [rows, cols], cols, factors)
+    })
+}
+
+fn distance(context: &Context, [rows, cols]: [usize; 2]) -> Result<Prepared> {
+    let (a, b, grad) = (random(context, rows * cols)?, zeros(context, rows * cols)?, zeros(context, rows * cols)?);
+    let ones: Vec<f32> = (0..rows * cols).map(|i| (i % 3) as f32).collect();
+    b.write(bytemuck::cast_slice(&ones))?;
+    let c = context.clone();
+    prepared(&[&grad.clone()], move || {
+        let factors = Factors { factor: 1.0, state: None };
+        hidden_distance_backward(&c, a.buffer(), b.buffer(), grad.buffer(), [rows, cols], factors, false)
+    })
+}
+
+fn scaled(context: &Context, shape: [usize; 2]) -> Result<Prepared> {
+    let (x, values, out) =
+        (random(context, shape[0] * shape[1])?, random(context, shape[1])?, zeros(context, shape[0] * shape[1])?);
+    let c = context.clone();
+    prepared(&[&out.clone()], move || scale_columns(&c, x.buffer(), values.buffer(), out.buffer(), shape, false))
+}
+
+fn dots(context: &Context, shape: [usize; 2]) -> Result<Prepared> {
+    let (x, d, out) =
+        (random(context, shape[0] * shape[1])?, random(context, shape[0] * shape[1])?, zeros(context, shape[1])?);
+    let c = context.clone();
+    prepared(&[&out.clone()], move || column_dot(&c, x.buffer(), d.buffer(), out.buffer(), shape, false))
+}
+
+fn valued(context: &Context, shape: [usize; 2], backward: bool) -> Result<Prepared> {
+    let [rows, cols] = shape;
+    let (u, dz, values) = (random(context, rows * cols)?, random(context, rows * cols)?, random(context, cols)?);
+    let (mean, rstd) = (random(context, rows)?, random(context, rows)?);
+    let (out, dvalues, c) = (zeros(context, rows * cols)?, zeros(context, cols)?, context.clone());
+    prepared(&[&out.clone()], move || {
+        let [u, dz, values, out, dvalues] = [&u, &dz, &values, &out, &dvalues].map(Tensor::buffer);
+        let statistics = Statistics { mean: mean.buffer(), rstd: rstd.buffer() };
+        if backward {
+            value_norm_backward(&c, dz, u, values, statistics, out, false, dvalues, false, shape)
+        } else {
+            value_norm(&c, u, values, None, out, statistics, shape, 1e-5)
+        }
     })
 }
 

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use walsh::train::compare::{Record, Records, Row, rows};
+use walsh::train::teachers;
 use walsh::train::{Dataset, DeviceInfo, Found, Planned, Preset, Progress, Run, Status, Sweep, plot};
 use walsh::{Error, Result};
 
@@ -138,21 +139,49 @@ fn train_missing(
     for (number, planned) in plan.iter().enumerate() {
         if records.get(&planned.name).is_none() {
             display.label = format!("{}/{} {}", number + 1, plan.len(), planned.name);
-            records.push(train(planned, dir, display, warn)?)?;
+            let teacher = teacher(plan, planned, dir, records)?;
+            records.push(train(planned, teacher, dir, display, warn)?)?;
             draw(plan, dir, records)?;
         }
     }
     Ok(())
 }
 
+/// The directory of the run that teaches `planned`, where it learns from one and none was named: of those in full precision with its steps
+/// and seed the one that ended lowest.
+fn teacher(plan: &[Planned], planned: &Planned, dir: &Path, records: &Records) -> Result<Option<PathBuf>> {
+    if planned.config.method.distillation().is_none() || planned.config.teacher.is_some() {
+        return Ok(None);
+    }
+    let loss = |other: &&Planned| records.get(&other.name).and_then(|record| record.best_val_loss);
+    let best = teachers(plan, planned)
+        .filter(|other| loss(other).is_some())
+        .min_by(|a, b| loss(a).unwrap_or(f64::INFINITY).total_cmp(&loss(b).unwrap_or(f64::INFINITY)));
+    match best {
+        Some(best) => Ok(Some(dir.join(&best.name))),
+        None => {
+            let expected = "a run in full precision of the comparison with its steps and seed that did not diverge";
+            Err(Error::invalid(format!("the teacher of {}", planned.name), expected, "none"))
+        }
+    }
+}
+
 /// Starts a run or goes on with it.
-fn train(planned: &Planned, root: &Path, display: &mut Display, warn: &mut dyn FnMut(String)) -> Result<Record> {
+fn train(
+    planned: &Planned,
+    teacher: Option<PathBuf>,
+    root: &Path,
+    display: &mut Display,
+    warn: &mut dyn FnMut(String),
+) -> Result<Record> {
     let go_on = format!("go on with the same settings and `--out {}`", root.display());
     if job::stopped() {
         return Err(Error::Interrupted(format!("stopped between runs; {go_on}")));
     }
     let dir = root.join(&planned.name);
-    let setup = Setup::new(Found::look(&dir, true, warn)?, &planned.overrides, warn)?;
+    let mut overrides = planned.overrides.clone();
+    overrides.teacher = teacher.or(overrides.teacher);
+    let setup = Setup::new(Found::look(&dir, true, warn)?, &overrides, warn)?;
     if !std::mem::replace(&mut display.described, true) {
         for line in setup.describe() {
             display.bar.line(&line);

@@ -7,7 +7,7 @@ use std::time::Instant;
 use walsh::nn::GptConfig;
 use walsh::train::{
     Dataset, DeviceInfo, Found, GptRun, Model, Options, Overrides, Preset, Progress, Run, RunInfo, RunState, Summary,
-    TrainConfig, train,
+    Teacher, TrainConfig, train,
 };
 use walsh::{Context, Error, Result};
 
@@ -39,20 +39,28 @@ pub struct Setup {
     data: Dataset,
     context: Context,
     device: DeviceInfo,
+    teacher: Option<Teacher>,
 }
 
 impl Setup {
     /// Of the run that was found, or of a new one.
     pub fn new(found: Found, overrides: &Overrides, warn: &mut dyn FnMut(String)) -> Result<Self> {
         // Bad flags and texts are told before a device is made, unless the preset, hence what they mean, depends on the device.
+        let mut teacher = None;
+        let mut look = |config: &TrainConfig, data: &Dataset, warn: &mut dyn FnMut(String)| {
+            teacher = found.teacher(config, overrides, data.vocab(), warn)?;
+            Ok::<_, Error>(())
+        };
         let (config, data, context) = if found.info().is_none() && overrides.preset.is_none() {
             let context = context(overrides.adapter.as_deref(), overrides.max_tier.as_deref())?;
             let config = found.config(overrides, Preset::suiting(context.capabilities().adapter.device_type))?;
             let data = found.dataset(&config, overrides)?;
+            look(&config, &data, warn)?;
             (config, data, context)
         } else {
             let config = found.config(overrides, overrides.preset.unwrap_or(Preset::Nano))?;
             let data = found.dataset(&config, overrides)?;
+            look(&config, &data, warn)?;
             let adapter = overrides.adapter.as_deref().or(config.adapter.as_deref());
             let context = context(adapter, config.max_tier.as_deref())?;
             (config, data, context)
@@ -62,7 +70,7 @@ impl Setup {
         found.check_device(&device, overrides, warn)?;
         let gpt = config.gpt(data.vocab().len());
         gpt.validate()?;
-        Ok(Self { found, config, gpt, data, context, device })
+        Ok(Self { found, config, gpt, data, context, device, teacher })
     }
 
     /// What is trained, on what text and on which device.
@@ -93,6 +101,11 @@ impl Setup {
         &self.config
     }
 
+    /// What it learns from beside the text.
+    pub fn teacher(&self) -> Option<&Teacher> {
+        self.teacher.as_ref()
+    }
+
     /// The model's shape.
     pub fn gpt(&self) -> &GptConfig {
         &self.gpt
@@ -100,8 +113,11 @@ impl Setup {
 
     /// Makes the model as it was left, or a fresh one, and the run's files in the directory that `dir` makes.
     pub fn start(self, dir: impl FnOnce(&TrainConfig) -> Result<PathBuf>) -> Result<Job> {
-        let Self { found, config, gpt, data, context, device } = self;
+        let Self { found, config, gpt, data, context, device, teacher } = self;
         let mut model = model::build_model(&context, &config, &gpt, device.precision)?;
+        if let Some(teacher) = &teacher {
+            model.learn_from(&teacher.tensors)?;
+        }
         let state = match &found {
             Found::Checkpoint(checkpoint) => {
                 model.import(&checkpoint.tensors)?;
@@ -111,7 +127,8 @@ impl Setup {
         };
         let fresh = !matches!(found, Found::Checkpoint(_));
         let dir = dir(&config)?;
-        let info = RunInfo { config, vocab: data.vocab().clone(), text_digest: data.digest().to_owned(), device };
+        let (text_digest, teacher_digest) = (data.digest().to_owned(), teacher.map(|teacher| teacher.digest));
+        let info = RunInfo { config, vocab: data.vocab().clone(), text_digest, device, teacher_digest };
         let run = Run::start(&dir, info, state)?;
         Ok(Job { model, data, run, fresh })
     }

@@ -43,6 +43,9 @@ pub fn run(args: &Args, started: Instant) -> Result<()> {
     } else if args.overrides.diagnostics.is_some_and(|steps| steps > 0) {
         say("warning: --diagnostics: nothing is quantized, so there is nothing to diagnose");
     }
+    if let Some(teacher) = setup.teacher() {
+        say(&format!("teacher: {}, step {}", teacher.dir.display(), teacher.step));
+    }
     let mut job = setup.start(|config| match &args.out {
         Some(dir) => Ok(dir.clone()),
         None => Run::fresh_dir(Path::new("runs"), config.preset.name()),

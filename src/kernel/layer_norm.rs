@@ -28,12 +28,13 @@ pub(super) const FORWARD_SOURCE: &str = include_str!("../../shaders/layer_norm.w
 pub(super) const BACKWARD_SOURCE: &str = include_str!("../../shaders/layer_norm_backward.wgsl");
 
 fn variants() -> Vec<Defines> {
-    norm_variants(true, &[false, true])
+    norm_variants(true, &[false, true], &[Scalar::F32])
 }
 
-pub(super) fn norm_variants(centered: bool, bias: &[bool]) -> Vec<Defines> {
+pub(super) fn norm_variants(centered: bool, bias: &[bool], inputs: &[Scalar]) -> Vec<Defines> {
     product(&[
         each("WIDTH", &[1u32, 4]),
+        each("In", inputs),
         each("Elem", &[Scalar::F32, Scalar::F16]),
         each("CENTERED", &[centered]),
         each("HAS_BIAS", bias),
@@ -149,17 +150,29 @@ pub fn layer_norm_backward(
     )
 }
 
-fn defines(context: &Context, elem: DType, cols: usize, centered: bool, bias: bool) -> Result<(u32, Defines)> {
+fn defines(
+    context: &Context,
+    [input, elem]: [DType; 2],
+    cols: usize,
+    centered: bool,
+    bias: bool,
+) -> Result<(u32, Defines)> {
     let width = width(cols);
     let units = dim(cols)? / width;
     let mut defines = vec![
         ("WIDTH", width.into()),
+        ("In", input.into()),
         ("Elem", elem.into()),
         ("CENTERED", Define::Bool(centered)),
         ("HAS_BIAS", Define::Bool(bias)),
     ];
     defines.extend(row_shape(context, units));
     Ok((units, defines))
+}
+
+/// Types of the input: a layer norm's is the residual stream; an RMS norm may stand before any layer.
+fn inputs(statistics: Statistics<'_>) -> &'static [DType] {
+    if statistics.mean.is_some() { &[DType::F32] } else { FLOATS }
 }
 
 #[expect(clippy::too_many_arguments, reason = "one argument per tensor")]
@@ -174,7 +187,7 @@ pub(super) fn forward(
     eps: f32,
 ) -> Result<()> {
     let op = kernel.name;
-    expect(op, "x", x, rows * cols, &[DType::F32])?;
+    expect(op, "x", x, rows * cols, inputs(statistics))?;
     expect(op, "weight", weight, cols, &[DType::F32])?;
     expect(op, "out", out, rows * cols, FLOATS)?;
     expect(op, "rstd", statistics.rstd, rows, &[DType::F32])?;
@@ -190,7 +203,7 @@ pub(super) fn forward(
     if cols == 0 {
         return Ok(()); // nothing to write but statistics of nothing
     }
-    let (units, defines) = defines(context, out.dtype(), cols, statistics.mean.is_some(), bias.is_some())?;
+    let (units, defines) = defines(context, [x.dtype(), out.dtype()], cols, statistics.mean.is_some(), bias.is_some())?;
     let params = Params { rows: dim(rows)?, units, inv_cols: 1.0 / cols as f32, eps };
     context.dispatch(kernel, &defines, &params, &bindings, Grid::Linear(rows.div_ceil(rows_of(&defines)) as u64))
 }
@@ -208,10 +221,10 @@ pub(super) fn backward(
 ) -> Result<()> {
     let op = kernel.name;
     expect(op, "dy", dy, rows * cols, FLOATS)?;
-    expect(op, "x", x, rows * cols, &[DType::F32])?;
+    expect(op, "x", x, rows * cols, inputs(statistics))?;
     expect(op, "weight", weight, cols, &[DType::F32])?;
     expect(op, "rstd", statistics.rstd, rows, &[DType::F32])?;
-    expect(op, "dx", dx, rows * cols, &[DType::F32])?;
+    expect(op, "dx", dx, rows * cols, &[x.dtype()])?;
     expect(op, "dweight", gradients.weight, cols, &[DType::F32])?;
     let mut outs = vec![gradients.weight];
     if let Some(bias) = gradients.bias {
@@ -221,7 +234,7 @@ pub(super) fn backward(
     if cols == 0 {
         return Ok(());
     }
-    let (units, defines) = defines(context, dy.dtype(), cols, statistics.mean.is_some(), outs.len() == 2)?;
+    let (units, defines) = defines(context, [x.dtype(), dy.dtype()], cols, statistics.mean.is_some(), outs.len() == 2)?;
     // So many workgroups that the device is full; each has a row of sums in the workspace.
     let target = if context.capabilities().is_cpu() {
         16

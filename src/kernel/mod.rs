@@ -9,12 +9,14 @@ pub mod attention;
 pub mod attention_backward;
 pub mod attention_cached;
 pub mod binary;
+pub mod clamp;
 pub mod column_sum;
 pub mod cross_entropy;
 pub mod dequantize;
 pub mod dropout;
 pub mod embedding;
 pub mod hadamard;
+pub mod hidden_distance;
 pub mod layer_norm;
 pub mod learned_scale_backward;
 pub mod mask;
@@ -37,9 +39,13 @@ pub mod rms_norm;
 pub mod rope;
 pub mod row_sum;
 pub mod scale_by_scalar;
+pub mod scale_columns;
+pub mod sign_gradient;
+pub mod soft_cross_entropy;
 pub mod softmax;
 pub mod swiglu;
 pub mod unary;
+pub mod value_norm;
 
 use crate::shader::{Define, Defines, Kernel};
 use crate::{Buffer, Context, DType, Error, Result, Tier};
@@ -48,6 +54,7 @@ use crate::{Buffer, Context, DType, Error, Result, Tier};
 pub static ALL: &[&Kernel] = &[
     &accumulate::KERNEL,
     &adamw::KERNEL,
+    &clamp::KERNEL,
     &matmul::TILED,
     &matmul::LANES,
     &matmul::VECTOR,
@@ -85,6 +92,7 @@ pub static ALL: &[&Kernel] = &[
     &binary::SUM_TO,
     &dequantize::KERNEL,
     &dropout::KERNEL,
+    &hidden_distance::KERNEL,
     &hadamard::KERNEL,
     &hadamard::SHUFFLED,
     &hadamard::MIXED,
@@ -111,10 +119,16 @@ pub static ALL: &[&Kernel] = &[
     &packed_vector::SUBGROUP,
     &pad_rows::KERNEL,
     &rope::KERNEL,
+    &scale_columns::KERNEL,
+    &scale_columns::DOT,
+    &sign_gradient::KERNEL,
+    &soft_cross_entropy::KERNEL,
     &softmax::KERNEL,
     &softmax::BACKWARD,
     &swiglu::KERNEL,
     &unary::KERNEL,
+    &value_norm::KERNEL,
+    &value_norm::BACKWARD,
     &embedding::KERNEL,
     &embedding::BACKWARD,
     &embedding::SORT,

@@ -4,7 +4,7 @@ use super::layer_norm::{
     BACKWARD_SOURCE, FORWARD_SOURCE, ParameterGradients, Statistics, backward, forward, norm_variants,
 };
 use crate::buffer::Buffer;
-use crate::shader::{Defines, Kernel};
+use crate::shader::{Defines, Kernel, Scalar};
 use crate::{Context, Result, Tier};
 
 /// The forward kernel.
@@ -26,13 +26,13 @@ pub static BACKWARD: Kernel = Kernel {
 };
 
 fn variants() -> Vec<Defines> {
-    norm_variants(false, &[false])
+    norm_variants(false, &[false], &[Scalar::F32, Scalar::F16])
 }
 
 /// `out = x * rstd * weight` for each row with `rstd = 1 / sqrt(mean(x^2) + eps)`.
 ///
 /// # Shapes
-/// `x` `[rows, cols]` f32, `weight` `[cols]` f32, `out` `[rows, cols]` f32 or f16, `rstd` `[rows]` f32.
+/// `x` and `out` `[rows, cols]` f32 or f16, `weight` `[cols]` f32, `rstd` `[rows]` f32.
 ///
 /// # Errors
 /// [`crate::Error::Shape`] where lengths or element types differ from that.
@@ -54,10 +54,10 @@ pub fn rms_norm(
     forward(context, &KERNEL, [x, weight], None, out, Statistics { mean: None, rstd }, shape, eps)
 }
 
-/// The gradients of [`rms_norm`]: `dx` `[rows, cols]` f32 and `dweight` `[cols]` f32, each set or added to.
+/// The gradients of [`rms_norm`]: `dx` `[rows, cols]` of `x`'s type and `dweight` `[cols]` f32, each set or added to.
 ///
 /// # Shapes
-/// `dy` `[rows, cols]` f32 or f16, `x` `[rows, cols]` f32, `weight` `[cols]` f32, `rstd` `[rows]` f32.
+/// `dy` and `x` `[rows, cols]` f32 or f16, `weight` `[cols]` f32, `rstd` `[rows]` f32.
 ///
 /// # Errors
 /// [`crate::Error::Shape`] where lengths or element types differ from that; [`crate::Error::OutOfMemory`] for the workspace.

@@ -9,7 +9,7 @@ use crate::kernel::packed::Packed;
 use crate::op::{LinearOptions, linear};
 use crate::optim::{Init, ParameterBuilder, Parameters, Quantized, padded_len};
 use crate::qat::lsq::START;
-use crate::qat::{LearnedScales, Noise, Quantizer};
+use crate::qat::{Layer, LearnedScales, Noise, Quantizer, svid};
 use crate::{Buffer, Context, DType, Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -104,8 +104,14 @@ impl GptConfig {
         let format = self.quantizer?.weights;
         let shapes = self.projections();
         let weights: usize = shapes.iter().map(|[n, k]| n * k).sum();
-        let bits: f64 = shapes.iter().map(|&[n, k]| format.bits_per_element(n, k) * (n * k) as f64).sum();
+        let values = if self.layer() == Layer::Valued { 32.0 } else { 0.0 };
+        let bits = |&[n, k]: &[usize; 2]| format.bits_per_element(n, k) * (n * k) as f64 + values * (n + k) as f64;
+        let bits: f64 = shapes.iter().map(bits).sum();
         Some(bits / weights as f64)
+    }
+
+    fn layer(&self) -> Layer {
+        self.quantizer.map_or(Layer::Plain, |quantizer| quantizer.layer())
     }
 
     /// Number of parameters. The head shares the embedding's.
@@ -119,7 +125,12 @@ impl GptConfig {
             (Some(_), None) => 1,
             (Some(lsq), Some(_)) => 2 + u64::from(lsq.shifts_inputs()),
         });
-        let layer = 2 * c * (1 + bias) + 12 * c * c + bias * (3 + 1 + 4 + 1) * c + 4 * scales;
+        let extra = match self.layer() {
+            Layer::Plain => 0,
+            Layer::Normed => c + 4 * c,
+            Layer::Valued => self.projections().iter().flatten().map(|size| *size as u64).sum(),
+        };
+        let layer = 2 * c * (1 + bias) + 12 * c * c + bias * (3 + 1 + 4 + 1) * c + extra + 4 * scales;
         (self.vocab as u64 + self.block as u64) * c + self.layers as u64 * layer + c * (1 + bias)
     }
 }
@@ -169,7 +180,21 @@ struct Norm {
 struct Projection {
     weight: usize,
     bias: Option<usize>,
+    extra: Extra,
     scales: Option<Scales>,
+}
+
+/// What a method adds to a linear layer.
+#[derive(Clone, Copy, Debug)]
+enum Extra {
+    None,
+    /// The weight of an RMS norm of its input.
+    Norm(usize),
+    /// Values that its inputs and its outputs are multiplied by, before a norm without parameters.
+    Values {
+        input: usize,
+        output: usize,
+    },
 }
 
 /// Parameters of a quantizer that learns its scales.
@@ -188,6 +213,29 @@ struct Block {
     norm2: Norm,
     up: Projection,
     down: Projection,
+}
+
+impl Extra {
+    /// That of one layer of `[n, k]`, added by name; `normed`: there is a norm before it already.
+    fn of(config: &GptConfig, builder: &mut ParameterBuilder, name: &str, [n, k]: [usize; 2], normed: bool) -> Self {
+        match config.layer() {
+            Layer::Valued => Self::Values {
+                input: builder.add(format!("{name}.input_values"), &[k], Init::Ones),
+                output: builder.add(format!("{name}.output_values"), &[n], Init::Ones),
+            },
+            Layer::Normed if !normed => Self::Norm(builder.add(format!("{name}.norm.weight"), &[k], Init::Ones)),
+            Layer::Normed | Layer::Plain => Self::None,
+        }
+    }
+
+    /// The parameters.
+    fn indices(self) -> Vec<usize> {
+        match self {
+            Self::None => Vec::new(),
+            Self::Norm(weight) => vec![weight],
+            Self::Values { input, output } => vec![input, output],
+        }
+    }
 }
 
 impl Scales {
@@ -295,13 +343,17 @@ impl Gpt {
             weight: builder.add(format!("{name}.weight"), &[c], Init::Ones),
             bias: config.bias.then(|| builder.add(format!("{name}.bias"), &[c], Init::Zeros)),
         };
-        let projection = |builder: &mut ParameterBuilder, name: &str, [n, k]: [usize; 2], std: f64| Projection {
-            weight: builder.add(format!("{name}.weight"), &[n, k], Init::Normal(std)),
-            bias: config.bias.then(|| builder.add(format!("{name}.bias"), &[n], Init::Zeros)),
-            scales: None,
+        let within_one = config.quantizer.is_some_and(|quantizer| quantizer.keeps_within_one());
+        let projection = |builder: &mut ParameterBuilder, name: &str, [n, k]: [usize; 2], std: f64| {
+            let weight = builder.add(format!("{name}.weight"), &[n, k], Init::Normal(std));
+            if within_one {
+                builder.keep_within_one(weight);
+            }
+            let bias = config.bias.then(|| builder.add(format!("{name}.bias"), &[n], Init::Zeros));
+            Projection { weight, bias, extra: Extra::None, scales: None }
         };
         let [qkv, out, up, down] = config.projections();
-        let mut blocks = Vec::with_capacity(config.layers);
+        let mut blocks: Vec<Block> = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
             let name = |part: &str| format!("transformer.h.{layer}.{part}");
             blocks.push(Block {
@@ -316,12 +368,16 @@ impl Gpt {
         let norm = norm(&mut builder, "transformer.ln_f");
         // After all others, so that the weights of a seed are the same with every method.
         for (layer, block) in blocks.iter_mut().enumerate() {
-            let parts = [("attn.c_attn", &mut block.qkv), ("attn.c_proj", &mut block.out)];
-            for (part, projection) in
-                parts.into_iter().chain([("mlp.c_fc", &mut block.up), ("mlp.c_proj", &mut block.down)])
-            {
-                let add =
-                    |what: &str, init: Init| builder.add(format!("transformer.h.{layer}.{part}.{what}"), &[1], init);
+            let parts = [
+                ("attn.c_attn", &mut block.qkv, qkv, true),
+                ("attn.c_proj", &mut block.out, out, false),
+                ("mlp.c_fc", &mut block.up, up, true),
+                ("mlp.c_proj", &mut block.down, down, false),
+            ];
+            for (part, projection, shape, normed) in parts {
+                let name = format!("transformer.h.{layer}.{part}");
+                projection.extra = Extra::of(&config, &mut builder, &name, shape, normed);
+                let add = |what: &str, init: Init| builder.add(format!("{name}.{what}"), &[1], init);
                 projection.scales = Scales::of(&config, add);
             }
         }
@@ -331,6 +387,32 @@ impl Gpt {
         let given = parameters.iter().enumerate().filter_map(|(i, (info, _))| Some((i, given.remove(&info.name)?)));
         let given = given.collect();
         Ok(Self { config, dtype, parameters, tokens, positions, blocks, norm, given })
+    }
+
+    /// Takes over the parameters of a model in full precision of the same shape, by name: as they are, but for layers of signs and values, which
+    /// become its decomposition ([`crate::qat::svid`]).
+    ///
+    /// # Errors
+    /// What `values` returns, which is given names and shapes; [`Error::Shape`] where it gives another number of values; as
+    /// [`crate::qat::svid`].
+    pub fn start_from(&self, mut values: impl FnMut(&str, &[usize]) -> Result<Vec<f32>>) -> Result<()> {
+        let projections = || self.blocks.iter().flat_map(|b| [&b.qkv, &b.out, &b.up, &b.down]);
+        let set = |index: usize, values: &[f32]| self.parameters[index].write(bytemuck::cast_slice(values));
+        let extras: Vec<usize> = projections().flat_map(|l| l.extra.indices()).collect();
+        for (index, (info, _)) in self.parameters.iter().enumerate().filter(|(index, _)| !extras.contains(index)) {
+            let values = values(&info.name, &info.shape)?;
+            let layer = projections().find(|l| l.weight == index);
+            match (layer.map(|l| l.extra), info.shape.as_slice()) {
+                (Some(Extra::Values { input, output }), &[_, k]) => {
+                    let start = svid(&values, k)?;
+                    set(index, &start.weight)?;
+                    set(input, &start.input_values)?;
+                    set(output, &start.output_values)?;
+                }
+                _ => set(index, &values)?,
+            }
+        }
+        Ok(())
     }
 
     /// The shape.
@@ -380,7 +462,7 @@ impl Gpt {
         if self.config.quantizer.and_then(|quantizer| quantizer.learned()).is_none() {
             return Ok(());
         }
-        self.parameters.context().no_grad(|| self.forward(tokens, None, Probe::default(), true)).map(drop)
+        self.parameters.context().no_grad(|| self.forward(tokens, None, Probe::default(), true, |_| {})).map(drop)
     }
 
     /// The learned scales of the linear layer whose weight is parameter `index`.
@@ -394,7 +476,20 @@ impl Gpt {
     /// # Errors
     /// As [`Gpt::logits`]; what the probe returns; [`Error::Shape`] for a dense pass of a model whose weights are codes only.
     pub fn probed_logits(&self, tokens: &Tensor, train: Option<TrainPass<'_>>, probe: Probe<'_>) -> Result<Tensor> {
-        self.forward(tokens, train, probe, false)
+        self.forward(tokens, train, probe, false, |_| {})
+    }
+
+    /// The same, and the residual stream before each block: the embedding's output, and those of all blocks but the last.
+    ///
+    /// # Shapes
+    /// As [`Gpt::logits`]; hidden states `[batch, t, embd]` f32.
+    ///
+    /// # Errors
+    /// As [`Gpt::logits`].
+    pub fn logits_and_hidden(&self, tokens: &Tensor, train: Option<TrainPass<'_>>) -> Result<(Tensor, Vec<Tensor>)> {
+        let mut hidden = Vec::with_capacity(self.blocks.len());
+        let logits = self.forward(tokens, train, Probe::default(), false, |x| hidden.push(x.clone()))?;
+        Ok((logits, hidden))
     }
 
     fn forward(
@@ -403,6 +498,7 @@ impl Gpt {
         train: Option<TrainPass<'_>>,
         probe: Probe<'_>,
         initialize: bool,
+        mut before_block: impl FnMut(&Tensor),
     ) -> Result<Tensor> {
         let &[_, t] = tokens.shape() else {
             return Err(Error::shape("gpt", "tokens of shape [batch, t]", format!("{:?}", tokens.shape())));
@@ -441,11 +537,12 @@ impl Gpt {
             });
             let packed_weight = self.given.get(&l.weight).filter(|_| !probe.dense);
             let learned = quantizer.and(l.scales.as_ref()).map(|scales| scales.learned(p, initialize));
-            let (bias, noise) = (l.bias.map(|b| &p[b]), noise.as_ref());
-            linear(x, &p[l.weight], LinearOptions { bias, quantizer, packed_weight, learned, noise, ..options })
+            let noise = noise.as_ref();
+            self.project(x, l, LinearOptions { quantizer, packed_weight, learned, noise, ..options })
         };
         let mut x = tokens.embedding(&p[self.tokens], Some(&p[self.positions]), dropout().as_ref())?; // [b, t, c]
         for block in &self.blocks {
+            before_block(&x);
             let qkv = project(&norm(&x, &block.norm1)?, &block.qkv, LinearOptions::default())?; // [b, t, 3c]
             let mixed = qkv.attention(self.config.heads, true, dropout().as_ref())?; // [b, t, c]
             let drop = dropout();
@@ -464,6 +561,30 @@ impl Gpt {
             )?;
         }
         linear(&norm(&x, &self.norm)?, &p[self.tokens], LinearOptions { out_f32: true, ..Default::default() })
+    }
+
+    /// One linear layer with what its method adds to it.
+    fn project(&self, x: &Tensor, l: &Projection, options: LinearOptions<'_>) -> Result<Tensor> {
+        let p = &self.parameters;
+        let options = LinearOptions { bias: l.bias.map(|b| &p[b]), ..options };
+        match l.extra {
+            Extra::None => linear(x, &p[l.weight], options),
+            Extra::Norm(weight) => linear(&x.rms_norm(&p[weight], EPS, self.dtype)?, &p[l.weight], options),
+            Extra::Values { input, output } => {
+                let LinearOptions { bias, activation, dropout, residual, .. } = options;
+                let product = LinearOptions { bias: None, activation: None, dropout: None, residual: None, ..options };
+                let sums = linear(&x.scale_columns(&p[input])?, &p[l.weight], product)?;
+                let dtype = if residual.is_some() { DType::F32 } else { self.dtype };
+                let mut y = sums.value_norm(&p[output], bias, EPS, dtype)?;
+                if let Some(activation) = activation {
+                    y = y.unary(activation.into())?;
+                }
+                if let Some(dropout) = dropout {
+                    y = y.dropout(dropout)?;
+                }
+                residual.map_or(Ok(y.clone()), |residual| residual.add(&y))
+            }
+        }
     }
 
     /// The linear layers whose weights are quantized.
@@ -548,11 +669,7 @@ impl Gpt {
             let project = |x: &Tensor, l: &Projection, options: LinearOptions<'_>| {
                 let (quantizer, packed_weight) = (self.quantizer(l), weights.get(&l.weight));
                 let learned = l.scales.as_ref().map(|scales| scales.learned(p, false));
-                linear(
-                    x,
-                    &p[l.weight],
-                    LinearOptions { bias: l.bias.map(|b| &p[b]), quantizer, learned, packed_weight, ..options },
-                )
+                self.project(x, l, LinearOptions { quantizer, learned, packed_weight, ..options })
             };
             let dims = CacheDims {
                 batch: 1,

@@ -5,6 +5,7 @@ use crate::kernel::hadamard::Hadamard;
 use crate::kernel::matmul::{Activation, Dims, Epilogue, Form, Matmul, matmul};
 use crate::kernel::packed::Packed;
 use crate::kernel::packed_matmul::{self, PackedMatmul, packed_matmul};
+use crate::kernel::sign_gradient::{Factor, sign_gradient};
 use crate::kernel::{self, FLOATS};
 use crate::nn::Dropout;
 use crate::qat::lsq::{Learned, offset_bias, with_offset};
@@ -124,17 +125,19 @@ struct Side {
     mask: Option<Buffer>,
     /// The block by which it was rotated.
     hadamard: Option<u32>,
+    /// What its gradient is multiplied by.
+    factor: Option<Factor>,
     /// What the gradient of a learned scale needs.
     learned: Option<Learned>,
 }
 
 impl Side {
     fn encoded(Encoded { packed, mask }: Encoded, coding: &Coding) -> Self {
-        Self { operand: Operand::Packed(packed), mask, hadamard: coding.hadamard, learned: None }
+        Self { operand: Operand::Packed(packed), mask, hadamard: coding.hadamard, factor: coding.factor, learned: None }
     }
 
     fn dense(buffer: Buffer, hadamard: Option<u32>) -> Self {
-        Self { operand: Operand::Dense(buffer), mask: None, hadamard, learned: None }
+        Self { operand: Operand::Dense(buffer), mask: None, hadamard, factor: None, learned: None }
     }
 
     /// By a learned scale and offset.
@@ -148,7 +151,7 @@ impl Side {
     ) -> Result<Self> {
         let (packed, learned) = Learned::encode(lsq, &coding, x, [rows, x.columns()], scales, initialize)?;
         let operand = Operand::Packed(packed);
-        Ok(Self { operand, mask: None, hadamard: coding.hadamard, learned: Some(learned) })
+        Ok(Self { operand, mask: None, hadamard: coding.hadamard, factor: None, learned: Some(learned) })
     }
 
     /// The offset of all its quantized values.
@@ -323,7 +326,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
         let (bias, residual) = (options.bias.cloned(), options.residual.map(Tensor::as_input));
         let dropout = options.dropout.cloned();
         // An operand is for the gradient of the other one.
-        let Side { operand: input, mask, hadamard, learned } = input;
+        let Side { operand: input, mask, hadamard, learned, .. } = input;
         let learned = learned.filter(|learned| learns(x) || learned.requires_grad());
         let w_learned = w.learned.filter(|learned| learns(weight) || learned.requires_grad());
         let w = Side { learned: w_learned, ..w };
@@ -407,7 +410,12 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
                 }
                 own.hand_on(&quantized, target, w.hadamard, [n, k], gradients)?;
             } else if let (Some(Target { tensor, accumulate }), Some(input)) = (target, &input) {
-                if w.hadamard.is_some() || w.mask.is_some() {
+                if let (Some(factor), Operand::Packed(quantized)) = (w.factor, &w.operand) {
+                    let signs = context.alloc(n * k, tensor.dtype())?;
+                    product(input, &signs, false)?;
+                    let (values, out) = (weight.buffer(), tensor.buffer());
+                    sign_gradient(&context, factor, &signs, values, quantized, out, accumulate)?;
+                } else if w.hadamard.is_some() || w.mask.is_some() {
                     let rotated = context.alloc(n * k, tensor.dtype())?;
                     product(input, &rotated, false)?;
                     let task = Hadamard { accumulate, ..pass_back(w.mask.as_ref(), w.hadamard, [n, k]) };

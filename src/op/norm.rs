@@ -1,5 +1,6 @@
 //! Layer norm and RMS norm over the last dimension.
 
+use crate::kernel::FLOATS;
 use crate::kernel::layer_norm::{ParameterGradients, layer_norm as forward, layer_norm_backward};
 use crate::kernel::rms_norm::{rms_norm as rms_forward, rms_norm_backward};
 use crate::{DType, Error, Result, Tensor};
@@ -18,7 +19,7 @@ impl Tensor {
     /// Ba, Kiros and Hinton, arXiv 1607.06450.
     pub fn layer_norm(&self, weight: &Tensor, bias: Option<&Tensor>, eps: f32, out: DType) -> Result<Tensor> {
         let (context, shape) = (self.context(), [self.rows(), self.columns()]);
-        check("layer_norm", self, weight, bias)?;
+        check("layer_norm", self, weight, bias, &[DType::F32])?;
         // One kernel writes all gradients: each needs a place of its own.
         let weight = &weight.apart(&[self])?;
         let bias = bias.map(|b| b.apart(&[self, weight])).transpose()?;
@@ -73,7 +74,7 @@ impl Tensor {
     /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension, in `out`'s type.
     ///
     /// # Shapes
-    /// `self` `[.., c]` f32, `weight` `[c]` f32; the result is like `self`, of type `out`.
+    /// `self` `[.., c]` f32 or f16, `weight` `[c]` f32; the result is like `self`, of type `out`.
     ///
     /// # Errors
     /// [`Error::Shape`] where they do not fit; [`Error::ContextMismatch`]; [`Error::Limit`], [`Error::OutOfMemory`];
@@ -83,7 +84,7 @@ impl Tensor {
     /// Zhang and Sennrich, arXiv 1910.07467.
     pub fn rms_norm(&self, weight: &Tensor, eps: f32, out: DType) -> Result<Tensor> {
         let (context, shape) = (self.context(), [self.rows(), self.columns()]);
-        check("rms_norm", self, weight, None)?;
+        check("rms_norm", self, weight, None, FLOATS)?;
         let weight = &weight.apart(&[self])?;
         let y = Tensor::empty(context, self.shape(), out)?;
         let rstd = context.alloc(shape[0], DType::F32)?;
@@ -108,19 +109,19 @@ impl Tensor {
     }
 }
 
-fn check(op: &'static str, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
+fn check(op: &'static str, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, inputs: &'static [DType]) -> Result<()> {
     for other in [Some(weight), bias].into_iter().flatten() {
         if !x.context().same(other.context()) {
             return Err(Error::ContextMismatch { op });
         }
         if other.shape() != [x.columns()]
             || other.dtype() != DType::F32
-            || x.dtype() != DType::F32
+            || !inputs.contains(&x.dtype())
             || x.shape().is_empty()
         {
             return Err(Error::shape(
                 op,
-                "an f32 input [.., c] with f32 parameters [c]",
+                format!("an input [.., c] of {inputs:?} with f32 parameters [c]"),
                 format!("{:?} of {} with {:?} of {}", x.shape(), x.dtype(), other.shape(), other.dtype()),
             ));
         }

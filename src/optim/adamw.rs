@@ -3,6 +3,7 @@
 use super::correction::Ramp;
 use super::{Correction, Parameters, Quantized};
 use crate::kernel::adamw::{AdamwParams, Chunk, adamw};
+use crate::kernel::clamp::clamp;
 use crate::kernel::dim;
 use crate::kernel::optimizer_step::{StepParams, StepState, grad_norm, optimizer_step};
 use crate::{Buffer, Context, DType, Error, Readback, Result, Tensor};
@@ -219,6 +220,7 @@ impl AdamW {
         for (chunk, part) in parameters.chunks.iter().enumerate() {
             self.update(parameters, chunk, 0..part.weights.len(), None)?;
         }
+        self.keep_within_one(parameters)?;
         parameters.zero_grad();
         Ok(())
     }
@@ -273,6 +275,7 @@ impl AdamW {
             }
             self.update(parameters, chunk, start..part.weights.len(), None)?;
         }
+        self.keep_within_one(parameters)?;
         parameters.zero_grad();
         Ok(())
     }
@@ -304,6 +307,16 @@ impl AdamW {
             lambda_offset: ramp.offset,
         };
         optimizer_step(&self.context, &params, &self.partials, &self.state)
+    }
+
+    /// Moves the parameters that are to stay there back into [-1, 1].
+    fn keep_within_one(&self, parameters: &Parameters) -> Result<()> {
+        for chunk in parameters.chunks.iter().filter(|chunk| !chunk.within.is_empty()) {
+            let part = |buffer: &Buffer| buffer.slice(chunk.within.start, chunk.within.len());
+            let halves = chunk.halves.as_ref().map(part).transpose()?;
+            clamp(&self.context, &part(&chunk.weights)?, halves.as_ref(), 1.0)?;
+        }
+        Ok(())
     }
 
     /// Updates the elements `range` of a chunk; with values toward which the first so many are pulled.

@@ -5,7 +5,7 @@ use crate::kernel::{self, optimizer_step::CHUNK};
 use crate::random::Philox;
 use crate::tensor::{GradSlot, Inner};
 use crate::{Buffer, Context, DType, Error, Result, Tensor};
-use std::ops::Index;
+use std::ops::{Index, Range};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Initial values of a parameter.
@@ -32,6 +32,8 @@ pub struct ParameterInfo {
     pub shape: Vec<usize>,
     /// Whether weight decay applies to it.
     pub decay: bool,
+    /// Whether updates end with it moved back into [-1, 1].
+    pub within_one: bool,
 }
 
 /// Collects parameters before memory is laid out.
@@ -50,7 +52,8 @@ impl ParameterBuilder {
     /// Adds a parameter and returns its index. Weight decay applies to it if it has two or more dimensions, as nanoGPT and PyTorch recipes
     /// have it.
     pub fn add(&mut self, name: impl Into<String>, shape: &[usize], init: Init) -> usize {
-        let info = ParameterInfo { name: name.into(), shape: shape.to_vec(), decay: shape.len() >= 2 };
+        let info =
+            ParameterInfo { name: name.into(), shape: shape.to_vec(), decay: shape.len() >= 2, within_one: false };
         self.specs.push((info, init));
         self.specs.len() - 1
     }
@@ -64,6 +67,14 @@ impl ParameterBuilder {
             }
         }
         self
+    }
+
+    /// From now on updates end with parameter `index` moved back into [-1, 1].
+    ///
+    /// # Panics
+    /// If there is no such parameter.
+    pub fn keep_within_one(&mut self, index: usize) {
+        self.specs[index].0.within_one = true;
     }
 
     /// Lays out the arenas and writes the initial values, drawn from `seed`. With `half`, an f16 copy of every parameter is kept for
@@ -87,8 +98,18 @@ pub(crate) struct Chunk {
     pub halves: Option<Buffer>,
     /// Elements below this index are decayed.
     pub decay_end: usize,
+    /// These elements stay in [-1, 1].
+    pub within: Range<usize>,
     /// Index of its first partial sum of the gradient norm.
     pub first_partial: usize,
+}
+
+/// What a chunk holds: elements, how many of them are decayed, and which are kept within bounds.
+#[derive(Default)]
+struct Extent {
+    elements: usize,
+    decayed: usize,
+    within: Range<usize>,
 }
 
 /// Elements that fit one chunk of an arena.
@@ -138,30 +159,41 @@ impl Index<usize> for Parameters {
 impl Parameters {
     fn new(context: &Context, specs: Vec<(ParameterInfo, Init)>, seed: u64, half: bool) -> Result<Self> {
         let max = max_elements(context);
-        // Decayed parameters first, so that one boundary per chunk tells them apart.
+        // Decayed parameters first, and those that are kept within bounds next to each other, so that boundaries per chunk tell them apart.
         let mut order: Vec<usize> = (0..specs.len()).collect();
-        order.sort_by_key(|i| !specs[*i].0.decay);
+        order.sort_by_key(|i| match (specs[*i].0.decay, specs[*i].0.within_one) {
+            (true, false) => 0,
+            (true, true) => 1,
+            (false, true) => 2,
+            (false, false) => 3,
+        });
         let mut places = vec![(0, 0); specs.len()];
-        let mut sizes: Vec<(usize, usize)> = Vec::new(); // (elements, decayed elements) per chunk
+        let mut sizes: Vec<Extent> = Vec::new();
         for i in order {
             let (info, init) = &specs[i];
             let len = match init {
                 Init::Absent => 0,
                 _ => padded_len(context, &info.name, &info.shape)?,
             };
-            if sizes.last().is_none_or(|(used, _)| used + len > max) {
-                sizes.push((0, 0));
+            if sizes.last().is_none_or(|extent| extent.elements + len > max) {
+                sizes.push(Extent::default());
             }
             let chunk = sizes.len() - 1;
-            places[i] = (chunk, sizes[chunk].0);
-            sizes[chunk].0 += len;
+            let extent = &mut sizes[chunk];
+            let start = extent.elements;
+            places[i] = (chunk, start);
+            extent.elements += len;
             if info.decay {
-                sizes[chunk].1 = sizes[chunk].0;
+                extent.decayed = extent.elements;
+            }
+            if info.within_one {
+                let first = if extent.within.is_empty() { start } else { extent.within.start };
+                extent.within = first..extent.elements;
             }
         }
         let mut chunks = Vec::new();
         let mut first_partial = 0;
-        for (elements, decay_end) in sizes {
+        for Extent { elements, decayed: decay_end, within } in sizes {
             let buffer = |dtype| -> Result<Buffer> {
                 let buffer = context.alloc(elements, dtype)?;
                 context.clear(&buffer);
@@ -173,6 +205,7 @@ impl Parameters {
                 weights: buffer(DType::F32)?,
                 grads: buffer(DType::F32)?,
                 decay_end,
+                within,
                 first_partial,
             });
             first_partial += elements.div_ceil(CHUNK as usize);

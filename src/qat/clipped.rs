@@ -45,7 +45,7 @@ impl Rule for Clipped {
     }
 
     fn coding(&self, _: Operand, format: Format, hadamard: Option<u32>) -> Coding {
-        let bound = Some((f64::from(self.bound) * format.grid().max()) as f32);
-        Coding { format, hadamard, bound, square: false }
+        let bound = (f64::from(self.bound) * format.grid().max()) as f32;
+        Coding { bound: Some(bound), ..Coding::new(format, hadamard) }
     }
 }

@@ -154,7 +154,7 @@ impl Rule for Lsq {
     }
 
     fn coding(&self, _: Operand, format: Format, hadamard: Option<u32>) -> Coding {
-        Coding { format, hadamard, bound: None, square: false }
+        Coding::new(format, hadamard)
     }
 
     fn learned(&self) -> Option<Lsq> {

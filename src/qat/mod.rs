@@ -7,9 +7,13 @@
 //! codes, scales and a bit per element.
 
 mod backward;
+mod binaryconnect;
+mod bitnet;
+mod bwn;
 mod clipped;
 pub(crate) mod lsq;
 mod nvfp4;
+mod onebit;
 mod ptq;
 mod quartet;
 mod quest;
@@ -17,9 +21,13 @@ mod ste;
 
 pub use backward::{Backward, Noise};
 pub(crate) use backward::{Products, Target};
+pub use binaryconnect::BinaryConnect;
+pub use bitnet::BitNet;
+pub use bwn::Bwn;
 pub use clipped::Clipped;
 pub use lsq::{LearnedScales, Lsq};
 pub use nvfp4::Nvfp4;
+pub use onebit::{OneBit, Svid, svid};
 pub use ptq::Ptq;
 pub use quartet::Quartet;
 pub use quest::Quest;
@@ -31,6 +39,7 @@ use crate::kernel::hadamard::{Hadamard, hadamard};
 use crate::kernel::mask;
 use crate::kernel::packed::Packed;
 use crate::kernel::quantize::{Options as QuantizeOptions, quantize};
+use crate::kernel::sign_gradient::Factor;
 use crate::{Buffer, DType, Error, Result, Tensor, Tier};
 pub(crate) use lsq::Learned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -58,6 +67,14 @@ pub enum Method {
     Quartet(Quartet),
     /// NVIDIA's recipe: NVFP4, backward too.
     Nvfp4(Nvfp4),
+    /// Signs.
+    BinaryConnect(BinaryConnect),
+    /// Binary weights with a scale per row.
+    Bwn(Bwn),
+    /// BitNet b1.58.
+    BitNet(BitNet),
+    /// OneBit.
+    OneBit(OneBit),
 }
 
 /// What one method decides.
@@ -81,6 +98,26 @@ trait Rule {
     /// Refuses settings that it cannot do together, naming the flag.
     fn check(&self, _: &Quantizer) -> Result<()> {
         Ok(())
+    }
+
+    /// Why they cannot be rotated, if so.
+    fn refuse_rotation(&self) -> Option<Error> {
+        None
+    }
+
+    /// What belongs to a layer beside its product.
+    fn layer(&self) -> Layer {
+        Layer::Plain
+    }
+
+    /// Whether updates end with weights moved back into [-1, 1].
+    fn keeps_within_one(&self) -> bool {
+        false
+    }
+
+    /// How it learns from a teacher, if it does.
+    fn distillation(&self) -> Option<Distillation> {
+        None
     }
 
     /// How an operand is quantized.
@@ -123,9 +160,27 @@ impl Operand {
     }
 }
 
+/// What belongs to a quantized linear layer beside its product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer {
+    /// Nothing.
+    Plain,
+    /// A norm right before it.
+    Normed,
+    /// A vector of values that its inputs are multiplied by, one for its outputs, and a layer norm without parameters after it.
+    Valued,
+}
+
+/// How a model learns from a teacher: from its distribution and from its hidden states.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Distillation {
+    /// The weight of the distance of hidden states beside a cross-entropy of weight 1.
+    pub hidden: f32,
+}
+
 /// Spellings of all methods, with their options, for messages and help.
-pub const SPELLINGS: &str =
-    "none, ptq, ste, clipped[:BOUND], lsq[:plus], learned, quest[:trust=S], quartet[:sr|:aligned], nvfp4[:dense=N]";
+pub const SPELLINGS: &str = "none, ptq, ste, clipped[:BOUND], lsq[:plus], learned, quest[:trust=S], binaryconnect[:unit], bwn[:exact], \
+     bitnet, onebit[:hidden=B], quartet[:sr|:aligned], nvfp4[:dense=N]";
 
 impl Method {
     fn rule(&self) -> Option<&dyn Rule> {
@@ -138,6 +193,10 @@ impl Method {
             Self::Lsq(rule) => rule,
             Self::Quartet(rule) => rule,
             Self::Nvfp4(rule) => rule,
+            Self::BinaryConnect(rule) => rule,
+            Self::Bwn(rule) => rule,
+            Self::BitNet(rule) => rule,
+            Self::OneBit(rule) => rule,
         })
     }
 
@@ -145,6 +204,12 @@ impl Method {
     #[must_use]
     pub fn trains_quantized(&self) -> bool {
         self.rule().is_some_and(Rule::trains_quantized)
+    }
+
+    /// How it learns from a teacher, if it does.
+    #[must_use]
+    pub fn distillation(&self) -> Option<Distillation> {
+        self.rule().and_then(Rule::distillation)
     }
 
     /// Its quantizer with the formats and the rotation that were asked for, those left open filled in; none for [`Method::None`].
@@ -184,6 +249,9 @@ impl Method {
             }
             None => None,
         };
+        if let (Some(_), Some(refused)) = (hadamard, rule.refuse_rotation()) {
+            return Err(refused);
+        }
         let quantizer = Quantizer { method: self, weights, activations, hadamard };
         rule.check(&quantizer)?;
         quantizer.validate(&asked.widths)?;
@@ -221,6 +289,10 @@ impl FromStr for Method {
             "quartet" => Self::Quartet(Quartet::parse(&options).ok_or_else(unknown)?),
             "nvfp4" => Self::Nvfp4(Nvfp4::parse(&options).ok_or_else(unknown)?),
             "quest" => Self::Quest(Quest::parse(&options).ok_or_else(unknown)?),
+            "binaryconnect" => Self::BinaryConnect(BinaryConnect::parse(&options).ok_or_else(unknown)?),
+            "bwn" => Self::Bwn(Bwn::parse(&options).ok_or_else(unknown)?),
+            "onebit" => Self::OneBit(OneBit::parse(&options).ok_or_else(unknown)?),
+            "bitnet" if options.is_empty() => Self::BitNet(BitNet),
             _ => return Err(unknown()),
         };
         Ok(method)
@@ -465,8 +537,20 @@ impl Quantizer {
         self.activations.map(|format| self.coding(Operand::Activations, format))
     }
 
+    /// What belongs to a layer beside its product.
+    #[must_use]
+    pub fn layer(&self) -> Layer {
+        self.method.rule().map_or(Layer::Plain, Rule::layer)
+    }
+
+    /// Whether updates end with weights moved back into [-1, 1].
+    #[must_use]
+    pub fn keeps_within_one(&self) -> bool {
+        self.method.rule().is_some_and(Rule::keeps_within_one)
+    }
+
     fn coding(&self, operand: Operand, format: Format) -> Coding {
-        let plain = Coding { format, hadamard: self.hadamard, bound: None, square: false };
+        let plain = Coding::new(format, self.hadamard);
         self.method.rule().map_or(plain, |rule| rule.coding(operand, format, self.hadamard))
     }
 
@@ -556,6 +640,34 @@ pub struct Coding {
     pub bound: Option<f32>,
     /// Squares of 16 x 16 share scales, so that the transposed matrix has the same values.
     pub square: bool,
+    /// What the gradient of a weight is multiplied by, instead of a bound; only where nothing is rotated.
+    pub factor: Option<Factor>,
+    /// Where the scale comes from.
+    pub scale: Scale,
+}
+
+/// Where scales come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Scale {
+    /// From what is quantized, as the format says.
+    #[default]
+    Computed,
+    /// It is this number, whatever is quantized; for formats with one scale per tensor.
+    Fixed(f32),
+    /// The same, divided by the root of the number of columns.
+    ByWidth(f32),
+}
+
+impl Scale {
+    /// The number for matrices of so many columns.
+    #[expect(clippy::cast_precision_loss, reason = "columns are below 2^32")]
+    fn fixed(self, cols: usize) -> Option<f32> {
+        match self {
+            Self::Computed => None,
+            Self::Fixed(scale) => Some(scale),
+            Self::ByWidth(scale) => Some((f64::from(scale) / (cols.max(1) as f64).sqrt()) as f32),
+        }
+    }
 }
 
 /// A quantized operand.
@@ -567,6 +679,12 @@ pub(crate) struct Encoded {
 }
 
 impl Coding {
+    /// In this format, and the gradient passes everywhere.
+    #[must_use]
+    pub fn new(format: Format, hadamard: Option<u32>) -> Self {
+        Self { format, hadamard, bound: None, square: false, factor: None, scale: Scale::Computed }
+    }
+
     /// Quantizes `x`, `[rows, cols]`; with a mask only if the gradient will ask for it.
     pub(crate) fn encode(&self, x: &Tensor, [rows, cols]: [usize; 2], differentiable: bool) -> Result<Encoded> {
         let context = x.context();
@@ -576,7 +694,9 @@ impl Coding {
             Some(bound) => Some((context.alloc(mask::words(rows, cols), DType::U32)?, bound)),
             None => None,
         };
+        let scale = self.scale.fixed(cols).map(|scale| context.constant(scale)).transpose()?;
         let options = QuantizeOptions {
+            scale: scale.as_ref(),
             mask: mask.as_ref().map(|(mask, bound)| (mask, *bound)),
             hadamard: self.hadamard.map(|block| block as usize),
             square: self.square,
@@ -615,6 +735,43 @@ fn gaussian_rows(asked: Option<Asked>) -> Option<Format> {
             Some(own.parse().unwrap_or(format))
         }
     }
+}
+
+/// The one format that weights have beside `method`.
+fn only(method: &str, name: &str, asked: Option<Asked>) -> Result<Option<Format>> {
+    let own: Format = name.parse()?;
+    match asked {
+        None => Ok(Some(own)),
+        Some(asked) if asked.format() == Some(own) => Ok(Some(own)),
+        Some(asked) => Err(Error::invalid(
+            "--weights",
+            format!("{name} beside --method {method} (ste and clipped take other formats)"),
+            format!("`{asked}`"),
+        )),
+    }
+}
+
+/// Refuses quantized inputs beside `method`.
+fn weights_alone(method: &str, asked: Option<Asked>) -> Result<Option<Format>> {
+    match asked.and_then(Asked::format) {
+        None => Ok(None),
+        Some(format) => Err(Error::invalid(
+            "--activations",
+            format!(
+                "dense beside --method {method}, which quantizes weights alone (ste, quest and bitnet quantize both)"
+            ),
+            format!("`{format}`"),
+        )),
+    }
+}
+
+/// The refusal of rotated operands beside `method`.
+fn no_rotation(method: &str) -> Error {
+    Error::invalid(
+        "--hadamard",
+        format!("off beside --method {method}, whose signs are those of the weights themselves"),
+        "a block",
+    )
 }
 
 /// Refuses formats whose range a bound on the magnitude does not describe.

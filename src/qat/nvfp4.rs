@@ -56,7 +56,7 @@ impl Rule for Nvfp4 {
     }
 
     fn coding(&self, operand: Operand, format: Format, hadamard: Option<u32>) -> Coding {
-        Coding { format, hadamard, bound: None, square: operand == Operand::Weights }
+        Coding { square: operand == Operand::Weights, ..Coding::new(format, hadamard) }
     }
 
     fn backward(&self) -> Option<Backward> {

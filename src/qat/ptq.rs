@@ -19,7 +19,7 @@ impl Rule for Ptq {
     }
 
     fn coding(&self, _: Operand, format: Format, hadamard: Option<u32>) -> Coding {
-        Coding { format, hadamard, bound: None, square: false }
+        Coding::new(format, hadamard)
     }
 
     fn trains_quantized(&self) -> bool {

@@ -82,7 +82,7 @@ impl Rule for Quartet {
 
     fn coding(&self, _: Operand, format: Format, hadamard: Option<u32>) -> Coding {
         // Strictly below the largest level.
-        Coding { format, hadamard, bound: Some(6f32.next_down()), square: false }
+        Coding { bound: Some(6f32.next_down()), ..Coding::new(format, hadamard) }
     }
 
     fn backward(&self) -> Option<Backward> {

@@ -68,6 +68,6 @@ impl Rule for Quest {
             }
             (None, _) => max + half,
         };
-        Coding { format, hadamard, bound: Some(bound as f32), square: false }
+        Coding { bound: Some(bound as f32), ..Coding::new(format, hadamard) }
     }
 }

@@ -20,6 +20,6 @@ impl Rule for Ste {
     }
 
     fn coding(&self, _: Operand, format: Format, hadamard: Option<u32>) -> Coding {
-        Coding { format, hadamard, bound: None, square: false }
+        Coding::new(format, hadamard)
     }
 }

@@ -104,7 +104,7 @@ struct Header {
     digest: String,
 }
 
-fn tensors_digest(tensors: &[(String, TensorData)]) -> String {
+pub(super) fn tensors_digest(tensors: &[(String, TensorData)]) -> String {
     let mut sorted: Vec<&(String, TensorData)> = tensors.iter().collect();
     sorted.sort_by(|a, b| a.0.cmp(&b.0));
     let mut digest = Digest::default();

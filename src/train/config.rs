@@ -57,6 +57,7 @@ impl Preset {
         let base = TrainConfig {
             preset: self,
             text: None,
+            teacher: None,
             layers: 4,
             heads: 4,
             embd: 128,
@@ -204,6 +205,9 @@ pub struct TrainConfig {
     pub preset: Preset,
     /// A text file; the built-in corpus if there is none.
     pub text: Option<PathBuf>,
+    /// The directory of the run that this one learns from, for methods that do so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<PathBuf>,
     /// Transformer blocks.
     pub layers: usize,
     /// Attention heads; they divide `embd`.
@@ -328,6 +332,9 @@ impl TrainConfig {
         self.gpt(1).validate()?;
         if let Some(quantizer) = self.method.quantizer(&self.settings())? {
             quantizer.validate_tokens(self.batch.saturating_mul(self.block))?;
+        }
+        if let (Some(dir), None) = (&self.teacher, self.method.distillation()) {
+            return Err(no_teacher(self.method, dir));
         }
         at_least_one("--batch", self.batch as u64)?;
         at_least_one("--accumulate", self.accumulate as u64)?;
@@ -580,6 +587,8 @@ settings! {
     shared {
         /// UTF-8 text to learn from, its last tenth for validation [default: the built-in corpus]
         text: PathBuf, "--text", Examined;
+        /// Directory of a finished run in full precision to learn from; needed by --method onebit
+        teacher: PathBuf, "--teacher", Examined;
         /// Where defaults come from: nano, cpu, baby or gpt2 [default: one that suits the adapter]
         preset: Preset, "--preset", Fixed;
         /// Transformer blocks
@@ -602,8 +611,9 @@ settings! {
         steps: u64, "--steps", Fixed;
         /// Seed of weights, dropout and the order of the data
         seed: u64, "--seed", Fixed;
-        /// How linear layers are quantized and what gradients make of it: none, ptq, ste, clipped, lsq, lsq:plus, learned, quest; quartet
-        /// (MXFP4) and nvfp4, whose backward passes are quantized too [default: ste where there are --weights]
+        /// How linear layers are quantized and what gradients make of it: none, ptq, ste, clipped, lsq, lsq:plus, learned, quest,
+        /// binaryconnect, bwn, bitnet, onebit; quartet (MXFP4) and nvfp4, whose backward passes are quantized too [default: ste where there
+        /// are --weights]
         method: Method, "--method", Fixed;
         /// Format of the weights of linear layers, as in int4 (the method's own variant) or int4:g128, or dense [default: dense]
         weights: Asked, "--weights", Fixed;
@@ -647,6 +657,12 @@ settings! {
     }
 }
 
+/// The error for a teacher where none is learned from.
+pub(crate) fn no_teacher(method: Method, dir: &std::path::Path) -> Error {
+    let expected = format!("none beside --method {method} (onebit learns from one)");
+    Error::invalid("--teacher", expected, dir.display().to_string())
+}
+
 /// The error for a flag that a resumed run does not take.
 pub(crate) fn resumed(flag: &str, own: &str, got: &str) -> Error {
     Error::invalid(
@@ -678,9 +694,9 @@ impl Overrides {
         if self.warmup.is_none() {
             config.warmup = config.warmup.min(config.steps / 10);
         }
-        if let Some(text) = &config.text {
+        for path in [&mut config.text, &mut config.teacher].into_iter().flatten() {
             // Resuming from another directory must find it again.
-            config.text = Some(std::path::absolute(text).map_err(Error::io(text, "find"))?);
+            *path = std::path::absolute(&*path).map_err(Error::io(&*path, "find"))?;
         }
         config.validate()?;
         Ok(config)

@@ -7,6 +7,7 @@ use super::trainer::{Model, PendingStats, StepStats};
 use crate::nn::{Gpt, GptConfig, KvCache, TrainPass};
 use crate::op::LossOptions;
 use crate::optim::{AdamW, AdamWOptions, StepState};
+use crate::qat::Distillation;
 use crate::{Context, DType, Error, Readback, Result, Tensor, kernel};
 use std::sync::Arc;
 
@@ -37,6 +38,7 @@ pub struct GptRun {
     fresh: bool,
     /// Of the last diagnostics.
     masks: Masks,
+    teacher: Option<(Gpt, Distillation)>,
 }
 
 /// Loss scale that f16 training starts with.
@@ -62,7 +64,49 @@ impl GptRun {
         let batches = (0..shape.accumulate).map(|_| Ok([tokens()?, tokens()?])).collect::<Result<_>>()?;
         let loss = Tensor::zeros(context, &[], DType::F32)?;
         let (context, masks) = (context.clone(), Masks::default());
-        Ok(Self { context, gpt, optimizer, shape, seed, batches, loss, fresh: true, masks })
+        Ok(Self { context, gpt, optimizer, shape, seed, batches, loss, fresh: true, masks, teacher: None })
+    }
+
+    /// Starts from a teacher in full precision with the same shape, and learns from it: its parameters as `model.*`. From now on the loss of a
+    /// step is that of the method's distillation; the teacher's forward pass is part of each step.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a method that learns from no teacher, and naming a tensor that is missing or of another shape; [`Error::Limit`],
+    /// [`Error::OutOfMemory`].
+    pub fn learn_from(&mut self, tensors: &[(String, TensorData)]) -> Result<()> {
+        let config = self.gpt.config();
+        let Some(distillation) = config.quantizer.and_then(|quantizer| quantizer.method.distillation()) else {
+            return Err(Error::invalid("teacher", "a method that learns from one", "another"));
+        };
+        let teacher = Gpt::new(&self.context, GptConfig { quantizer: None, ..config.clone() }, 0, self.gpt.dtype())?;
+        let values = |name: &str, shape: &[usize]| {
+            let data = find(tensors, &format!("model.{name}"), DType::F32, shape)?;
+            Ok(data.to_f32().unwrap_or_default())
+        };
+        teacher.start_from(values)?;
+        self.gpt.start_from(values)?;
+        self.teacher = Some((teacher, distillation));
+        Ok(())
+    }
+
+    /// The loss of a micro-batch against the teacher.
+    fn distil(&self, teacher: &Gpt, tokens: &Tensor, pass: TrainPass<'_>, weight: f32, hidden: f32) -> Result<Tensor> {
+        let options = LossOptions {
+            classes: Some(self.gpt.config().vocab),
+            weight,
+            state: Some(pass.state),
+            grad: self.gpt.dtype(),
+        };
+        let (wanted, theirs) = self.context.no_grad(|| teacher.logits_and_hidden(tokens, None))?;
+        let (logits, own) = self.gpt.logits_and_hidden(tokens, Some(pass))?;
+        let mut loss = logits.soft_cross_entropy(&wanted, options)?;
+        if hidden > 0.0 {
+            let options = LossOptions { weight: weight * hidden, ..options };
+            for (own, theirs) in own.iter().zip(&theirs) {
+                loss = loss.add(&own.hidden_distance(theirs, options)?)?;
+            }
+        }
+        Ok(loss)
     }
 
     /// The model.
@@ -91,8 +135,10 @@ impl GptRun {
     pub fn estimate(config: &GptConfig, shape: BatchShape, dtype: DType) -> u64 {
         let (c, elem) = (config.embd as u64, dtype.size() as u64);
         let half_copy = if dtype == DType::F16 { 2 } else { 0 };
-        // Four arenas; up once, and down three of them at a checkpoint.
-        let weights = config.parameters() * (16 + half_copy + 4 + 12);
+        // Four arenas; up once, and down three of them at a checkpoint. A teacher has weights and the room for their gradients.
+        let taught = config.quantizer.is_some_and(|quantizer| quantizer.method.distillation().is_some());
+        let teacher = if taught { 8 + half_copy } else { 0 };
+        let weights = config.parameters() * (16 + half_copy + 4 + 12 + teacher);
         let tokens = (shape.batch as u64).saturating_mul(shape.block as u64);
         // Two norms, q k v, attention, the MLP before and after its activation; two points of the residual stream.
         // Of inputs of linear layers that are quantized, codes stay, and the inputs too where their scale is learned; attention keeps its
@@ -105,7 +151,10 @@ impl GptRun {
             }
             None => 6 * c * elem,
         };
-        let layer = 8 * c * elem + inputs + 2 * c * 4;
+        // Layers of signs and values keep scaled inputs and sums of products; those onto the residual stream their results, before and after
+        // dropout; the loss, the teacher's hidden state.
+        let valued = if taught { (7 + 9) * c * elem + (2 + 2 + 1) * c * 4 } else { 0 };
+        let layer = 8 * c * elem + inputs + 2 * c * 4 + valued;
         let head = 2 * c * elem + config.vocab as u64 * (4 + elem);
         let backward = 9 * c * elem + 2 * c * 4;
         let activations = tokens.saturating_mul(config.layers as u64 * layer + c * 4 + head + backward);
@@ -152,15 +201,20 @@ impl Model for GptRun {
         let weight = 1.0 / self.shape.accumulate as f32;
         for (micro, [tokens, wanted]) in (0u32..).zip(&self.batches) {
             let state = self.optimizer.state();
-            let logits = self.gpt.logits(tokens, Some(TrainPass { state, seed: self.seed, micro }))?;
-            let options = LossOptions {
-                classes: Some(self.gpt.config().vocab),
-                weight,
-                state: Some(state),
-                grad: self.gpt.dtype(),
+            let pass = TrainPass { state, seed: self.seed, micro };
+            let loss = match &self.teacher {
+                Some((teacher, distillation)) => self.distil(teacher, tokens, pass, weight, distillation.hidden)?,
+                None => {
+                    let logits = self.gpt.logits(tokens, Some(pass))?;
+                    let options = LossOptions {
+                        classes: Some(self.gpt.config().vocab),
+                        weight,
+                        state: Some(state),
+                        grad: self.gpt.dtype(),
+                    };
+                    logits.cross_entropy(wanted, options)?
+                }
             };
-            let loss = logits.cross_entropy(wanted, options)?;
-            drop(logits);
             kernel::accumulate::accumulate(&self.context, loss.buffer(), self.loss.buffer(), micro > 0)?;
             loss.backward()?;
         }

@@ -24,6 +24,7 @@ pub mod plot;
 mod run;
 mod sample;
 mod sweep;
+mod teacher;
 mod trainer;
 
 pub use checkpoint::{Checkpoint, TensorData};
@@ -33,5 +34,6 @@ pub use diagnostics::{Diagnostics, LayerDiagnostics};
 pub use gpt_run::{BatchShape, GptDecoder, GptRun, gpt_from_tensors};
 pub use run::{DeviceInfo, Evaluation, Found, Run, RunInfo, RunState};
 pub use sample::{Decoder, Sampling, generate};
-pub use sweep::{Combination, Planned};
+pub use sweep::{Combination, Planned, teachers};
+pub use teacher::Teacher;
 pub use trainer::{Model, Options, PendingStats, Progress, Silent, Status, StepStats, Summary, train};

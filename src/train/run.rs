@@ -1,9 +1,9 @@
 //! The directory of a run: `run.json`, checkpoints, metrics; what is found there, and whether a run may go on.
 
 use super::checkpoint::{self, Checkpoint};
-use super::config::{Overrides, Preset, TrainConfig, resumed};
+use super::config::{Overrides, Preset, TrainConfig, no_teacher, resumed};
 use super::data::{CharVocab, Dataset};
-use super::{Precision, files};
+use super::{Precision, Teacher, files};
 use crate::{Context, Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -90,6 +90,9 @@ pub struct RunInfo {
     pub text_digest: String,
     /// What it runs on.
     pub device: DeviceInfo,
+    /// Identifies the weights of its teacher, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher_digest: Option<String>,
 }
 
 /// What an output directory holds.
@@ -192,6 +195,43 @@ impl Found {
             return Err(resumed("--text", &own, &got));
         }
         Ok(())
+    }
+
+    /// The teacher that `config`, or for a resumed run `--teacher`, names, checked to be still the run's; none for methods that learn from
+    /// none.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the flag, where one is missing or not wanted or another than the run's; as [`Teacher::find`].
+    pub fn teacher(
+        &self,
+        config: &TrainConfig,
+        overrides: &Overrides,
+        vocab: &CharVocab,
+        warn: &mut dyn FnMut(String),
+    ) -> Result<Option<Teacher>> {
+        let asked = overrides.teacher.as_ref().or(config.teacher.as_ref());
+        let method = config.method;
+        if method.distillation().is_none() {
+            return match asked {
+                Some(dir) => Err(no_teacher(method, dir)),
+                None => Ok(None),
+            };
+        }
+        let Some(dir) = asked else {
+            let expected = format!(
+                "beside --method {method} the directory of a finished run in full precision of the same shape and \
+                 text (walsh train --out DIR makes one)"
+            );
+            return Err(Error::invalid("--teacher", expected, "none"));
+        };
+        let teacher = Teacher::find(dir, config, vocab, warn)?;
+        match self.info() {
+            Some(info) if info.teacher_digest.as_ref() != Some(&teacher.digest) => {
+                let own = config.teacher.as_ref().map_or("none".to_owned(), |dir| dir.display().to_string());
+                Err(resumed("--teacher", &own, &format!("{} with other weights", dir.display())))
+            }
+            _ => Ok(Some(teacher)),
+        }
     }
 
     /// Checks the device against the run's own: another precision or, where it was asked for, another adapter is refused; where the machine
@@ -325,6 +365,7 @@ pub(crate) mod tests {
                 precision: Precision::F32,
                 kernels: BTreeMap::new(),
             },
+            teacher_digest: None,
         }
     }
 

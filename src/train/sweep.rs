@@ -95,14 +95,43 @@ struct Variant<'a> {
     lr: &'a [f64],
 }
 
+impl Variant<'_> {
+    fn is_full(&self) -> bool {
+        self.method == Some(Method::None)
+            || (self.method.is_none() && self.weights.is_none_or(|weights| weights == Asked::Dense))
+    }
+}
+
+/// The largest number that divides both.
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
 impl Sweep {
     /// The runs: of each number of steps first those in full precision, then the others in the order in which they were asked for. No run
-    /// comes twice, and each keeps one checkpoint beside the best unless `keep` says otherwise.
+    /// comes twice, and each keeps one checkpoint beside the best unless `keep` says otherwise. Where methods learn from a teacher and none is
+    /// named, runs in full precision come before them all, with a checkpoint of each evaluation: the best of them must be there.
     ///
     /// # Errors
     /// [`Error::Invalid`], naming the flag.
     pub fn plan(&self, preset: Preset) -> Result<Vec<Planned>> {
-        let variants = self.variants()?;
+        let mut variants = self.variants()?;
+        let taught = |variant: &Variant<'_>| variant.method.is_some_and(|method| method.distillation().is_some());
+        let teaching = self.teacher.is_none() && variants.iter().any(taught);
+        if let (Some(dir), false) = (&self.teacher, variants.iter().any(taught)) {
+            return Err(Error::invalid(
+                "--teacher",
+                "none without a method that learns from one (onebit)",
+                dir.display().to_string(),
+            ));
+        }
+        if teaching {
+            if !variants.iter().any(Variant::is_full) {
+                let expected = "--teacher beside it for a method that learns from one (onebit)";
+                return Err(Error::invalid("--no-full", expected, "no --teacher"));
+            }
+            variants.sort_by_key(|variant| !variant.is_full());
+        }
         let mut plan: Vec<Planned> = Vec::new();
         for steps in choices(&self.steps) {
             for variant in &variants {
@@ -120,9 +149,15 @@ impl Sweep {
                             steps,
                             seed,
                             keep: Some(self.keep.unwrap_or(1)),
+                            teacher: self.teacher.clone().filter(|_| taught(variant)),
                             ..self.shared()
                         };
-                        let config = overrides.fresh(preset)?;
+                        let mut overrides = overrides;
+                        let mut config = overrides.fresh(preset)?;
+                        if teaching && variant.is_full() {
+                            config.checkpoint_every = gcd(config.checkpoint_every, config.eval_every);
+                            overrides.checkpoint_every = Some(config.checkpoint_every);
+                        }
                         let name = name(&config);
                         if plan.iter().all(|other| other.name != name) {
                             plan.push(Planned { name, overrides, config });
@@ -139,10 +174,7 @@ impl Sweep {
         let full =
             Variant { method: none, weights: None, activations: None, hadamard: None, optimizer: None, lr: &self.lr };
         let mut variants = if self.run.is_empty() { self.lists(&full)? } else { self.combinations()? };
-        let is_full = |variant: &Variant<'_>| {
-            variant.method == none || (variant.method.is_none() && variant.weights.is_none_or(|w| w == Asked::Dense))
-        };
-        if !self.no_full && !variants.iter().any(is_full) {
+        if !self.no_full && !variants.iter().any(Variant::is_full) {
             variants.insert(0, full);
         }
         if variants.is_empty() {
@@ -212,6 +244,13 @@ impl Sweep {
         });
         Ok(rows.collect())
     }
+}
+
+/// The runs of `plan` that may teach `planned`: those in full precision with its steps and seed.
+pub fn teachers<'a>(plan: &'a [Planned], planned: &Planned) -> impl Iterator<Item = &'a Planned> {
+    let (steps, seed) = (planned.config.steps, planned.config.seed);
+    let full = move |other: &&Planned| other.config.weights.is_none();
+    plan.iter().filter(full).filter(move |other| (other.config.steps, other.config.seed) == (steps, seed))
 }
 
 fn choices<T: Copy>(values: &[T]) -> Vec<Option<T>> {

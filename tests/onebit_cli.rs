@@ -1,0 +1,181 @@
+//! `walsh train --method onebit --teacher` and `walsh compare` with it: what is needed, what is refused, and that runs go on to the bit.
+#![cfg(feature = "cli")]
+
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use walsh::train::{Checkpoint, checkpoint, metrics};
+
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let words = ["walsh ", "hadamard ", "transform\n", "of ", "low ", "bits "];
+        let text: String = (0..1500usize).map(|i| words[(i * i + i / 3) % words.len()]).collect();
+        std::fs::write(dir.path().join("text.txt"), text).unwrap();
+        Self(dir)
+    }
+
+    fn dir(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn walsh(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_walsh"));
+        command.current_dir(self.0.path()).args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, command: &str, more: &[&str]) -> Output {
+        let shared = ["--preset", "nano", "--layers", "1", "--embd", "32", "--block", "16", "--batch", "4"];
+        let schedule = ["--dropout", "0.1", "--eval-every", "10", "--eval-batches", "2", "--log-every", "1"];
+        let text: &[&str] = if more.contains(&"--text") { &[] } else { &["--text", "text.txt"] };
+        self.walsh(&[&[command], &shared[..], &schedule, text, more].concat()).output().unwrap()
+    }
+
+    fn train(&self, out: &str, steps: &str, more: &[&str]) -> Output {
+        self.run(
+            "train",
+            &[&["--out", out, "--steps", steps, "--checkpoint-every", "10", "--keep", "9"], more].concat(),
+        )
+    }
+
+    #[track_caller]
+    fn refused(&self, out: &str, more: &[&str], message: &str) {
+        let got = code(&self.train(out, "20", more), 2);
+        assert!(got.contains(message), "{more:?}: {got}");
+    }
+}
+
+#[track_caller]
+fn code(output: &Output, expected: i32) -> String {
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(expected), "{message}");
+    assert!(!message.contains("panicked"), "{message}");
+    message
+}
+
+#[test]
+fn a_run_learns_from_its_teacher_and_goes_on_with_it_to_the_bit() {
+    let place = Place::new();
+    code(&place.train("full", "30", &[]), 0);
+    let onebit = ["--method", "onebit"];
+    let with = |teacher: &'static str| [&onebit[..], &["--teacher", teacher]].concat();
+
+    // What is missing or makes no sense, each by its flag.
+    place.refused(
+        "s",
+        &onebit,
+        "--teacher: expected beside --method onebit the directory of a finished run in full precision",
+    );
+    place.refused(
+        "s",
+        &with("nowhere"),
+        "--teacher: expected the directory of a finished run in full precision, found no directory",
+    );
+    place.refused("s", &[&with("full")[..], &["--activations", "binary"]].concat(), "no 1-bit activations");
+    place.refused(
+        "s",
+        &["--method", "ste", "--weights", "int4", "--teacher", "full"],
+        "--teacher: expected none beside --method ste",
+    );
+    place.refused("s", &["--teacher", "full"], "--teacher: expected none beside --method none");
+    place.refused(
+        "s",
+        &[&with("full")[..], &["--heads", "1"]].concat(),
+        "--teacher: expected a model of the same shape",
+    );
+    code(&place.train("four", "20", &["--weights", "int4:row"]), 0);
+    place.refused("s", &with("four"), "found one by --method ste in four");
+    std::fs::write(place.dir("other.txt"), "another text. ".repeat(200)).unwrap();
+    place.refused(
+        "s",
+        &[&with("full")[..], &["--text", "other.txt"]].concat(),
+        "--teacher: expected a model of the same characters",
+    );
+    assert!(!place.dir("s").exists());
+
+    // Longer than the teacher; the same bits after a stop.
+    let message = code(&place.train("whole", "40", &with("full")), 0);
+    assert!(
+        message.contains("teacher: ") && message.contains("linear layers: onebit, weights binary:tensor"),
+        "{message}"
+    );
+    let last = |out: &str| std::fs::read(checkpoint::path_of(&place.dir(out), 40)).unwrap();
+    std::fs::create_dir(place.dir("again")).unwrap();
+    for name in ["run.json", "metrics.jsonl", "step-000010.safetensors", "step-000020.safetensors"] {
+        std::fs::copy(place.dir("whole").join(name), place.dir("again").join(name)).unwrap();
+    }
+    let resume = |out: &str, more: &[&str]| {
+        place.walsh(&[&["train", "--resume", "--out", out], more].concat()).output().unwrap()
+    };
+    // It finds its teacher again by itself.
+    code(&resume("again", &[]), 0);
+    assert_eq!(last("again"), last("whole"));
+    let losses =
+        |out: &str| metrics::read(&place.dir(out)).unwrap().iter().map(|m| (m.step, m.train_loss)).collect::<Vec<_>>();
+    assert_eq!(losses("again"), losses("whole"));
+    // A teacher elsewhere is the same teacher; one with other weights is not.
+    std::fs::rename(place.dir("full"), place.dir("moved")).unwrap();
+    std::fs::remove_file(checkpoint::path_of(&place.dir("again"), 40)).unwrap();
+    assert!(code(&resume("again", &[]), 2).contains("--teacher: expected the directory of a finished run"));
+    code(&resume("again", &["--teacher", "moved"]), 0);
+    assert_eq!(last("again"), last("whole"));
+    code(&place.train("full", "30", &["--seed", "2"]), 0);
+    std::fs::remove_file(checkpoint::path_of(&place.dir("again"), 40)).unwrap();
+    assert!(code(&resume("again", &[]), 2).contains("with other weights"));
+
+    // A run that is not finished is no teacher; what a student gives can be sampled from.
+    std::fs::create_dir(place.dir("half")).unwrap();
+    let path = checkpoint::path_of(&place.dir("full"), 20);
+    std::fs::copy(&path, checkpoint::path_of(&place.dir("half"), 20)).unwrap();
+    place.refused("s", &with("half"), "found step 20 of 30 in half");
+    code(&place.walsh(&["sample", "whole", "--tokens", "20"]).output().unwrap(), 0);
+}
+
+#[test]
+fn a_comparison_takes_its_own_runs_in_full_precision_as_teachers() {
+    let place = Place::new();
+    let compare = |more: &[&str]| {
+        // An interval of checkpoints that misses evaluations: a teacher's best is there all the same.
+        let shared = ["--steps", "30", "--seeds", "1,2", "--lr", "0.001,0.01", "--checkpoint-every", "15", "--json"];
+        place.run("compare", &[&shared[..], more].concat())
+    };
+    let message = code(&compare(&["--methods", "onebit", "--no-full", "--out", "x"]), 2);
+    assert!(message.contains("--no-full: expected --teacher beside it"), "{message}");
+    let message = code(&compare(&["--methods", "bwn", "--teacher", "nowhere", "--out", "x"]), 2);
+    assert!(message.contains("--teacher: expected none without a method that learns from one"), "{message}");
+
+    let output = compare(&["--methods", "onebit,none,bwn", "--out", "sweep"]);
+    code(&output, 0);
+    let rows: Vec<Value> =
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let methods: Vec<&str> = rows.iter().map(|row| row["method"].as_str().unwrap()).collect();
+    assert_eq!(methods, ["none", "onebit", "bwn"]);
+    assert!(rows.iter().all(|row| row["best_val_loss_mean"].is_number() && row["gap_to_full"].is_number()), "{rows:?}");
+    // A bit, one scale of each matrix, and two vectors of 32-bit values: over 32 x 96, 32 x 32, 32 x 128 and 128 x 32 weights.
+    let values = 32.0 * f64::from(128 + 64 + 160 + 160) + 4.0 * 32.0;
+    assert_eq!(rows[1]["bits_per_weight"], Value::from(1.0 + values / f64::from(32 * (96 + 32 + 128 + 128))));
+
+    let records = walsh::train::compare::Records::read(&place.dir("sweep")).unwrap();
+    for seed in [1, 2] {
+        let full = |lr: &str| format!("none,lr={lr},steps=30,seed={seed}");
+        let loss = |lr: &str| records.get(&full(lr)).unwrap().best_val_loss.unwrap();
+        let best = if loss("0.001") < loss("0.01") { "0.001" } else { "0.01" };
+        for lr in ["0.001", "0.01"] {
+            let name = format!("onebit,weights=binary.tensor,lr={lr},steps=30,seed={seed}");
+            let info = &records.get(&name).unwrap().info;
+            assert_eq!(info.config.teacher, Some(std::path::absolute(place.dir("sweep").join(full(best))).unwrap()));
+            // Of its best step, which is kept.
+            let dir = place.dir("sweep").join(full(best));
+            let (newest, _) = checkpoint::newest_whole(&dir).unwrap();
+            let step = newest.unwrap().state.best_val.unwrap().step;
+            assert!(Checkpoint::load(&checkpoint::path_of(&dir, step)).is_ok(), "step {step}");
+            assert!(info.teacher_digest.is_some());
+        }
+    }
+    // All is done: nothing is done again.
+    let message = code(&compare(&["--methods", "onebit,none,bwn", "--out", "sweep"]), 0);
+    assert!(message.contains("12 runs, 12 of them done"), "{message}");
+}
