@@ -421,9 +421,10 @@ fn what_does_not_fit_is_refused_and_not_chosen() {
         let of = |name: &str, rows, cols| {
             Packed::from_host(&ctx, &PackedMatrix::zeros(format(name), rows, cols).unwrap()).unwrap()
         };
-        let (w, ragged, pairs, nf3) = (of("int4", 8, 8), of("int4", 7, 8), of("mxfp4", 8, 8), of("nf3:g16", 8, 8));
-        let (half, wide) = (zeros(&ctx, 64, DType::F16), zeros(&ctx, 64, DType::F32));
-        let good = plain(Form::Nt, [8, 8, 8], Operand::Dense(half.buffer()), &w, wide.buffer());
+        let (w, ragged, pairs, nf3) = (of("int4", 8, 8), of("int4", 7, 8), of("mxfp4", 64, 8), of("nf3:g16", 8, 8));
+        // More rows than those that the kernel for few takes.
+        let (half, wide) = (zeros(&ctx, 64 * 8, DType::F16), zeros(&ctx, 64 * 8, DType::F32));
+        let good = plain(Form::Nt, [64, 8, 8], Operand::Dense(half.buffer()), &w, wide.buffer());
         assert_eq!(supports(&ctx, &good), Ok(()));
         assert_eq!(choose(&ctx, &good), Choice::Coop { splits: 1 });
         for bad in [

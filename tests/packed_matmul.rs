@@ -604,8 +604,8 @@ fn the_chosen_kernel_fits_the_device() {
             choices,
             match ctx.tier() {
                 _ if cpu(&ctx) => [Choice::Unpacked; 4],
-                // Whose operands are f16 or quantized.
-                Tier::Coop => [SMALL, coop, coop, coop],
+                // Whose operands are f16 or quantized, both in one way or integers by rows.
+                Tier::Coop => [SMALL, coop, coop, SMALL],
                 _ => [SMALL, Choice::Integer(Shape::Small), Choice::Binary(Shape::Small), SMALL],
             }
         );
