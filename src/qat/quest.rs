@@ -9,9 +9,9 @@ use std::fmt;
 /// QuEST with 1 to 8 bits, or E2M1, and one scale per row; weights alone, or weights and inputs. Rotated by blocks of up to 128 where nothing
 /// else is said.
 ///
-/// Trusted are, with T half the largest step, elements whose error is at most T (equation 5): those up to T beyond the largest level, since no
-/// error within the grid is larger. With one bit that is replaced by a bound of 1.30 times the level, 1.25 without rotation, as published
-/// (section 4.1); `trust` sets such a factor on the largest level for other widths too.
+/// Trusted are, with T half the largest step, elements whose error is at most T: those up to T beyond the largest level, since no error within
+/// the grid is larger. With one bit that is replaced by a bound of 1.30 times the level, 1.25 without rotation, as published; `trust` sets such a
+/// factor on the largest level for other widths too.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Quest {
     /// Trust magnitudes up to this factor on the largest level, instead of those with an error of at most half a step.
