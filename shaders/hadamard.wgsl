@@ -12,14 +12,14 @@
 // M: 0 for powers of two, whose OUTER groups are the block's highest bits; else a block is M chunks of 2^k, chunk c is register c, and
 // their product with the M x M matrix comes first. Where a chunk is shorter than a vec4 (K below 2), an invocation owns a whole block.
 //
-// EXTRA: a mask of the input, random signs before (or, transposed, after) the transform, accumulation; with GELU_GRAD the result times the
+// EXTRA: the sum of the terms that the input is, a mask of it, random signs before (or, transposed, after) the transform, accumulation; with GELU_GRAD the result times the
 // derivative of the exact GELU at `pre`. Bit `column` of the row's Philox
 // stream is the sign: word (column / 32) % 4 of the call with counter (column / 128, op, step, 0), lowest bit first, 1 is minus.
 //
 // PREFETCH: workgroups go on to further tiles and load AHEAD vec4 of the next one before they exchange those of this one, the rest as
 // they store, where a block takes so many registers that no second workgroup runs beside one.
 //
-// Bounds: loads are clamped to the last vec4 and stores beyond it skipped. Both `deposit` and `swizzle` permute the numbers below WG_SIZE
+// Bounds: loads are clamped to the last vec4 (of a term) and stores beyond it skipped. Both `deposit` and `swizzle` permute the numbers below WG_SIZE
 // * ITEMS, a power of two of at least 32, and that is the length of `tile`; it has room for SIGN_SLOTS calls. A row of the mask that is
 // read belongs to an element below `len`. Loops end: they count up to a parameter.
 #import shuffle
@@ -35,7 +35,7 @@ struct Params {
     tiles: u32,
     log_group: u32,      // log2 of the vec4 of a block, or of one of its OUTER groups
     within: u32,         // butterflies within a vec4: of the bits 0 .. within
-    reserved0: u32,
+    terms: u32,          // EXTRA: x is the sum of so many arrays, one after another
     passes: u32,         // exchanges
     scale: f32,
     flags: u32,
@@ -145,6 +145,12 @@ fn load(i: u32) -> vec4<X> {
     return x[min(i, params.vectors - 1u)];
 #endif
 }
+
+#if EXTRA
+#if !IN_PLACE
+fn load_term(i: u32, term: u32) -> vec4<f32> { return vec4<f32>(x[min(i, params.vectors - 1u) + term * params.vectors]); }
+#endif
+#endif
 
 // Transforms the group's bits that are neither shuffled nor within a vec4.
 fn transform(group: Group, thread: u32) -> Group {
@@ -397,6 +403,27 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
     v[{r}u] = vec4<f32>(raw[{r}u]);
 #endfor
 #if EXTRA
+#if !IN_PLACE
+    var term = 1u;
+#if REGS < 5
+    // Four terms at a time keep more loads in flight.
+    for (; term + 4u <= params.terms; term += 4u) {
+#for t 0 4
+#for b 0 REGS
+        let term{t}_{b} = load_term(at(tile_index, first_local | (({b}u % ITEMS) << first_hole), {b}u / ITEMS), term + {t}u);
+#endfor
+#endfor
+#for b 0 REGS
+        v[{b}u] += (term0_{b} + term1_{b}) + (term2_{b} + term3_{b});
+#endfor
+    }
+#endif
+    for (; term < params.terms; term++) {
+#for b 0 REGS
+        v[{b}u] += load_term(at(tile_index, first_local | (({b}u % ITEMS) << first_hole), {b}u / ITEMS), term);
+#endfor
+    }
+#endif
     if (params.flags & SIGNS_BEFORE) != 0u { prepare_signs(tile_index, thread); }
     if (params.flags & (MASKED | SIGNS_BEFORE)) != 0u {
 #for a 0 OUTER

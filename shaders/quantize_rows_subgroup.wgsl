@@ -3,17 +3,18 @@
 // CHUNKS of 16 columns each. So a row is read once, and of a rotation by 128 only three stages cross lanes. (A shuffle costs as much as four
 // additions, a conversion as much as eight, hence the rounding by a large addend; with whole units per lane shuffles are fewer, but so are the
 // lanes: rows of 384 take twice as long.) What is chosen at run time is chosen once per row. Bounds: a vec4 is loaded where the row has it, a word
-// written where the row has its unit; what is beyond the last row is a row of nothing. Tier: subgroup, of a fixed size that eight divides.
+// written where the row has its unit; what is beyond the last row is a row of nothing. TALLY: with the header's norm, see quantize_tally.wgsl. Tier: subgroup,
+// of a fixed size that eight divides.
 #import quantize_span
 @group(0) @binding(0) var<uniform> params: Recipe;
 @group(0) @binding(1) var<storage, read> x: array<vec4<X>>;
-@group(0) @binding(2) var<storage, read> state: array<u32>;
-@group(0) @binding(3) var<storage, read_write> codes: array<u32>;
-@group(0) @binding(4) var<storage, read_write> side: array<atomic<u32>>;
-@group(0) @binding(5) var<storage, read_write> mask: array<u32>;
-@group(0) @binding(6) var<storage, read_write> scratch: array<u32>;
+@group(0) @binding(2) var<storage, read_write> codes: array<u32>;
+@group(0) @binding(3) var<storage, read_write> side: array<u32>;
+@group(0) @binding(4) var<storage, read_write> mask: array<u32>;
 #import quantize_scale
-#import quantize_side
+#if TALLY
+#import quantize_tally AT=5
+#endif
 
 struct Lane {
     @builtin(subgroup_id) subgroup: u32,
@@ -32,7 +33,12 @@ fn main(lane: Lane) {
     let t = thread % team;
     let row = (lane.wg.y * lane.grid.x + lane.wg.x) * (128u / team) + thread / team;
     let there = row < params.rows;
-    put_header(select(0u, params.header_words, row == 0u && t == 0u));
+    if row == 0u && t == 0u {
+        for (var i = 0u; i < params.header_words; i++) {
+            // Words 1 and 2 are the norm, the last workgroup's.
+            if !TALLY || i == 0u || i > 2u { side[i] = params.header[i / 4u][i % 4u]; }
+        }
+    }
     let quads = select(0u, params.p.cols / 4u, there);
 #for u 0 CHUNKS
     let half{u} = {u}u * team + t;
@@ -123,7 +129,8 @@ fn main(lane: Lane) {
     }
 
     let stored = stored_of(total, f32(params.p.cols), 1.0);
-    if there && t == 0u { put_scale(row, 0u, stored); }
+    // A row's one scale fills its word, also where it is of 16 bits.
+    if there && t == 0u { side[32u + row * params.p.scale_stride] = stored.bits.x; }
     let value = stored_value(stored.bits.x, 1.0);
     let scaling = scaling_of(select(value, stored.pick.x, params.exact == 1u));
     if params.masked == 1u {
@@ -208,4 +215,12 @@ fn main(lane: Lane) {
         }
 #endfor
     }
+#if TALLY
+    let mine = select(0u, tallied(stored.bits.x), there);
+    let end = tally_up(mine, lane, 128u / lane.size, 0x3f800000u);
+    if end.last {
+        side[1] = end.norm.x;
+        side[2] = end.norm.y;
+    }
+#endif
 }

@@ -14,6 +14,8 @@ pub(crate) const ALIGN: u64 = 256;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Role {
     Storage,
+    /// Counters on the device: zeros when they are taken, and zeros again when they are given back.
+    Tally,
     /// Host to device, written by `queue.write_buffer`, then copied by a command so that it keeps its place in the order.
     Upload,
     /// Device to host, mapped after the submit.
@@ -106,6 +108,7 @@ impl Pool {
         use wgpu::BufferUsages as U;
         let usage = match role {
             Role::Storage => U::STORAGE | U::COPY_SRC | U::COPY_DST,
+            Role::Tally => U::STORAGE,
             Role::Upload => U::COPY_SRC | U::COPY_DST,
             Role::Readback => U::COPY_DST | U::MAP_READ,
             Role::Uniform => U::UNIFORM | U::COPY_DST,
@@ -147,6 +150,12 @@ impl Buffer {
         let bytes = len as u64 * dtype.size() as u64;
         let raw = shared.pool.take(shared, Role::Storage, bytes.next_multiple_of(16))?;
         Ok(Self { raw, offset: 0, len, dtype })
+    }
+
+    /// Two words of zeros, as [`Role::Tally`] says.
+    pub(crate) fn tally(shared: &Shared) -> Result<Self> {
+        let raw = shared.pool.take(shared, Role::Tally, ALIGN)?;
+        Ok(Self { raw, offset: 0, len: 2, dtype: DType::U32 })
     }
 
     /// Number of elements.

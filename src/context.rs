@@ -455,6 +455,11 @@ impl Context {
         Buffer::new(&self.0, len, dtype).map_err(|e| self.check().err().unwrap_or(e))
     }
 
+    /// Two counters, zero now; whoever uses them leaves zeros.
+    pub(crate) fn tally(&self) -> Result<Buffer> {
+        Buffer::tally(&self.0).map_err(|e| self.check().err().unwrap_or(e))
+    }
+
     /// The kernels of the dispatches that are recorded and not submitted, with the tier of each.
     pub(crate) fn recorded(&self) -> Vec<(&'static str, Tier)> {
         let of = |command: &Command| match command {
@@ -487,7 +492,6 @@ impl Context {
         Ok(())
     }
 
-    /// Records filling `buffer` with zero bytes.
     /// One f32 of this value, made once. Nobody writes to it.
     pub(crate) fn constant(&self, value: f32) -> Result<Buffer> {
         let mut all = self.0.constants.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -500,6 +504,7 @@ impl Context {
         Ok(buffer)
     }
 
+    /// Records filling `buffer` with zero bytes.
     pub(crate) fn clear(&self, buffer: &Buffer) {
         let bytes = buffer.bytes().next_multiple_of(4);
         if bytes > 0 {

@@ -310,6 +310,51 @@ fn the_derivative_of_an_activation_is_a_last_factor() {
     }
 }
 
+/// What a product leaves whose K is cut: terms that are added up on the way in.
+#[test]
+fn an_input_may_be_a_sum_of_terms() {
+    for context in every_tier() {
+        for (n, cols) in sample(&context).into_iter().filter(|(n, _)| !again(&context, *n)) {
+            let rows = 4;
+            let len = rows * cols;
+            let words: Vec<u32> = (0..rows * cols.div_ceil(32)).map(|_| Gen::new(5).bits() as u32).collect();
+            let mask = Tensor::from_u32(&context, &words, &[words.len()]).unwrap();
+            for terms in [2, 4, 5, 10] {
+                let data = Gen::new(n as u64).normals(terms * len);
+                let x = Tensor::from_f32(&context, &data, &[terms, len]).unwrap();
+                let kept = |i: usize| words[i / cols * cols.div_ceil(32) + i % cols / 32] >> (i % cols % 32) & 1 == 1;
+                let sum = |f: fn(f64) -> f64| -> Vec<f64> {
+                    let of = |i: usize| (0..terms).map(|t| f(f64::from(data[t * len + i]))).sum();
+                    (0..len).map(|i| if kept(i) { of(i) } else { 0.0 }).collect()
+                };
+                let (want, sizes) = (sum(|v| v), sum(f64::abs));
+                for strategy in Strategy::ALL {
+                    let mask = Some(mask.buffer());
+                    let out = blank(&context, len, false);
+                    let task = Hadamard { terms, mask, transpose: true, ..Hadamard::new(rows, cols, n) };
+                    hadamard_with(&context, &task, Some(x.buffer()), out.buffer(), strategy).unwrap();
+                    let product = reference(&want, n, true);
+                    // As of a transform, and an element's sum rounds once a term, by up to what its terms' magnitudes come to.
+                    let (norm, most) = (norms(&want, n), norms(&sizes, n));
+                    assert_within(&format!("{terms} terms, {n} {strategy:?}"), &out.to_vec().unwrap(), &product, |i| {
+                        U32 * (units(n) * norm[i / n] + 1.01 * terms as f64 * most[i / n])
+                    });
+                }
+            }
+        }
+        let x = ones(&context, 2 * 12);
+        let refused = |terms, [rows, cols]: [usize; 2], in_place: bool| {
+            let task = Hadamard { terms, ..Hadamard::new(rows, cols, 2) };
+            let out = ones(&context, rows * cols);
+            let error = hadamard(&context, &task, (!in_place).then_some(x.buffer()), out.buffer()).unwrap_err();
+            assert!(matches!(error, Error::Shape { .. }), "{error}");
+        };
+        refused(2, [3, 4], true);
+        refused(3, [3, 4], false);
+        refused(4, [3, 2], false);
+    }
+}
+
 /// The bytes of the memory behind a tensor, as far as it goes.
 fn memory(context: &Context, tensor: &Tensor) -> Vec<u8> {
     use walsh::wgpu;

@@ -207,7 +207,7 @@ struct Params {
     tiles: u32,
     log_group: u32,
     within: u32,
-    reserved0: u32,
+    terms: u32,
     passes: u32,
     scale: f32,
     flags: u32,
@@ -266,6 +266,9 @@ pub struct Hadamard<'a> {
     pub signs: Option<&'a Signs>,
     /// One bit per element of x as [`mask::words`] lays them out: where it is 0, x counts as 0.
     pub mask: Option<&'a Buffer>,
+    /// `x` stands for the sum of so many matrices, one after another, as a product whose K is cut leaves them: f32, apart from `out`, of a
+    /// multiple of four elements, where there are more than one.
+    pub terms: usize,
     /// A factor on the result.
     pub alpha: f32,
     /// A further factor, the derivative of the exact GELU at these values; of `out`'s size and type, which is x's, and not in place. What the
@@ -286,6 +289,7 @@ impl Hadamard<'_> {
             transpose: false,
             signs: None,
             mask: None,
+            terms: 1,
             alpha: 1.0,
             gelu_grad: None,
             accumulate: false,
@@ -388,7 +392,7 @@ impl Plan {
 ///
 /// # Errors
 /// [`Error::Invalid`] for a size that is not one of [`sizes`]; [`Error::Shape`] where n does not divide cols or buffers do not fit;
-/// [`Error::Limit`] for more than 2^32 elements.
+/// and where terms are not as [`Hadamard::terms`] says; [`Error::Limit`] for more than 2^32 elements.
 ///
 /// # Numerics
 /// Sums and differences in f32; the relative error of a block in the Euclidean norm is about `(k + sqrt(m) m + 2) 2^-24` at worst. f16
@@ -424,7 +428,15 @@ pub fn hadamard_with(
     }
     let len = rows.saturating_mul(cols);
     let source = x.unwrap_or(out);
-    expect(OP, "x", source, len, FLOATS)?;
+    if task.terms > 1 && (x.is_none() || source.dtype() != DType::F32 || !len.is_multiple_of(4)) {
+        let expected = "f32 terms of a multiple of four elements, apart from out";
+        return Err(Error::shape(
+            OP,
+            expected,
+            format!("{} terms of {len} elements of {}", task.terms, source.dtype()),
+        ));
+    }
+    expect(OP, "x", source, len.saturating_mul(task.terms), FLOATS)?;
     expect(OP, "out", out, len, FLOATS)?;
     let mask_words = cols.div_ceil(32);
     if let Some(bits) = task.mask {
@@ -493,7 +505,7 @@ pub fn hadamard_with(
         tiles,
         log_group,
         within: k.min(2),
-        reserved0: 0,
+        terms: dim(task.terms)?,
         passes: plan.passes,
         scale: (f64::from(task.alpha) / (n as f64).sqrt()) as f32,
         flags,
@@ -510,7 +522,7 @@ pub fn hadamard_with(
         },
         reserved1: 0,
     };
-    let extra = flags != 0 || task.gelu_grad.is_some();
+    let extra = flags != 0 || task.gelu_grad.is_some() || task.terms > 1;
     // Mask and state are bound also where they are not read, by something of a step state's size.
     let unread =
         if extra && (task.mask.is_none() || state.is_none()) { Some(context.alloc(16, DType::U32)?) } else { None };

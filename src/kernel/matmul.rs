@@ -519,10 +519,46 @@ pub fn matmul_with(context: &Context, spec: &Matmul<'_>, choice: Choice) -> Resu
     run(context, spec, choice)
 }
 
+/// A product whose K was cut: `count` matrices one after another, f32, still to be added up.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    pub buffer: Buffer,
+    pub count: usize,
+}
+
+impl Terms {
+    /// `out = alpha` times their sum, or is increased by that.
+    pub fn add_up(&self, context: &Context, out: &Buffer, alpha: f32, accumulate: bool) -> Result<()> {
+        let len = self.buffer.len() / self.count;
+        let width = crate::kernel::width(len);
+        let units = dim(len)? / width;
+        context.dispatch(
+            &REDUCE,
+            &[("Out", out.dtype().into()), ("WIDTH", width.into())],
+            &ReduceParams { units, stride: units, parts: dim(self.count)?, accumulate: accumulate.into(), alpha },
+            &[self.buffer.read(), out.write()],
+            Grid::Linear(u64::from(units).div_ceil(64)),
+        )
+    }
+}
+
+/// [`matmul`], but where K is cut, `out` is not written and alpha not applied: the terms of the result are returned instead.
+pub(crate) fn matmul_terms(context: &Context, spec: &Matmul<'_>) -> Result<Option<Terms>> {
+    check(spec)?;
+    run_to_terms(context, spec, choose(context, spec))
+}
+
 fn run(context: &Context, spec: &Matmul<'_>, choice: Choice) -> Result<()> {
+    match run_to_terms(context, spec, choice)? {
+        Some(terms) => terms.add_up(context, spec.out, spec.alpha, spec.accumulate),
+        None => Ok(()),
+    }
+}
+
+fn run_to_terms(context: &Context, spec: &Matmul<'_>, choice: Choice) -> Result<Option<Terms>> {
     let Dims { m, n, k, .. } = spec.dims;
     if m == 0 || n == 0 || spec.dims.batch == 0 {
-        return Ok(());
+        return Ok(None);
     }
     // A kernel of its own draws random numbers while others load; in the epilogue of 16384 x 384 x 384 by cooperative matrices they took twice as
     // long as the product.
@@ -532,38 +568,16 @@ fn run(context: &Context, spec: &Matmul<'_>, choice: Choice) -> Result<()> {
         _ => false,
     };
     if apart {
-        return unfused(context, spec);
+        return unfused(context, spec).map(|()| None);
     }
     let split = k.div_ceil(choice.splits()).next_multiple_of(SPLIT_UNIT).max(1);
-    let parts = k.div_ceil(split);
-    if parts < 2 {
-        return dispatch(context, spec, choice, k, 1);
+    let count = k.div_ceil(split);
+    if count < 2 {
+        return dispatch(context, spec, choice, k, 1).map(|()| None);
     }
-    let workspace = context.alloc(parts * m * n, DType::F32)?;
-    let partial = Matmul { out: &workspace, alpha: 1.0, accumulate: false, ..*spec };
-    dispatch(context, &partial, choice, split, parts)?;
-    add_parts(context, &workspace, spec.out, m * n, parts, spec.alpha, spec.accumulate)
-}
-
-/// `out = alpha` times the sum of `parts` parts of `len` elements each, or is increased by that.
-pub(crate) fn add_parts(
-    context: &Context,
-    workspace: &Buffer,
-    out: &Buffer,
-    len: usize,
-    parts: usize,
-    alpha: f32,
-    accumulate: bool,
-) -> Result<()> {
-    let width = crate::kernel::width(len);
-    let units = dim(len)? / width;
-    context.dispatch(
-        &REDUCE,
-        &[("Out", out.dtype().into()), ("WIDTH", width.into())],
-        &ReduceParams { units, stride: units, parts: dim(parts)?, accumulate: accumulate.into(), alpha },
-        &[workspace.read(), out.write()],
-        Grid::Linear(u64::from(units).div_ceil(64)),
-    )
+    let buffer = context.alloc(count * m * n, DType::F32)?;
+    dispatch(context, &Matmul { out: &buffer, alpha: 1.0, accumulate: false, ..*spec }, choice, split, count)?;
+    Ok(Some(Terms { buffer, count }))
 }
 
 /// A product whose epilogue is a kernel of its own. Software adapters compile shaders on the thread that runs them: a register tile with an

@@ -13,6 +13,8 @@ pub struct Packed {
     layout: Layout,
     codes: Buffer,
     side: Buffer,
+    /// For [`crate::kernel::quantize`] to count its workgroups with: zeros before and after.
+    tally: Buffer,
 }
 
 impl Packed {
@@ -24,7 +26,7 @@ impl Packed {
         let layout = Layout::new(&format, rows, cols)?;
         let codes = context.alloc(layout.code_words, DType::U32)?;
         let side = context.alloc(layout.side_words, DType::U32)?;
-        Ok(Self { format, layout, codes, side })
+        Ok(Self { format, layout, codes, side, tally: context.tally()? })
     }
 
     /// A copy of a matrix of the host.
@@ -72,6 +74,10 @@ impl Packed {
     #[must_use]
     pub fn side(&self) -> &Buffer {
         &self.side
+    }
+
+    pub(super) fn tally(&self) -> &Buffer {
+        &self.tally
     }
 
     /// Bytes of codes and side data.

@@ -4,7 +4,7 @@
 use super::dequantize::dequantize;
 use super::dropout::dropout;
 use super::mask::{mask, words};
-use super::matmul::{self, Dims, Epilogue, Form, Matmul, SLOTS, SPLIT_UNIT, Shape, add_parts, form_code};
+use super::matmul::{self, Dims, Epilogue, Form, Matmul, SLOTS, SPLIT_UNIT, Shape, Terms, form_code};
 use super::packed::{Packed, PackedInfo};
 use super::unary::{unary, unary_backward};
 use super::{
@@ -373,15 +373,28 @@ pub fn packed_matmul_with(context: &Context, spec: &PackedMatmul<'_>, choice: Ch
     run(context, spec, choice)
 }
 
+/// [`packed_matmul`], but where K is cut, `out` is not written and alpha not applied: the terms of the result are returned instead.
+pub(crate) fn packed_matmul_terms(context: &Context, spec: &PackedMatmul<'_>) -> Result<Option<Terms>> {
+    check(context, spec)?;
+    run_to_terms(context, spec, choose(context, spec))
+}
+
 fn run(context: &Context, spec: &PackedMatmul<'_>, choice: Choice) -> Result<()> {
+    match run_to_terms(context, spec, choice)? {
+        Some(terms) => terms.add_up(context, spec.out, spec.alpha, spec.accumulate),
+        None => Ok(()),
+    }
+}
+
+fn run_to_terms(context: &Context, spec: &PackedMatmul<'_>, choice: Choice) -> Result<Option<Terms>> {
     let PackedMatmul { m, n, k, .. } = *spec;
     if m == 0 || n == 0 {
-        return Ok(());
+        return Ok(None);
     }
     if k == 0 {
         // There are no codes: the dense product of nothing, whose epilogue is the same. Zeros need no mask.
         let nothing = context.alloc(1, spec.out.dtype())?;
-        return dense(context, spec, &nothing, &nothing);
+        return dense(context, spec, &nothing, &nothing).map(|()| None);
     }
     match choice {
         Choice::Unpacked if spec.mask.is_some() => unfused(context, spec, choice),
@@ -399,17 +412,22 @@ fn run(context: &Context, spec: &PackedMatmul<'_>, choice: Choice) -> Result<()>
         Choice::Tiled { .. } if !matches!(spec.epilogue, Epilogue::None) && !packed_tiled::fuses(spec) => {
             unfused(context, spec, choice)
         }
-        Choice::Tiled { shape, splits } => in_parts(context, spec, splits, |spec, split, parts| {
-            packed_tiled::dispatch(context, spec, shape, split, parts)
-        }),
+        Choice::Tiled { shape, splits } => {
+            return in_parts(context, spec, splits, |spec, split, parts| {
+                packed_tiled::dispatch(context, spec, shape, split, parts)
+            });
+        }
         // A kernel of its own draws random numbers while others load; in the epilogue of 16384 x 384 x 384 they took longer than the product.
         Choice::Coop { .. } if matches!(spec.epilogue, Epilogue::Residual(_, Some(_))) => {
             unfused(context, spec, choice)
         }
         Choice::Coop { splits } => {
-            in_parts(context, spec, splits, |spec, split, parts| packed_coop::dispatch(context, spec, split, parts))
+            return in_parts(context, spec, splits, |spec, split, parts| {
+                packed_coop::dispatch(context, spec, split, parts)
+            });
         }
     }
+    .map(|()| None)
 }
 
 /// A product whose K is cut into so many parts at most: `dispatch` is called with the length and the number of parts.
@@ -418,16 +436,16 @@ fn in_parts(
     spec: &PackedMatmul<'_>,
     splits: usize,
     dispatch: impl Fn(&PackedMatmul<'_>, usize, usize) -> Result<()>,
-) -> Result<()> {
+) -> Result<Option<Terms>> {
     let PackedMatmul { m, n, k, .. } = *spec;
     let split = k.div_ceil(splits.max(1)).next_multiple_of(SPLIT_UNIT);
-    let parts = k.div_ceil(split);
-    if parts < 2 {
-        return dispatch(spec, k, 1);
+    let count = k.div_ceil(split);
+    if count < 2 {
+        return dispatch(spec, k, 1).map(|()| None);
     }
-    let workspace = context.alloc(parts * m * n, DType::F32)?;
-    dispatch(&PackedMatmul { out: &workspace, alpha: 1.0, accumulate: false, ..*spec }, split, parts)?;
-    add_parts(context, &workspace, spec.out, m * n, parts, spec.alpha, spec.accumulate)
+    let buffer = context.alloc(count * m * n, DType::F32)?;
+    dispatch(&PackedMatmul { out: &buffer, alpha: 1.0, accumulate: false, ..*spec }, split, count)?;
+    Ok(Some(Terms { buffer, count }))
 }
 
 fn unpack(context: &Context, packed: &Packed) -> Result<Buffer> {

@@ -93,7 +93,7 @@ pub static ROWS_SUBGROUP: Kernel = Kernel {
         // Only f32 has numbers that count as zero.
         let inputs = [(Scalar::F32, true), (Scalar::F16, false)];
         let inputs = inputs.map(|(x, flush)| vec![("X", x.into()), ("FLUSH", flush.into())]).to_vec();
-        product(&[each("CLASS", &[0u32]), inputs, each("CHUNKS", &CHUNKS)])
+        product(&[each("CLASS", &[0u32]), inputs, each("CHUNKS", &CHUNKS), each("TALLY", &[false, true])])
     },
     proven_bounds: true,
 };
@@ -610,14 +610,14 @@ pub(super) fn run(
     let mut bindings =
         vec![x.read(), state.read(), out.codes().write(), out.side().write(), mask.write(), scratch.write()];
     bindings.extend(input.last());
-    encode(context, &mut recipe, input, out, &bindings, stochastic, options)?;
+    let normed = encode(context, &mut recipe, input, out, &bindings, stochastic, options)?;
     if format.store() == Store::Double {
         double(context, recipe, out, &scratch)?;
     }
-    if options.skip_norm || recipe.given == 1 { Ok(()) } else { norm(context, recipe, out) }
+    if normed || options.skip_norm || recipe.given == 1 { Ok(()) } else { norm(context, recipe, out) }
 }
 
-/// Scales, where they are not given, and codes.
+/// Scales, where they are not given, and codes; true where it wrote the header's norm too.
 fn encode(
     context: &Context,
     recipe: &mut Recipe,
@@ -626,7 +626,7 @@ fn encode(
     bindings: &[Binding<'_>],
     stochastic: bool,
     options: Options<'_>,
-) -> Result<()> {
+) -> Result<bool> {
     let (format, layout) = (out.format(), out.layout());
     let rows = matches!(input, Input::Rows(_));
     let mut defines: Defines = vec![("STOCHASTIC", stochastic.into()), ("CLASS", class(&format).into())];
@@ -654,10 +654,17 @@ fn encode(
             ("X", input.x().dtype().into()),
             ("FLUSH", f32.into()),
             ("CHUNKS", chunks.into()),
+            ("TALLY", (!options.skip_norm).into()),
         ];
         recipe.pieces = team;
         let workgroups = layout.rows.div_ceil(128 / team as usize);
-        return context.dispatch(&ROWS_SUBGROUP, &defines, recipe, bindings, Grid::Linear(workgroups as u64));
+        // Neither state nor scratch.
+        let mut bindings = [&bindings[..1], &bindings[2..5]].concat();
+        if !options.skip_norm {
+            bindings.push(out.tally().write());
+        }
+        context.dispatch(&ROWS_SUBGROUP, &defines, recipe, &bindings, Grid::Linear(workgroups as u64))?;
+        return Ok(!options.skip_norm);
     }
     defines.extend([("X", input.x().dtype().into()), ("WIDTH", 4u32.into())]);
     if division >= Division::Tiles {
@@ -676,7 +683,8 @@ fn encode(
                 };
                 defines.extend([("LONG", long.into()), ("HALVES", halves.into())]);
                 let workgroups = if long { layout.rows } else { layout.rows.div_ceil(32) };
-                return context.dispatch(&ROWS_TILE, &defines, recipe, bindings, Grid::Linear(workgroups as u64));
+                context.dispatch(&ROWS_TILE, &defines, recipe, bindings, Grid::Linear(workgroups as u64))?;
+                return Ok(false);
             }
             Span::Group(group @ (16 | 32 | 64 | 128)) if simple => {
                 let whole = |n: usize| layout.cols.is_multiple_of(n);
@@ -687,7 +695,8 @@ fn encode(
                 let tiles =
                     if recipe.flat == 1 { (layout.rows * layout.units).div_ceil(8) } else { layout.rows * pieces };
                 defines.extend([("HALVES", 2u32.into()), ("GROUP", group.into())]);
-                return context.dispatch(&TILE, &defines, recipe, bindings, Grid::Linear(tiles.div_ceil(32) as u64));
+                context.dispatch(&TILE, &defines, recipe, bindings, Grid::Linear(tiles.div_ceil(32) as u64))?;
+                return Ok(false);
             }
             _ => {}
         }
@@ -710,7 +719,8 @@ fn encode(
     let count = (layout.rows * pieces) as u64;
     if span == 2 {
         defines.extend(shape(context, units));
-        return context.dispatch(&ROWS, &defines, recipe, bindings, Grid::Linear(count));
+        context.dispatch(&ROWS, &defines, recipe, bindings, Grid::Linear(count))?;
+        return Ok(false);
     }
     defines.push(("WG_SIZE", 64u32.into()));
     let mut bindings = bindings.to_vec();
@@ -719,10 +729,12 @@ fn encode(
         bindings.extend([options.scale.unwrap_or(none).read(), options.offset.unwrap_or(none).read()]);
     }
     let kernel = if rows { &KERNEL } else { &transposed::KERNEL };
-    context.dispatch(kernel, &defines, recipe, &bindings, Grid::Linear(count.div_ceil(64)))
+    context.dispatch(kernel, &defines, recipe, &bindings, Grid::Linear(count.div_ceil(64)))?;
+    Ok(false)
 }
 
 /// Lanes, and runs of 16 columns of each, with which [`ROWS_SUBGROUP`] has a row, if it can: as many lanes as have work, up to a subgroup.
+/// (Fewer lanes with more runs, none of them idle, take a fifth longer for 16384 rows of 384: they want more registers.)
 fn team(context: &Context, format: &Format, layout: &Layout, hadamard: Option<usize>) -> Option<[u32; 2]> {
     let grid = matches!(format.grid(), Levels::Int { .. } | Levels::Centred { .. });
     // One bit has no levels in between for ties to matter but zero, which goes up.

@@ -2,9 +2,9 @@
 
 use crate::autograd::Target;
 use crate::kernel::hadamard::Hadamard;
-use crate::kernel::matmul::{Activation, Dims, Epilogue, Form, Matmul, matmul};
+use crate::kernel::matmul::{Activation, Dims, Epilogue, Form, Matmul, Terms, matmul_terms};
 use crate::kernel::packed::Packed;
-use crate::kernel::packed_matmul::{self, PackedMatmul, packed_matmul};
+use crate::kernel::packed_matmul::{self, PackedMatmul, packed_matmul_terms};
 use crate::kernel::sign_gradient::{Factor, sign_gradient};
 use crate::kernel::{self, FLOATS};
 use crate::nn::Dropout;
@@ -66,22 +66,38 @@ struct Output<'a> {
 fn multiply(
     context: &Context,
     form: Form,
-    [m, n, k]: [usize; 3],
+    dims: [usize; 3],
     a: &Operand,
     b: &Operand,
     output: Output<'_>,
 ) -> Result<()> {
+    let (out, accumulate) = (output.out, output.accumulate);
+    match multiply_to_terms(context, form, dims, a, b, output)? {
+        Some(terms) => terms.add_up(context, out, 1.0, accumulate),
+        None => Ok(()),
+    }
+}
+
+/// The same, or, where it is computed as a sum, the terms of that instead.
+fn multiply_to_terms(
+    context: &Context,
+    form: Form,
+    [m, n, k]: [usize; 3],
+    a: &Operand,
+    b: &Operand,
+    output: Output<'_>,
+) -> Result<Option<Terms>> {
     let Output { out, bias, epilogue, mask, accumulate } = output;
     let a = match a {
         Operand::Dense(buffer) => packed_matmul::Operand::Dense(buffer),
         Operand::Packed(packed) => packed_matmul::Operand::Packed(packed),
     };
     match (a, b) {
-        (packed_matmul::Operand::Dense(a), Operand::Dense(b)) => matmul(
+        (packed_matmul::Operand::Dense(a), Operand::Dense(b)) => matmul_terms(
             context,
             &Matmul { form, dims: Dims::new(m, n, k), a, b, out, alpha: 1.0, bias, epilogue, accumulate },
         ),
-        (a, Operand::Packed(b)) => packed_matmul(
+        (a, Operand::Packed(b)) => packed_matmul_terms(
             context,
             &PackedMatmul { form, m, n, k, a, b, out, alpha: 1.0, bias, epilogue, accumulate, mask },
         ),
@@ -393,13 +409,18 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
                 }
             }
             drop(mask);
-            let product = |input: &Operand, out: &Buffer, accumulate: bool| {
+            let terms = |input: &Operand, out: &Buffer, accumulate: bool| {
                 if let (Some(products), Operand::Dense(gradient), Operand::Packed(input)) = (&products, &masked, input)
                 {
-                    return products.weight_gradient(&context, gradient, input, [m, n, k], out, accumulate);
+                    let written = products.weight_gradient(&context, gradient, input, [m, n, k], out, accumulate);
+                    return written.map(|()| None);
                 }
                 let output = Output { out, bias: None, epilogue: Epilogue::None, mask: None, accumulate };
-                multiply(&context, Form::Tn, [n, k, m], &masked, input, output)
+                multiply_to_terms(&context, Form::Tn, [n, k, m], &masked, input, output)
+            };
+            let product = |input: &Operand, out: &Buffer, accumulate: bool| match terms(input, out, accumulate)? {
+                Some(terms) => terms.add_up(&context, out, 1.0, accumulate),
+                None => Ok(()),
             };
             let target = gradients.target(&weight)?;
             if let (Some(own), Some(input), Operand::Dense(masked)) = (&w.learned, &input, &masked) {
@@ -417,9 +438,20 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
                     sign_gradient(&context, factor, &signs, values, quantized, out, accumulate)?;
                 } else if w.hadamard.is_some() || w.mask.is_some() {
                     let rotated = context.alloc(n * k, tensor.dtype())?;
-                    product(input, &rotated, false)?;
-                    let task = Hadamard { accumulate, ..pass_back(w.mask.as_ref(), w.hadamard, [n, k]) };
-                    kernel::hadamard::hadamard(&context, &task, Some(&rotated), tensor.buffer())?;
+                    let mut task = Hadamard { accumulate, ..pass_back(w.mask.as_ref(), w.hadamard, [n, k]) };
+                    let from = match terms(input, &rotated, false)? {
+                        // The transform adds them up as it loads.
+                        Some(terms) if (n * k).is_multiple_of(4) => {
+                            task.terms = terms.count;
+                            terms.buffer
+                        }
+                        Some(terms) => {
+                            terms.add_up(&context, &rotated, 1.0, false)?;
+                            rotated
+                        }
+                        None => rotated,
+                    };
+                    kernel::hadamard::hadamard(&context, &task, Some(&from), tensor.buffer())?;
                 } else {
                     product(input, tensor.buffer(), accumulate)?;
                 }

@@ -57,6 +57,7 @@ const SNIPPETS: &[(&str, &str)] = &[
     ("quantize_code", include_str!("../../shaders/common/quantize_code.wgsl")),
     ("quantize_unit", include_str!("../../shaders/common/quantize_unit.wgsl")),
     ("quantize_rank", include_str!("../../shaders/common/quantize_rank.wgsl")),
+    ("quantize_tally", include_str!("../../shaders/common/quantize_tally.wgsl")),
     ("quantize_side", include_str!("../../shaders/common/quantize_side.wgsl")),
     ("vector", include_str!("../../shaders/common/vector.wgsl")),
     ("elem", include_str!("../../shaders/common/elem.wgsl")),
