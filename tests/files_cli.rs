@@ -1,35 +1,19 @@
 //! `walsh quantize`, `dequantize` and `inspect`: files in and out, and what they say to bad input.
 #![cfg(feature = "cli")]
 
+mod common;
+
+use common::command::{code, refused, walsh};
 use serde_json::Value;
 use std::path::Path;
-use std::process::{Command, Output};
 use walsh::format::Format;
 use walsh::io::{Archive, Container, Dtype, Item, ItemContent, Metadata, Writer};
 
-fn walsh(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_walsh")).current_dir(dir).args(args).output().unwrap()
-}
-
 #[track_caller]
 fn done(dir: &Path, args: &[&str]) -> String {
-    let output = walsh(dir, args);
-    let message = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{args:?}: {message}");
+    let output = walsh(dir, args).output().unwrap();
+    let message = code(&output, 0);
     String::from_utf8(output.stdout).unwrap() + &message
-}
-
-#[track_caller]
-fn refused(dir: &Path, args: &[&str], parts: &[&str]) {
-    let before = std::fs::read_dir(dir).unwrap().count();
-    let output = walsh(dir, args);
-    let message = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {message}");
-    assert!(output.stdout.is_empty() && !message.contains("panicked"), "{args:?}: {message}");
-    for part in parts {
-        assert!(message.contains(part), "{args:?}: `{part}` is not in: {message}");
-    }
-    assert_eq!(std::fs::read_dir(dir).unwrap().count(), before, "{args:?} left something behind");
 }
 
 /// Values that f16 and bf16 hold too.
