@@ -8,7 +8,7 @@ use common::command::interrupt;
 use common::command::{Place, code, wait_for};
 use serde_json::Value;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Output};
 use walsh::train::{checkpoint, metrics};
 
 const STEPS: u64 = 60;
@@ -42,6 +42,15 @@ impl Place {
     }
 }
 
+/// What the summary says of quantization, in the order and spelling of a row of `walsh compare`.
+fn settings(output: &Output) -> Value {
+    let summary: Value = serde_json::from_slice(&output.stdout).expect("standard output is one JSON object");
+    ["method", "optimizer", "weights", "activations", "hadamard"]
+        .map(|key| summary.get(key).expect(key).clone())
+        .to_vec()
+        .into()
+}
+
 fn files(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -71,6 +80,7 @@ fn a_run_killed_or_stopped_at_any_moment_gives_the_same_bits() {
     for field in ["adapter", "backend", "tier", "precision"] {
         assert!(summary[field].is_string(), "{field} of {summary}");
     }
+    assert_eq!(settings(&whole), serde_json::json!(["none", "adamw", null, null, null]));
     assert_eq!((summary["steps"].as_u64(), &summary["entropy_floor"]), (Some(STEPS), &Value::Null));
     let names = files(&place.path("whole"));
     for name in [
@@ -187,7 +197,9 @@ fn methods_that_quantize_gradients_bring_their_formats() {
         command.args(["--layers", "1", "--embd", "32", "--batch", batch, "--block", block, "--log-every", "1"]);
         command.args(["--eval-batches", "2", "--lr", "0.01", "--steps", "20"]).args(more).output().unwrap()
     };
-    let said = code(&train("quartet", ["4", "16"], &["--method", "quartet:sr"]), 0);
+    let quartet = train("quartet", ["4", "16"], &["--method", "quartet:sr", "--optimizer", "feedback"]);
+    let said = code(&quartet, 0);
+    assert_eq!(settings(&quartet), serde_json::json!(["quartet:sr", "feedback", "mxfp4:mse", "mxfp4:mse", 32]));
     assert!(said.contains("quartet:sr, weights mxfp4:mse, activations mxfp4:mse, rotated by 32"), "{said}");
     let losses: Vec<f64> = metrics::read(&place.path("quartet")).unwrap().iter().filter_map(|r| r.train_loss).collect();
     assert!(losses.len() == 20 && losses[19] < 0.9 * losses[0], "{losses:?}");
