@@ -58,6 +58,12 @@ fn bad_files() {
     train(&["--out", "run"], &["run: expected a directory without a run", "--resume"]);
     train(&["--out", "damaged"], &["damaged: expected a directory without a run"]);
     train(&["--out", "run", "--resume"], &["run.json: expected the settings of a run"]);
+    std::fs::create_dir(dir.path().join("comparison")).unwrap();
+    write("comparison/compare.jsonl", b"");
+    for resume in [&[][..], &["--resume"]] {
+        let flags = [&["--out", "comparison"], resume].concat();
+        train(&flags, &["comparison: expected a directory of a run of its own (--out), found that of a comparison"]);
+    }
     train(&["--out", "short.txt"], &["short.txt: expected a directory"]);
     let sample = |path: &str, parts: &[&str]| refused(dir.path(), &["sample", path], parts);
     sample("missing", &["missing: cannot open"]);

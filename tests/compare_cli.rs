@@ -168,6 +168,9 @@ fn rows_are_statistics_of_runs_and_the_same_to_the_bit_after_a_stop() {
         }
     }
 
+    let train = ["train", "--preset", "nano", "--out", "killed", "--resume"];
+    place.refuses(&train, &["killed: expected a directory of a run of its own (--out), found that of a comparison"]);
+
     // A finished comparison is read back, times included, and as a table too.
     let start = std::fs::read(place.path("whole/compare.jsonl")).unwrap();
     assert_eq!(place.rows(&["--out", "whole"]), rows);
@@ -262,6 +265,9 @@ fn what_makes_no_sense_is_refused_by_name_before_anything_is_made() {
     std::fs::write(place.path("damaged/compare.jsonl"), "{}\n").unwrap();
     place.refused(&["--out", "damaged"], &["compare.jsonl: expected records of finished runs", "line 1"]);
     place.refused(&["--out", "text.txt"], &["text.txt"]);
+    std::fs::create_dir(place.path("run")).unwrap();
+    std::fs::write(place.path("run/run.json"), "{}").unwrap();
+    place.refused(&["--out", "run"], &["run: expected a directory of a comparison (--out), found that of a run"]);
 }
 
 #[test]
