@@ -85,12 +85,13 @@ fn write(container: Container, name: &str, tensor: &PackedTensor) -> (tempfile::
     (dir, bytes)
 }
 
-fn write_to(path: &Path, container: Container, name: &str, tensor: &PackedTensor) -> walsh::Result<()> {
+/// How many bytes the tensor takes.
+fn write_to(path: &Path, container: Container, name: &str, tensor: &PackedTensor) -> walsh::Result<u64> {
     let content =
         ItemContent::Packed { format: tensor.matrix.format(), dtype: tensor.dtype, permuted: tensor.order.is_some() };
     let item = Item { name: name.to_owned(), shape: tensor.shape.clone(), content };
     let metadata = Metadata::Texts(Vec::new());
-    Writer::write(path, Some(container), vec![item], &metadata, |writer| writer.packed(0, tensor)).map(|_| ())
+    Writer::write(path, Some(container), vec![item], &metadata, |writer| writer.packed(0, tensor))
 }
 
 fn quantized(container: Container, format: &str, x: &[f32], shape: &[usize]) -> PackedTensor {
@@ -597,10 +598,13 @@ fn every_format_comes_back_from_every_container_that_holds_it() {
             let path = dir.path().join(format!("{held}"));
             std::fs::create_dir(&path).unwrap();
             let path = path.join("file");
-            write_to(&path, container, "a.weight", &tensor).unwrap_or_else(|e| panic!("{format} in {container}: {e}"));
+            let bytes = write_to(&path, container, "a.weight", &tensor);
+            let bytes = bytes.unwrap_or_else(|e| panic!("{format} in {container}: {e}"));
             let archive = Archive::open(&path).unwrap_or_else(|e| panic!("{format} in {container}: {e}"));
             assert_eq!(archive.container(), Some(container));
-            let back = archive.packed(archive.entry("a.weight").unwrap()).unwrap();
+            let entry = archive.entry("a.weight").unwrap();
+            assert_eq!(entry.bytes(), Some(bytes), "{format} in {container}");
+            let back = archive.packed(entry).unwrap();
             assert_eq!(back.shape, [rows, cols]);
             let (a, b) = (&tensor.matrix, &back.matrix);
             assert_eq!(a.codes(), b.codes(), "{format} in {container}");

@@ -214,10 +214,11 @@ struct Packed {
     parts: Parts,
 }
 
+/// Where the parts are; `described` counts the bytes of those that are read with the header.
 #[derive(Debug)]
 enum Parts {
     Walsh { codes: Span, side: Span, order: Option<Span> },
-    Bitsandbytes { codes: Span, absmax: Span, nested: Option<(Span, Span, f32)> },
+    Bitsandbytes { codes: Span, absmax: Span, nested: Option<(Span, Span, f32)>, described: u64 },
     GptOss { blocks: Span, scales: Span },
     Gptq { codes: Span, zeros: Span, scales: Span, g_idx: Option<Span>, v2: bool },
     Awq { codes: Span, zeros: Span, scales: Span },
@@ -271,7 +272,8 @@ impl Entry {
         tensor::elements(&self.shape).unwrap_or(0)
     }
 
-    /// Bytes of it in the file, codes and scales; none where walsh does not know the type.
+    /// All bytes of it in the file: codes, scales and what else its container needs, as [`Writer::packed`] counts them; none where walsh does
+    /// not know the type.
     #[must_use]
     pub fn bytes(&self) -> Option<u64> {
         let packed = match &self.content {
@@ -281,8 +283,8 @@ impl Entry {
         };
         Some(match &packed.parts {
             Parts::Walsh { codes, side, order } => codes.bytes + side.bytes + order.map_or(0, |s| s.bytes),
-            Parts::Bitsandbytes { codes, absmax, nested } => {
-                codes.bytes + absmax.bytes + nested.map_or(0, |(scales, map, _)| scales.bytes + map.bytes)
+            Parts::Bitsandbytes { codes, absmax, nested, described } => {
+                codes.bytes + absmax.bytes + nested.map_or(0, |(scales, map, _)| scales.bytes + map.bytes) + described
             }
             Parts::GptOss { blocks, scales } => blocks.bytes + scales.bytes,
             Parts::Gptq { codes, zeros, scales, g_idx, .. } => {
@@ -507,7 +509,7 @@ impl<'s> Archive<'s> {
                 let order = order.map(|span| walsh::read_order(source, span)).transpose().map_err(at)?;
                 (walsh::read(source, packed, [codes, side]), order)
             }
-            Parts::Bitsandbytes { codes, absmax, nested } => {
+            Parts::Bitsandbytes { codes, absmax, nested, .. } => {
                 (bitsandbytes::read(source, packed, [codes, absmax], nested), None)
             }
             Parts::GptOss { blocks, scales } => (gpt_oss::read(source, packed, [blocks, scales]), None),
