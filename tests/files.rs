@@ -799,6 +799,15 @@ fn malformed_containers_are_refused_with_the_tensors_name() {
     refused(&gptq, Some(r#"{"bits": 4, "group_size": 64}"#), &["`a.qweight`", "2 groups"]);
     refused(&gptq, Some(r#"{"bits": 4, "group_size": 100}"#), &["group_size"]);
     refused(&gptq, Some("{"), &["configuration"]);
+    let says = |method: &str| format!(r#"{{"quant_method": "{method}", "bits": 4, "group_size": 128}}"#);
+    let awq = file(Container::Awq, "int4:asym");
+    for (file, own, other) in [(&gptq, "gptq", "awq"), (&awq, "awq", "gptq")] {
+        let parts = [&format!("the layout of {other}, the quant_method of"), "`a.qweight`", &format!("that of {own}")];
+        refused(file, Some(&says(other)), &parts.map(|part| part as &str));
+        for method in [own, "another"] {
+            walsh::io::fuzz_bytes(file, Some(says(method).as_bytes())).unwrap();
+        }
+    }
     refused(&poked(&gptq, "a.scales", &[0, 0x7C]), None, &["`a.weight`", "finite scales"]);
     let mut out_of_range = vec![0; 128 * 4];
     out_of_range[0] = 1;
@@ -861,4 +870,29 @@ fn store_without_a_scale_of_the_tensor_is_a_format_of_its_own() {
     let format: Format = "nvfp4:ue4m3:half-zero".parse().unwrap();
     assert_eq!((format.store(), format.name(), format.bits_per_element(16, 64)), (Store::Ue4m3, "nvfp4", 4.5));
     assert!("mxfp4:ue4m3".parse::<Format>().is_err());
+}
+
+#[test]
+fn of_the_configurations_beside_a_file_the_one_of_its_method_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let x = hard(8, 128);
+    let read = |file: &str| {
+        let archive = Archive::open(&path(file))?;
+        archive.packed(archive.entry("a.weight").unwrap())
+    };
+    // Both models, each with its configuration, in one directory: symmetric GPTQ of groups of 32, AWQ of groups of 64.
+    let gptq = quantized(Container::Gptq, "int4:g32", &x, &[8, 128]);
+    let awq = quantized(Container::Awq, "int4:g64:asym", &x, &[8, 128]);
+    write_to(&path("gptq"), Container::Gptq, "a.weight", &gptq).unwrap();
+    write_to(&path("awq"), Container::Awq, "a.weight", &awq).unwrap();
+    assert_eq!((read("gptq").unwrap().matrix.codes(), read("awq").unwrap().matrix), (gptq.matrix.codes(), awq.matrix));
+    // Without its own, each is refused, and the other's file is named.
+    std::fs::remove_file(path("quant_config.json")).unwrap();
+    let error = read("awq").unwrap_err().to_string();
+    assert!(error.contains("awq: expected the layout of gptq, the quant_method of quantize_config.json"), "{error}");
+    read("gptq").unwrap();
+    // One that names no method is taken before one that names another.
+    std::fs::write(path("quant_config.json"), r#"{"w_bit": 4, "q_group_size": 64}"#).unwrap();
+    read("awq").unwrap();
 }

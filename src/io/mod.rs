@@ -354,24 +354,22 @@ const SIDECAR_BYTES: u64 = 1 << 20;
 
 impl Archive<'static> {
     /// Opens a file and reads its header. The container is found out from the file. Version and symmetry of GPTQ are told by the configuration beside
-    /// it, else version 1 is taken for granted.
+    /// it, else version 1 is taken for granted; where the only one is of AWQ, or of GPTQ beside a file of AWQ, the file is refused.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::File`] with the tensor's name where something is malformed.
     pub fn open(path: &Path) -> Result<Self> {
         let source = FileSource::open(path)?;
-        let sidecar = || {
+        let sidecar = |awq| {
             let dir = path.parent().unwrap_or(Path::new(""));
-            for name in SIDECARS {
+            let read = |name: &'static str| -> Result<Option<gptq::Config>> {
                 let path = dir.join(name);
-                let Ok(file) = File::open(&path) else { continue };
+                let Ok(file) = File::open(&path) else { return Ok(None) };
                 let mut json = Vec::new();
                 file.take(SIDECAR_BYTES).read_to_end(&mut json).map_err(Error::io(&path, "read"))?;
-                if let Some(config) = gptq::Config::parse(&json).map_err(|problem| problem.at(&path))? {
-                    return Ok(Some(config));
-                }
-            }
-            Ok(None)
+                gptq::Config::parse(&json, name).map_err(|problem| problem.at(&path))
+            };
+            gptq::Config::suiting(awq, SIDECARS.into_iter().filter_map(|name| read(name).transpose()))
         };
         Self::read_header(path, Box::new(source), sidecar)
     }
@@ -384,8 +382,8 @@ impl<'s> Archive<'s> {
     /// As [`Archive::open`].
     pub fn from_bytes(path: impl AsRef<Path>, bytes: &'s [u8], sidecar: Option<&[u8]>) -> Result<Self> {
         let path = path.as_ref();
-        let config = || match sidecar {
-            Some(json) => gptq::Config::parse(json).map_err(|problem| problem.at(path)),
+        let config = |_| match sidecar {
+            Some(json) => gptq::Config::parse(json, "the configuration").map_err(|problem| problem.at(path)),
             None => Ok(None),
         };
         Self::read_header(path, Box::new(bytes), config)
@@ -394,7 +392,7 @@ impl<'s> Archive<'s> {
     fn read_header(
         path: &Path,
         source: Box<dyn Source + 's>,
-        config: impl FnOnce() -> Result<Option<gptq::Config>>,
+        config: impl FnOnce(bool) -> Result<Option<gptq::Config>>,
     ) -> Result<Self> {
         let at = |problem: Problem| problem.at(path);
         if gguf::recognises(&*source) {
@@ -412,7 +410,7 @@ impl<'s> Archive<'s> {
         } else if header.tensors.iter().any(|t| gpt_oss::recognises(&t.name, t.dtype, &t.shape)) {
             (Some(Container::GptOss), gpt_oss::find(&mut claims).map_err(at)?)
         } else if names().any(gptq::recognises) {
-            let entries = gptq::find(&mut claims, config()?).map_err(at)?;
+            let entries = gptq::find(&mut claims, config(gptq::is_awq(&header))?).map_err(at)?;
             let container = entries.iter().find_map(|entry| match &entry.content {
                 Content::Packed(packed) => match packed.parts {
                     Parts::Awq { .. } => Some(Container::Awq),
