@@ -179,6 +179,23 @@ fn bad_input_is_refused_by_name() {
         &["quantize", "nan", "out", "--format", "int4"],
         &["nan: expected finite values", "`h.0.mlp.weight`", "NaN at element 2047"],
     );
+    // Values whose scales are beyond f16, in the last group: by name, and what would do.
+    let large: Vec<u8> = (0..128u16).flat_map(|i| (if i < 64 { 1.0 } else { 1e6f32 }).to_le_bytes()).collect();
+    let items = vec![Item { name: "l.weight".into(), shape: vec![1, 128], content: ItemContent::Plain(Dtype::F32) }];
+    let texts = Metadata::Texts(Vec::new());
+    Writer::write(&dir.join("large"), None, items, &texts, |writer| writer.plain(0, 0, &large)).unwrap();
+    let found = "found 1.42857e5 in row 0, group 1; int4:g64:f32 in the container walsh has scales for it";
+    for flags in [&["int4:g64"][..], &["int4:g64", "--include", "*"]] {
+        let args = [&["quantize", "large", "out", "--format"], flags].concat();
+        refused(
+            dir,
+            &args,
+            &["large: expected scales of at most 65504 (f16) in tensor `l.weight` for int4:g64", found],
+        );
+    }
+    let args = ["quantize", "large", "out", "--container", "gguf", "--format", "int4"];
+    refused(dir, &args, &["`l.weight` for int4:g32:full", "in row 0, group 2; int4:g32:f32"]);
+    done(dir, &["quantize", "large", "large-packed", "--format", "int4:g64:f32"]);
     done(dir, &["quantize", "model.safetensors", "packed", "--format", "int4"]);
     refused(dir, &["quantize", "packed", "out", "--format", "int4"], &["packed", "not quantized", "walsh"]);
     // A configuration of another model is not written over.

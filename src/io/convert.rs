@@ -3,7 +3,7 @@
 use super::source::shown;
 use super::tensor::{Dtype, PackedTensor, floats};
 use super::{Archive, Container, Entry, Item, ItemContent, Writer};
-use crate::format::{Format, Layout, PackedMatrix, Rounding};
+use crate::format::{Format, Layout, PackedMatrix, Rounding, Store};
 use crate::kernel::dequantize::dequantize;
 use crate::kernel::packed::Packed;
 use crate::kernel::quantize::{Options, quantize};
@@ -132,8 +132,8 @@ pub struct Summary {
 /// there are, and its name.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::File`] for a malformed input or values that are not finite; [`Error::Invalid`] with the tensor's name where the container
-/// cannot hold it.
+/// [`Error::Io`]; [`Error::File`] for a malformed input, values that are not finite, or such as need larger scales than the format stores;
+/// [`Error::Invalid`] with the tensor's name where the container cannot hold it.
 pub fn quantize_file(
     context: Option<&Context>,
     input: &Path,
@@ -185,6 +185,9 @@ pub fn quantize_file(
                 return Err(Error::file(input, expected, format!("{} at element {i}", x[i])));
             }
             let (rows, cols) = container.matrix_shape(&format, entry.shape());
+            if let Some(scale) = format.saturated_scale(&x, rows, cols)? {
+                return Err(saturated(input, entry, format, scale));
+            }
             let matrix = quantize_tensor(context, format, &x, rows, cols)?;
             let tensor = PackedTensor { matrix, shape: entry.shape().to_vec(), dtype, order: None };
             summary.bytes += writer.packed(number, &tensor)?;
@@ -234,6 +237,17 @@ pub fn dequantize_file(
         }
         Ok(summary)
     })
+}
+
+/// The error for a tensor of values that are too large for the format's scales.
+fn saturated(input: &Path, entry: &Entry, format: Format, (row, group, scale): (usize, usize, f64)) -> Error {
+    let (stored, other) = match format.store() {
+        Store::Ue4m3 => ("at most 448 (ue4m3)", Format { store: Store::E4M3, ..format }),
+        _ => ("at most 65504 (f16)", Format { store: Store::F32, exact: false, ..format }),
+    };
+    let expected = format!("scales of {stored} in tensor `{}` for {format}", shown(entry.name()));
+    let got = format!("{scale:.5e} in row {row}, group {group}; {other} in the container walsh has scales for it");
+    Error::file(input, expected, got)
 }
 
 fn copy(archive: &Archive<'_>, entry: &Entry, writer: &mut Writer, number: usize) -> Result<()> {
