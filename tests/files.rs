@@ -680,6 +680,8 @@ fn what_a_container_cannot_hold_is_refused_with_the_reason() {
     let dir = tempfile::tempdir().unwrap();
     let error = write_to(&dir.path().join("a"), Container::Gptq, "embedding", &tensor).unwrap_err().to_string();
     assert!(error.contains("`embedding`") && error.contains("..weight"), "{error}");
+    let file = format!("{}: tensor `", dir.path().join("a").display());
+    assert!(error.starts_with(&file), "{error}");
     let nvfp4 = quantized(Container::Gguf, "nvfp4", &hard(8, 128), &[8, 128]);
     let error = write_to(&dir.path().join("a"), Container::Gguf, "embedding", &nvfp4).unwrap_err().to_string();
     assert!(error.contains("nvfp4:ue4m3"), "{error}");
@@ -690,11 +692,21 @@ fn what_a_container_cannot_hold_is_refused_with_the_reason() {
     let mut ternary = quantized(Container::Gguf, "int2:g256:exact:half-away", &hard(1, 256), &[1, 256]);
     ternary.matrix.set_code(0, 5, 0);
     let error = write_to(&dir.path().join("a"), Container::Gguf, "a", &ternary).unwrap_err().to_string();
-    assert!(error.contains("`a`") && error.contains("-2"), "{error}");
+    assert!(error.starts_with(&file) && error.contains("`a`") && error.contains("-2"), "{error}");
     let mut broken = quantized(Container::Walsh, "int4:f32", &hard(1, 256), &[1, 256]);
     broken.matrix.set_scale_bits(0, 1, f32::NAN.to_bits());
     let error = write_to(&dir.path().join("a"), Container::Walsh, "a", &broken).unwrap_err().to_string();
-    assert!(error.contains("finite"), "{error}");
+    assert!(error.starts_with(&file) && error.contains("finite"), "{error}");
+    // Too much, too little, and something else than was announced.
+    let item = Item { name: "a".into(), shape: vec![2], content: ItemContent::Plain(Dtype::F32) };
+    for (number, from, bytes) in [(0, 4, 8), (0, 0, 4), (1, 0, 8)] {
+        let error =
+            Writer::write(&dir.path().join("a"), None, vec![item.clone()], &Metadata::Texts(Vec::new()), |writer| {
+                writer.plain(number, from, &vec![0; bytes])
+            });
+        let error = error.unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{}: ", dir.path().join("a").display())), "{error}");
+    }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing half-written is left");
 }
 

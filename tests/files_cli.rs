@@ -202,3 +202,27 @@ fn bad_input_is_refused_by_name() {
     std::fs::write(dir.join("quantize_config.json"), "{}").unwrap();
     quantize("int4", "gptq", &["--exclude", "*embedding*"], &["quantize_config.json", "another model"]);
 }
+
+/// A file that may not become as large as the output: what a full disk is to the command, without one.
+#[cfg(unix)]
+#[test]
+fn a_write_that_fails_names_the_file_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    model(dir.path());
+    done(dir.path(), &["quantize", "model.safetensors", "packed", "--format", "int4"]);
+    for [command, input, flag, value] in
+        [["quantize", "model.safetensors", "--format", "int8"], ["dequantize", "packed", "--max-tier", "baseline"]]
+    {
+        // Without an adapter, whose driver might want larger files, too.
+        let script = "trap '' XFSZ; ulimit -f 4; exec \"$0\" \"$@\"";
+        let output = std::process::Command::new("sh")
+            .args(["-c", script, env!("CARGO_BIN_EXE_walsh"), command, input, "out", flag, value])
+            .current_dir(dir.path())
+            .env("VK_DRIVER_FILES", "none")
+            .output()
+            .unwrap();
+        let message = code(&output, 1);
+        assert!(message.contains("error: out: cannot write: "), "{message}");
+        assert!(!dir.path().join("out").exists() && !dir.path().join("out.partial").exists());
+    }
+}

@@ -475,7 +475,7 @@ impl<'s> Archive<'s> {
     /// [`Error::Io`]; [`Error::Invalid`] where the tensor is quantized.
     pub fn plain(&self, entry: &Entry, from: u64, limit: u64) -> Result<Vec<u8>> {
         let Content::Plain { span, .. } = entry.content else {
-            let what = format!("tensor `{}`", shown(&entry.name));
+            let what = named(&self.path, &entry.name);
             return Err(Error::invalid(what, "a tensor that is not quantized", entry.kind()));
         };
         let bytes = span.bytes.saturating_sub(from).min(limit);
@@ -497,7 +497,7 @@ impl<'s> Archive<'s> {
                 return Err(at(Problem::new(format!("one of the types {known}"), name)));
             }
             Content::Plain { dtype, .. } => {
-                let what = format!("tensor `{}`", shown(&entry.name));
+                let what = named(&self.path, &entry.name);
                 return Err(Error::invalid(what, "a quantized tensor", dtype.name()));
             }
         };
@@ -536,6 +536,11 @@ impl Archive<'_> {
             None => Err(Problem::new(format, got).of(&entry.name).at(&self.path)),
         }
     }
+}
+
+/// A tensor of a file, for messages.
+fn named(path: &Path, tensor: &str) -> String {
+    format!("{}: tensor `{}`", path.display(), shown(tensor))
 }
 
 /// A tensor that is to be written.
@@ -599,13 +604,13 @@ impl Writer {
                 // Before the file has its name: without its configuration it would be read as something else.
                 None => sidecar.map_or(Ok(()), |(path, content)| files::replace_with(&path, content.as_bytes())),
                 Some(number) => {
-                    let what = format!("tensor `{}`", shown(&writer.items[number].name));
+                    let what = named(path, &writer.items[number].name);
                     let missing = format!("{} bytes less", writer.missing[number]);
                     Err(Error::invalid(what, "all of its bytes", missing))
                 }
             }
         })?;
-        result.ok_or_else(|| Error::invalid("file", "something to write", "nothing"))
+        result.ok_or_else(|| Error::file(path, "something to write", "nothing"))
     }
 
     fn sidecar(path: &Path, container: Option<Container>, items: &[Item]) -> Result<Option<(PathBuf, String)>> {
@@ -622,9 +627,8 @@ impl Writer {
                 == (format.bits(), format.span(), std::mem::discriminant(&format.grid()))
         };
         if let Some((item, other, _)) = packed.clone().find(|(_, other, _)| !alike(other)) {
-            let what = format!("tensor `{}`", shown(&item.name));
             return Err(Error::invalid(
-                what,
+                named(path, &item.name),
                 format!("{format}: {container} has one format for all tensors"),
                 other.to_string(),
             ));
@@ -650,7 +654,7 @@ impl Writer {
     ) -> Result<Self> {
         let refused = |number: usize, reason: String| {
             let item: &Item = &items[number];
-            let what = format!("tensor `{}`", shown(&item.name));
+            let what = named(path, &item.name);
             match (&item.content, container) {
                 (ItemContent::Packed { format, .. }, Some(container)) => {
                     container.check(&what, format, &item.shape).err().unwrap_or_else(|| {
@@ -717,7 +721,7 @@ impl Writer {
 
     fn put(&mut self, number: usize, span: Span, from: u64, bytes: &[u8]) -> Result<()> {
         if from.checked_add(bytes.len() as u64).is_none_or(|end| end > span.bytes) {
-            let what = format!("tensor `{}`", shown(&self.items[number].name));
+            let what = named(&self.path, &self.items[number].name);
             let got = format!("{} at {from}", bytes.len());
             return Err(Error::invalid(what, format!("at most {} bytes", span.bytes), got));
         }
@@ -735,7 +739,10 @@ impl Writer {
     pub fn plain(&mut self, number: usize, from: u64, bytes: &[u8]) -> Result<()> {
         match (self.spans.get(number).map(Vec::as_slice), self.items.get(number).map(|item| item.content)) {
             (Some([span]), Some(ItemContent::Plain(_))) => self.put(number, *span, from, bytes),
-            _ => Err(Error::invalid(format!("item {number}"), "a tensor that is not quantized", "another")),
+            _ => {
+                let what = format!("{}: item {number}", self.path.display());
+                Err(Error::invalid(what, "a tensor that is not quantized", "another"))
+            }
         }
     }
 
@@ -746,9 +753,9 @@ impl Writer {
     pub fn packed(&mut self, number: usize, tensor: &PackedTensor) -> Result<u64> {
         let Some(item) = self.items.get(number) else {
             let items = format!("one of {} items", self.items.len());
-            return Err(Error::invalid(format!("item {number}"), items, "none"));
+            return Err(Error::invalid(format!("{}: item {number}", self.path.display()), items, "none"));
         };
-        let what = || format!("tensor `{}`", shown(&item.name));
+        let what = || named(&self.path, &item.name);
         let given = ItemContent::Packed {
             format: tensor.matrix.format(),
             dtype: tensor.dtype,
