@@ -4,9 +4,12 @@
 mod common;
 
 use common::command::{code, refused, walsh};
+#[cfg(unix)]
+use common::command::{interrupt, wait_for};
 use serde_json::Value;
 use std::path::Path;
 use walsh::format::Format;
+use walsh::io::convert::{Selection, dequantize_file, quantize_file};
 use walsh::io::{Archive, Container, Dtype, Item, ItemContent, Metadata, Writer};
 
 #[track_caller]
@@ -224,5 +227,57 @@ fn a_write_that_fails_names_the_file_and_leaves_nothing() {
         let message = code(&output, 1);
         assert!(message.contains("error: out: cannot write: "), "{message}");
         assert!(!dir.path().join("out").exists() && !dir.path().join("out.partial").exists());
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_leaves_no_half_written_file() {
+    let dir = tempfile::tempdir().unwrap();
+    // Enough tensors that the signal comes in their midst.
+    let bytes: Vec<u8> = weights(64 * 64).iter().flat_map(|v| v.to_le_bytes()).collect();
+    let content = ItemContent::Plain(Dtype::F32);
+    let items: Vec<Item> =
+        (0..3000).map(|i| Item { name: format!("{i}.weight"), shape: vec![64, 64], content }).collect();
+    let count = items.len();
+    Writer::write(&dir.path().join("many"), None, items, &Metadata::Texts(Vec::new()), |writer| {
+        (0..count).try_for_each(|i| writer.plain(i, 0, &bytes))
+    })
+    .unwrap();
+    done(dir.path(), &["quantize", "many", "packed", "--format", "int4"]);
+    for args in [&["quantize", "many", "out", "--format", "int4"][..], &["dequantize", "packed", "out"]] {
+        std::fs::write(dir.path().join("out"), "old").unwrap();
+        let mut child = walsh(dir.path(), args).spawn().unwrap();
+        wait_for(&mut child, "file", || dir.path().join("out.partial").exists());
+        // None where all was done before the signal came.
+        if let Some(output) = interrupt(child) {
+            let message = code(&output, 1);
+            assert!(message.contains("stopping after this tensor"), "{message}");
+            assert!(message.contains("interrupted: out was not written"), "{message}");
+            assert_eq!(std::fs::read(dir.path().join("out")).unwrap(), b"old");
+        }
+        assert!(!dir.path().join("out.partial").exists(), "{args:?}");
+    }
+}
+
+#[test]
+fn an_error_of_the_callers_ends_a_conversion_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    model(dir.path());
+    let path = |name: &str| dir.path().join(name);
+    done(dir.path(), &["quantize", "model.safetensors", "packed", "--format", "int4"]);
+    let before = std::fs::read_dir(dir.path()).unwrap().count();
+    for at in 0..6 {
+        let stop = |number: usize, _: usize, _: &str| {
+            if number == at { Err(walsh::Error::Interrupted("enough".into())) } else { Ok(()) }
+        };
+        let (format, all) = ("int4:asym".parse().unwrap(), Selection::default());
+        let quantized =
+            quantize_file(None, &path("model.safetensors"), &path("out"), format, Container::Walsh, &all, stop);
+        let dequantized = dequantize_file(None, &path("packed"), &path("out"), stop);
+        for result in [quantized, dequantized] {
+            assert_eq!(result.unwrap_err().to_string(), "interrupted: enough");
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), before);
     }
 }

@@ -128,12 +128,12 @@ pub struct Summary {
     pub bytes: u64,
 }
 
-/// Quantizes tensors of a safetensors file into another one; the rest is copied. `progress` is called before each tensor with its number, how many
-/// there are, and its name.
+/// Quantizes tensors of a safetensors file into another one; the rest is copied. `progress` is called before each tensor, and after each piece of
+/// one that is copied, with its number, how many there are, and its name; an error from it ends the work and leaves no output.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::File`] for a malformed input, values that are not finite, or such as need larger scales than the format stores;
-/// [`Error::Invalid`] with the tensor's name where the container cannot hold it.
+/// [`Error::Invalid`] with the tensor's name where the container cannot hold it; those of `progress`.
 pub fn quantize_file(
     context: Option<&Context>,
     input: &Path,
@@ -141,7 +141,7 @@ pub fn quantize_file(
     format: Format,
     container: Container,
     selection: &Selection,
-    mut progress: impl FnMut(usize, usize, &str),
+    mut progress: impl FnMut(usize, usize, &str) -> Result<()>,
 ) -> Result<Summary> {
     let archive = Archive::open(input)?;
     if let Some(found) = archive.container() {
@@ -172,9 +172,10 @@ pub fn quantize_file(
         let mut summary = Summary::default();
         let count = archive.entries().len();
         for (number, (entry, takes)) in archive.entries().iter().zip(taken).enumerate() {
-            progress(number, count, entry.name());
+            let mut progress = || progress(number, count, entry.name());
+            progress()?;
             if !takes {
-                copy(&archive, entry, writer, number)?;
+                copy(&archive, entry, writer, number, progress)?;
                 summary.copied += 1;
                 continue;
             }
@@ -198,15 +199,17 @@ pub fn quantize_file(
     })
 }
 
-/// Writes the values of all tensors of a file as safetensors: f32 where they are quantized, as they are where they are not.
+/// Writes the values of all tensors of a file as safetensors: f32 where they are quantized, as they are where they are not. `progress` is as for
+/// [`quantize_file`].
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::File`] with the tensor's name where the input is malformed or of a type that walsh does not read.
+/// [`Error::Io`]; [`Error::File`] with the tensor's name where the input is malformed or of a type that walsh does not read; those of
+/// `progress`.
 pub fn dequantize_file(
     context: Option<&Context>,
     input: &Path,
     output: &Path,
-    mut progress: impl FnMut(usize, usize, &str),
+    mut progress: impl FnMut(usize, usize, &str) -> Result<()>,
 ) -> Result<Summary> {
     let archive = Archive::open(input)?;
     let items = archive.entries().iter().map(|entry| Item {
@@ -222,9 +225,10 @@ pub fn dequantize_file(
         let mut summary = Summary::default();
         let count = archive.entries().len();
         for (number, entry) in archive.entries().iter().enumerate() {
-            progress(number, count, entry.name());
+            let mut progress = || progress(number, count, entry.name());
+            progress()?;
             if entry.format().is_none() {
-                copy(&archive, entry, writer, number)?;
+                copy(&archive, entry, writer, number, progress)?;
                 summary.copied += 1;
                 continue;
             }
@@ -250,7 +254,13 @@ fn saturated(input: &Path, entry: &Entry, format: Format, (row, group, scale): (
     Error::file(input, expected, got)
 }
 
-fn copy(archive: &Archive<'_>, entry: &Entry, writer: &mut Writer, number: usize) -> Result<()> {
+fn copy(
+    archive: &Archive<'_>,
+    entry: &Entry,
+    writer: &mut Writer,
+    number: usize,
+    mut progress: impl FnMut() -> Result<()>,
+) -> Result<()> {
     let mut from = 0;
     loop {
         let bytes = archive.plain(entry, from, CHUNK)?;
@@ -259,6 +269,7 @@ fn copy(archive: &Archive<'_>, entry: &Entry, writer: &mut Writer, number: usize
         }
         writer.plain(number, from, &bytes)?;
         from += bytes.len() as u64;
+        progress()?;
     }
 }
 

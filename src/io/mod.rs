@@ -28,6 +28,12 @@ use std::fs::File;
 use std::io::{Read as _, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+/// The name under which a file is written before it takes its place.
+#[must_use]
+pub fn partial(path: &Path) -> PathBuf {
+    files::beside(path)
+}
+
 /// A file's way of holding quantized tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Container {
