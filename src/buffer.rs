@@ -10,6 +10,21 @@ use std::sync::{Arc, Mutex};
 /// Every offset and size of a binding is a multiple of this (`min_storage_buffer_offset_alignment` of the default limits).
 pub(crate) const ALIGN: u64 = 256;
 
+/// The product of all sizes, an error where it or any part of it does not fit: no later product of some of the sizes can overflow then.
+pub(crate) fn elements(shape: &[usize]) -> Result<usize> {
+    let nonzero = shape.iter().filter(|n| **n > 0).try_fold(1usize, |all, n| all.checked_mul(*n));
+    match nonzero {
+        Some(_) if shape.contains(&0) => Ok(0),
+        Some(all) => Ok(all),
+        None => Err(Error::Limit {
+            what: format!("a tensor of shape {shape:?}"),
+            limit: "u32 element index",
+            max: u32::MAX.into(),
+            needed: u64::MAX,
+        }),
+    }
+}
+
 /// What a pooled buffer is for; buffers are reused within a role and size class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Role {

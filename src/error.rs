@@ -109,7 +109,7 @@ pub enum Error {
         /// What it holds.
         got: String,
     },
-    /// The user asked to stop; what was done is saved.
+    /// The user asked to stop; the message says what is kept.
     #[error("interrupted: {0}")]
     Interrupted(String),
 }

@@ -154,14 +154,25 @@ fn finish((form, _, [m, n, k], _): Spec, Product { a, b, result }: &Product) -> 
     Ok((wrong, worst))
 }
 
-/// Quantized products: form, whether the left operand is quantized as the right one is, and the sizes. Integers and floats, tables and
-/// signs, scales in the operands and in the sums; ragged, and with a slice of K that is not full.
-const QUANTIZED: [(Form, &str, bool, [usize; 3]); 5] = [
-    (Form::Nt, "int4:g32", false, [132, 140, 72]),
-    (Form::Nt, "binary", true, [132, 132, 100]),
-    (Form::Nt, "mxfp4", true, [36, 132, 64]),
-    (Form::Nn, "nf4", false, [132, 140, 44]),
-    (Form::Tn, "int4:centred:row:f32:mse", false, [132, 140, 68]),
+/// A quantized product: kernel, form, format, whether the left operand is quantized as the right one is, and the sizes.
+type QuantizedSpec = (packed_matmul::Choice, Form, &'static str, bool, [usize; 3]);
+
+const COOP: packed_matmul::Choice = packed_matmul::Choice::Coop { splits: 1 };
+const SKINNY: packed_matmul::Choice = packed_matmul::Choice::Skinny;
+
+/// Integers and floats, tables and signs, scales in the operands and in the sums; ragged, and with a slice of K that is not full. Of few rows
+/// with one and two blocks of them, and with two scales to a unit of 32.
+const QUANTIZED: [QuantizedSpec; 10] = [
+    (COOP, Form::Nt, "int4:g32", false, [132, 140, 72]),
+    (COOP, Form::Nt, "binary", true, [132, 132, 100]),
+    (COOP, Form::Nt, "mxfp4", true, [36, 132, 64]),
+    (COOP, Form::Nn, "nf4", false, [132, 140, 44]),
+    (COOP, Form::Tn, "int4:centred:row:f32:mse", false, [132, 140, 68]),
+    (SKINNY, Form::Nt, "int4:g32", false, [9, 33, 100]),
+    (SKINNY, Form::Nt, "int8:row:f32", false, [20, 48, 72]),
+    (SKINNY, Form::Nt, "mxfp4", false, [2, 35, 640]),
+    (SKINNY, Form::Nt, "nvfp4", false, [16, 35, 260]),
+    (SKINNY, Form::Nt, "nf4", false, [32, 17, 96]),
 ];
 
 /// A quantized product on its way, with the values of its operands.
@@ -171,10 +182,7 @@ struct Quantized {
     result: Tensor,
 }
 
-fn start_quantized(
-    context: &Context,
-    (form, name, both, [m, n, k]): (Form, &str, bool, [usize; 3]),
-) -> Result<Quantized> {
+fn start_quantized(context: &Context, (choice, form, name, both, [m, n, k]): QuantizedSpec) -> Result<Quantized> {
     let format: Format = name.parse()?;
     let (x, w) = (numbers(m * k, 5, 30), numbers(k * n, 6, 30));
     let [rows, cols] = if form == Form::Nt { [n, k] } else { [k, n] };
@@ -197,7 +205,7 @@ fn start_quantized(
         mask: None,
         accumulate: false,
     };
-    packed_matmul_with(context, &spec, packed_matmul::Choice::Coop { splits: 1 })?;
+    packed_matmul_with(context, &spec, choice)?;
     let a = if both { left.dequantize() } else { x.iter().map(|v| f64::from(*v)).collect() };
     Ok(Quantized { a, b: right.dequantize(), result })
 }
@@ -308,7 +316,7 @@ fn pending(context: &Context) -> Vec<Pending> {
         all.push((name, Box::new(move || finish(spec, &started?))));
     }
     for spec in QUANTIZED {
-        let (form, format, both, [m, n, k]) = spec;
+        let (_, form, format, both, [m, n, k]) = spec;
         let left = if both { format } else { "f16" };
         let started = start_quantized(&context.private(), spec);
         let name = format!("{form:?} of {left} and {format}, {m} x {n} x {k}");
@@ -372,6 +380,26 @@ mod tests {
                 let case = start_attention(&context.private(), open, *dtype, path).unwrap();
                 assert!(finish_attention(ATTENTION, &case).unwrap().0 > ATTENTION.out_len() / 2);
             }
+        }
+    }
+
+    #[test]
+    fn the_quantized_cases_pass_right_kernels_and_find_wrong_ones() {
+        let context = Context::new().unwrap();
+        if !context.capabilities().f16 {
+            return;
+        }
+        let tiled = packed_matmul::Choice::Tiled { shape: crate::kernel::matmul::Shape::Small, splits: 1 };
+        for (_, form, format, both, sizes) in QUANTIZED {
+            let start = |format| start_quantized(&context.private(), (tiled, form, format, both, sizes)).unwrap();
+            let case = start(format);
+            assert_eq!(finish_quantized(form, sizes, &case).unwrap(), (0, 0.0), "{form:?} {format} {sizes:?}");
+            // Weights in another order, and in a coarser format.
+            let b = case.b.iter().rev().copied().collect();
+            let other = Quantized { b, ..case };
+            assert!(finish_quantized(form, sizes, &other).unwrap().0 > sizes[0] * sizes[1] / 2, "{format}");
+            let coarse = Quantized { result: start("int2").result, ..start(format) };
+            assert!(finish_quantized(form, sizes, &coarse).unwrap().0 > sizes[0] * sizes[1] / 2, "{format}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! Tensors: shape, element type and a range of device memory; optionally a place in the autograd graph.
 
 use crate::autograd::Node;
-use crate::buffer::{Buffer, Readback};
+use crate::buffer::{Buffer, Readback, elements};
 use crate::kernel::matmul::Activation;
 use crate::{Context, Error, Result, kernel};
 use std::fmt;
@@ -37,21 +37,6 @@ impl fmt::Display for DType {
             Self::F16 => "f16",
             Self::U32 => "u32",
         })
-    }
-}
-
-/// The product of all sizes, an error where it or any part of it does not fit: no later product of some of the sizes can overflow then.
-pub(crate) fn elements(shape: &[usize]) -> Result<usize> {
-    let nonzero = shape.iter().filter(|n| **n > 0).try_fold(1usize, |all, n| all.checked_mul(*n));
-    match nonzero {
-        Some(_) if shape.contains(&0) => Ok(0),
-        Some(all) => Ok(all),
-        None => Err(Error::Limit {
-            what: format!("a tensor of shape {shape:?}"),
-            limit: "u32 element index",
-            max: u32::MAX.into(),
-            needed: u64::MAX,
-        }),
     }
 }
 

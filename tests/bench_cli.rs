@@ -94,6 +94,9 @@ fn what_does_not_fit_the_time_is_named() {
     let (out, message) = text(&bench(&["--kernel", "sum", "--seconds", "1e-9", "--json"]), 0);
     assert_eq!(rows(&out).len(), 1);
     assert!(message.contains("not measured: row_sum f32/f32") && message.contains("--seconds"), "{message}");
+    let left_out = message.lines().filter(|line| line.starts_with("not measured: ")).count();
+    let counted = format!("{left_out} of {} cases left out because of --seconds 0.000000001", left_out + 1);
+    assert_eq!(message.lines().last(), Some(counted.as_str()), "{message}");
 }
 
 #[test]

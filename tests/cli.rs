@@ -1,26 +1,9 @@
 //! What the command says to bad input: one message that names what is wrong, exit code 2, nothing left behind. None of it reaches the model.
 #![cfg(feature = "cli")]
 
-use std::path::Path;
-use std::process::{Command, Output};
+mod common;
 
-fn walsh(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_walsh")).current_dir(dir).args(args).output().unwrap()
-}
-
-#[track_caller]
-fn refused(dir: &Path, args: &[&str], parts: &[&str]) {
-    let before = std::fs::read_dir(dir).unwrap().count();
-    let output = walsh(dir, args);
-    let message = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {message}");
-    assert!(output.stdout.is_empty(), "{args:?}");
-    assert!(!message.contains("panicked"), "{message}");
-    for part in parts {
-        assert!(message.contains(part), "{args:?}: `{part}` is not in: {message}");
-    }
-    assert_eq!(std::fs::read_dir(dir).unwrap().count(), before, "{args:?} left something behind");
-}
+use common::command::{refused, walsh};
 
 #[test]
 fn bad_flags() {
@@ -75,6 +58,12 @@ fn bad_files() {
     train(&["--out", "run"], &["run: expected a directory without a run", "--resume"]);
     train(&["--out", "damaged"], &["damaged: expected a directory without a run"]);
     train(&["--out", "run", "--resume"], &["run.json: expected the settings of a run"]);
+    std::fs::create_dir(dir.path().join("comparison")).unwrap();
+    write("comparison/compare.jsonl", b"");
+    for resume in [&[][..], &["--resume"]] {
+        let flags = [&["--out", "comparison"], resume].concat();
+        train(&flags, &["comparison: expected a directory of a run of its own (--out), found that of a comparison"]);
+    }
     train(&["--out", "short.txt"], &["short.txt: expected a directory"]);
     let sample = |path: &str, parts: &[&str]| refused(dir.path(), &["sample", path], parts);
     sample("missing", &["missing: cannot open"]);
@@ -87,11 +76,11 @@ fn bad_files() {
 fn help_and_version_are_no_errors() {
     let dir = tempfile::tempdir().unwrap();
     for args in [&["--help"][..], &["train", "--help"], &["compare", "--help"], &["--version"]] {
-        let output = walsh(dir.path(), args);
+        let output = walsh(dir.path(), args).output().unwrap();
         assert_eq!(output.status.code(), Some(0));
         assert!(output.stderr.is_empty());
     }
-    let help = String::from_utf8(walsh(dir.path(), &["train", "--help"]).stdout).unwrap();
+    let help = String::from_utf8(walsh(dir.path(), &["train", "--help"]).output().unwrap().stdout).unwrap();
     for flag in [
         "text",
         "preset",
@@ -131,12 +120,12 @@ fn help_and_version_are_no_errors() {
 #[test]
 fn info_describes_every_adapter() {
     let dir = tempfile::tempdir().unwrap();
-    let output = walsh(dir.path(), &["info", "--json"]);
+    let output = walsh(dir.path(), &["info", "--json"]).output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let adapters = info["adapters"].as_array().unwrap();
     assert!(!adapters.is_empty());
     assert!(adapters.iter().all(|a| a["name"].is_string() && (a["tier"].is_string() || a["error"].is_string())));
-    let text = String::from_utf8(walsh(dir.path(), &["info"]).stdout).unwrap();
+    let text = String::from_utf8(walsh(dir.path(), &["info"]).output().unwrap().stdout).unwrap();
     assert!(text.contains(adapters[0]["name"].as_str().unwrap()));
 }

@@ -1,10 +1,14 @@
 //! `walsh compare` with the tiniest models: rows and their statistics, resumption to the bit, what is refused.
 #![cfg(feature = "cli")]
 
+mod common;
+
+#[cfg(unix)]
+use common::command::interrupt;
+use common::command::{Place, code, wait_for};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::{Child, Command};
 use walsh::train::compare::{Record, Records};
 use walsh::train::{Sweep, metrics};
 
@@ -44,26 +48,12 @@ lr = [1e-3, 1e-2]
 seeds = [1, 2]
 ";
 
-struct Place(tempfile::TempDir);
-
 impl Place {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let words = ["walsh ", "hadamard ", "transform\n", "of ", "low ", "bits "];
-        let text: String = (0..1500usize).map(|i| words[(i * i + i / 3) % words.len()]).collect();
-        std::fs::write(dir.path().join("text.txt"), text).unwrap();
-        std::fs::write(dir.path().join("sweep.toml"), TOML).unwrap();
-        Self(dir)
-    }
-
-    fn dir(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn walsh(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_walsh"));
-        command.current_dir(self.0.path()).args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
+    /// With the settings that all comparisons here share.
+    fn with_settings() -> Self {
+        let place = Self::new();
+        std::fs::write(place.path("sweep.toml"), TOML).unwrap();
+        place
     }
 
     fn compare(&self, args: &[&str]) -> Command {
@@ -79,16 +69,11 @@ impl Place {
 
     #[track_caller]
     fn refused(&self, args: &[&str], parts: &[&str]) {
-        let before = std::fs::read_dir(self.0.path()).unwrap().count();
-        let output = self.compare(args).output().unwrap();
-        let message = code(&output, 2);
-        assert!(output.stdout.is_empty(), "{args:?}");
-        assert!(parts.iter().all(|part| message.contains(part)), "{args:?}: {message}");
-        assert_eq!(std::fs::read_dir(self.0.path()).unwrap().count(), before, "{args:?} left something behind");
+        self.refuses(&[&["compare", "--config", "sweep.toml"], args].concat(), parts);
     }
 
     fn records(&self, out: &str) -> Records {
-        Records::read(&self.dir(out)).unwrap()
+        Records::read(&self.path(out)).unwrap()
     }
 
     /// The record of the run in full precision with that rate and seed.
@@ -99,22 +84,10 @@ impl Place {
     /// Starts a comparison and returns when the run with the rate 0.001 and seed 2, the second, has logged some steps.
     fn compare_until_the_second_run(&self, out: &str) -> Child {
         let mut child = self.compare(&["--out", out]).spawn().unwrap();
-        let dir = self.dir(out).join("none,lr=0.001,steps=30,seed=2");
-        let start = Instant::now();
-        while metrics::read(&dir).unwrap().len() < 8 && child.try_wait().unwrap().is_none() {
-            assert!(start.elapsed() < Duration::from_secs(120), "no second run");
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        let dir = self.path(out).join("none,lr=0.001,steps=30,seed=2");
+        wait_for(&mut child, "second run", || metrics::read(&dir).unwrap().len() >= 8);
         child
     }
-}
-
-#[track_caller]
-fn code(output: &Output, expected: i32) -> String {
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(expected), "{message}");
-    assert!(!message.contains("panicked"), "{message}");
-    message
 }
 
 /// Without what is measured by a clock.
@@ -135,7 +108,7 @@ fn is_svg(path: &Path) -> bool {
 
 #[test]
 fn rows_are_statistics_of_runs_and_the_same_to_the_bit_after_a_stop() {
-    let place = Place::new();
+    let place = Place::with_settings();
     let rows = place.rows(&["--out", "whole"]);
     let [row] = &rows[..] else { panic!("{rows:?}") };
     let keys: Vec<&String> = row.as_object().unwrap().keys().collect();
@@ -158,7 +131,7 @@ fn rows_are_statistics_of_runs_and_the_same_to_the_bit_after_a_stop() {
         [&row["lr"], &row["best_val_loss_mean"], &row["best_val_loss_spread"]],
         [&Value::from(0.01), &Value::from(mean), &Value::from(spread)]
     );
-    assert!(is_svg(&place.dir("whole/compare.svg")));
+    assert!(is_svg(&place.path("whole/compare.svg")));
     let steps: Vec<u64> = place.record("whole", "0.01", 2).curve.iter().map(|e| e.step).collect();
     assert_eq!(steps, [10, 20, 30]);
 
@@ -181,11 +154,7 @@ fn rows_are_statistics_of_runs_and_the_same_to_the_bit_after_a_stop() {
     assert_eq!(exact(&place.rows(&["--out", "killed"])), exact(&rows));
     #[cfg(unix)]
     {
-        let child = place.compare_until_the_second_run("stopped");
-        let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-        let output = child.wait_with_output().unwrap();
-        // Unless it was done before the signal came.
-        if sent.success() && output.status.code() != Some(0) {
+        if let Some(output) = interrupt(place.compare_until_the_second_run("stopped")) {
             let message = code(&output, 1);
             assert!(message.contains("interrupted: stopped") && message.contains("`--out stopped`"), "{message}");
             assert!(output.stdout.is_empty());
@@ -199,8 +168,11 @@ fn rows_are_statistics_of_runs_and_the_same_to_the_bit_after_a_stop() {
         }
     }
 
+    let train = ["train", "--preset", "nano", "--out", "killed", "--resume"];
+    place.refuses(&train, &["killed: expected a directory of a run of its own (--out), found that of a comparison"]);
+
     // A finished comparison is read back, times included, and as a table too.
-    let start = std::fs::read(place.dir("whole/compare.jsonl")).unwrap();
+    let start = std::fs::read(place.path("whole/compare.jsonl")).unwrap();
     assert_eq!(place.rows(&["--out", "whole"]), rows);
     let output = place.compare(&["--out", "whole"]).output().unwrap();
     code(&output, 0);
@@ -208,7 +180,7 @@ fn rows_are_statistics_of_runs_and_the_same_to_the_bit_after_a_stop() {
     let cells: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!((cells.len(), cells[1][0], cells[1][1], cells[1][4]), (2, "none", "adamw", "0.01"), "{table}");
     assert!(cells[1].contains(&format!("{mean:.4}").as_str()) && cells[1].contains(&format!("{spread:.4}").as_str()));
-    assert_eq!(std::fs::read(place.dir("whole/compare.jsonl")).unwrap(), start);
+    assert_eq!(std::fs::read(place.path("whole/compare.jsonl")).unwrap(), start);
 
     // Other settings are refused by name, whether the first run is done or has only begun.
     let changed = [
@@ -220,9 +192,9 @@ fn rows_are_statistics_of_runs_and_the_same_to_the_bit_after_a_stop() {
     for (flags, message) in changed {
         place.refused(&[&["--out", "whole"], &flags[..]].concat(), &[message]);
     }
-    std::fs::remove_file(place.dir("killed/compare.jsonl")).unwrap();
+    std::fs::remove_file(place.path("killed/compare.jsonl")).unwrap();
     place.refused(&["--out", "killed", "--clip", "0.5"], &["--clip: expected 1.0"]);
-    std::fs::write(place.dir("other.txt"), "another text\n".repeat(100)).unwrap();
+    std::fs::write(place.path("other.txt"), "another text\n".repeat(100)).unwrap();
     place.refused(&["--out", "whole", "--text", "other.txt"], &["--text: expected", "other.txt"]);
 
     // More seeds and budgets join what is there; one seed has no spread.
@@ -234,7 +206,7 @@ fn rows_are_statistics_of_runs_and_the_same_to_the_bit_after_a_stop() {
 
 #[test]
 fn a_run_that_diverges_is_told_and_does_not_end_the_comparison() {
-    let place = Place::new();
+    let place = Place::with_settings();
     let flags = ["--out", "wild", "--seeds", "1", "--clip", "0", "--lr", "1e30,0.01"];
     let rows = place.rows(&flags);
     assert_eq!((rows.len(), &rows[0]["lr"]), (1, &Value::from(0.01)));
@@ -246,9 +218,9 @@ fn a_run_that_diverges_is_told_and_does_not_end_the_comparison() {
 
 #[test]
 fn the_gap_to_the_floor_is_that_of_the_built_in_corpus() {
-    let place = Place::new();
+    let place = Place::with_settings();
     std::fs::write(
-        place.dir("sweep.toml"),
+        place.path("sweep.toml"),
         TOML.replace("text = 'text.txt'\n", "").replace("block = 16", "block = 64"),
     )
     .unwrap();
@@ -261,7 +233,7 @@ fn the_gap_to_the_floor_is_that_of_the_built_in_corpus() {
 
 #[test]
 fn what_makes_no_sense_is_refused_by_name_before_anything_is_made() {
-    let place = Place::new();
+    let place = Place::with_settings();
     let refused = |args: &[&str], parts: &[&str]| place.refused(&[&["--out", "none"], args].concat(), parts);
     refused(&["--methods", "none", "--weights", "int4"], &["--weights: expected no format beside --method none"]);
     refused(&["--methods", "ste"], &["--method: expected none where there are no --weights"]);
@@ -285,14 +257,17 @@ fn what_makes_no_sense_is_refused_by_name_before_anything_is_made() {
         ("[[run]]\nweights = 'int4'\n[run.more]\n", &["line 17"]),
         ("batch = 'many'\n", &["line 15", "many"]),
     ] {
-        std::fs::write(place.dir("sweep.toml"), format!("{}{text}", TOML.replace("batch = 4\n", "\n"))).unwrap();
+        std::fs::write(place.path("sweep.toml"), format!("{}{text}", TOML.replace("batch = 4\n", "\n"))).unwrap();
         refused(&[], parts);
     }
-    std::fs::write(place.dir("sweep.toml"), TOML).unwrap();
-    std::fs::create_dir(place.dir("damaged")).unwrap();
-    std::fs::write(place.dir("damaged/compare.jsonl"), "{}\n").unwrap();
+    std::fs::write(place.path("sweep.toml"), TOML).unwrap();
+    std::fs::create_dir(place.path("damaged")).unwrap();
+    std::fs::write(place.path("damaged/compare.jsonl"), "{}\n").unwrap();
     place.refused(&["--out", "damaged"], &["compare.jsonl: expected records of finished runs", "line 1"]);
     place.refused(&["--out", "text.txt"], &["text.txt"]);
+    std::fs::create_dir(place.path("run")).unwrap();
+    std::fs::write(place.path("run/run.json"), "{}").unwrap();
+    place.refused(&["--out", "run"], &["run: expected a directory of a comparison (--out), found that of a run"]);
 }
 
 #[test]

@@ -69,7 +69,7 @@ fn logits(gpt: &Gpt) -> [Vec<u32>; 3] {
 }
 
 fn write(gpt: &Gpt, path: &Path, container: Container) -> walsh::Result<()> {
-    export(gpt, &info(gpt), path, container, |_, _, _| {}).map(|_| ())
+    export(gpt, &info(gpt), path, container, |_, _, _| Ok(())).map(|_| ())
 }
 
 fn read(context: &Context, path: &Path, dtype: DType) -> walsh::Result<Gpt> {
@@ -342,5 +342,5 @@ fn other_files_and_models_are_refused_before_anything_is_written() {
     tensor.write(bytemuck::cast_slice(&vec![f32::NAN; tensor.len()])).unwrap();
     fails(&rows, Container::Walsh, &["finite scales", &number.name]);
     let other = ModelInfo { step: 1, ..info(&centred) };
-    assert!(export(&rows, &other, &path, Container::Walsh, |_, _, _| {}).is_err());
+    assert!(export(&rows, &other, &path, Container::Walsh, |_, _, _| Ok(())).is_err());
 }

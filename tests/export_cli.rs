@@ -1,46 +1,12 @@
 //! `walsh export` and what comes of it through the command, and `walsh train --diagnostics`.
 #![cfg(feature = "cli")]
 
-use std::path::PathBuf;
-use std::process::{Command, Output};
+mod common;
+
+use common::command::Place;
 use walsh::train::{Checkpoint, checkpoint, metrics};
 
-struct Place(tempfile::TempDir);
-
 impl Place {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let words = ["walsh ", "hadamard ", "transform\n", "of ", "low ", "bits "];
-        let text: String = (0..600usize).map(|i| words[(i * i + i / 3) % words.len()]).collect();
-        std::fs::write(dir.path().join("text.txt"), text).unwrap();
-        Self(dir)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn walsh(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_walsh")).current_dir(self.0.path()).args(args).output().unwrap()
-    }
-
-    #[track_caller]
-    fn runs(&self, args: &[&str]) -> (String, String) {
-        let output = self.walsh(args);
-        let message = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(0), "{args:?}: {message}");
-        (String::from_utf8(output.stdout).unwrap(), message)
-    }
-
-    #[track_caller]
-    fn refuses(&self, args: &[&str], parts: &[&str]) {
-        let output = self.walsh(args);
-        let message = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {message}");
-        assert!(output.stdout.is_empty() && !message.contains("panicked"), "{message}");
-        parts.iter().for_each(|part| assert!(message.contains(part), "{args:?}: {message}"));
-    }
-
     fn train(&self, out: &str, more: &[&str]) {
         let mut args = vec!["train", "--text", "text.txt", "--preset", "nano", "--out", out];
         args.extend(["--layers", "1", "--embd", "32", "--block", "16", "--batch", "4", "--dropout", "0.1"]);

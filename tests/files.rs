@@ -85,12 +85,13 @@ fn write(container: Container, name: &str, tensor: &PackedTensor) -> (tempfile::
     (dir, bytes)
 }
 
-fn write_to(path: &Path, container: Container, name: &str, tensor: &PackedTensor) -> walsh::Result<()> {
+/// How many bytes the tensor takes.
+fn write_to(path: &Path, container: Container, name: &str, tensor: &PackedTensor) -> walsh::Result<u64> {
     let content =
         ItemContent::Packed { format: tensor.matrix.format(), dtype: tensor.dtype, permuted: tensor.order.is_some() };
     let item = Item { name: name.to_owned(), shape: tensor.shape.clone(), content };
     let metadata = Metadata::Texts(Vec::new());
-    Writer::write(path, Some(container), vec![item], &metadata, |writer| writer.packed(0, tensor)).map(|_| ())
+    Writer::write(path, Some(container), vec![item], &metadata, |writer| writer.packed(0, tensor))
 }
 
 fn quantized(container: Container, format: &str, x: &[f32], shape: &[usize]) -> PackedTensor {
@@ -597,10 +598,13 @@ fn every_format_comes_back_from_every_container_that_holds_it() {
             let path = dir.path().join(format!("{held}"));
             std::fs::create_dir(&path).unwrap();
             let path = path.join("file");
-            write_to(&path, container, "a.weight", &tensor).unwrap_or_else(|e| panic!("{format} in {container}: {e}"));
+            let bytes = write_to(&path, container, "a.weight", &tensor);
+            let bytes = bytes.unwrap_or_else(|e| panic!("{format} in {container}: {e}"));
             let archive = Archive::open(&path).unwrap_or_else(|e| panic!("{format} in {container}: {e}"));
             assert_eq!(archive.container(), Some(container));
-            let back = archive.packed(archive.entry("a.weight").unwrap()).unwrap();
+            let entry = archive.entry("a.weight").unwrap();
+            assert_eq!(entry.bytes(), Some(bytes), "{format} in {container}");
+            let back = archive.packed(entry).unwrap();
             assert_eq!(back.shape, [rows, cols]);
             let (a, b) = (&tensor.matrix, &back.matrix);
             assert_eq!(a.codes(), b.codes(), "{format} in {container}");
@@ -676,6 +680,8 @@ fn what_a_container_cannot_hold_is_refused_with_the_reason() {
     let dir = tempfile::tempdir().unwrap();
     let error = write_to(&dir.path().join("a"), Container::Gptq, "embedding", &tensor).unwrap_err().to_string();
     assert!(error.contains("`embedding`") && error.contains("..weight"), "{error}");
+    let file = format!("{}: tensor `", dir.path().join("a").display());
+    assert!(error.starts_with(&file), "{error}");
     let nvfp4 = quantized(Container::Gguf, "nvfp4", &hard(8, 128), &[8, 128]);
     let error = write_to(&dir.path().join("a"), Container::Gguf, "embedding", &nvfp4).unwrap_err().to_string();
     assert!(error.contains("nvfp4:ue4m3"), "{error}");
@@ -686,11 +692,21 @@ fn what_a_container_cannot_hold_is_refused_with_the_reason() {
     let mut ternary = quantized(Container::Gguf, "int2:g256:exact:half-away", &hard(1, 256), &[1, 256]);
     ternary.matrix.set_code(0, 5, 0);
     let error = write_to(&dir.path().join("a"), Container::Gguf, "a", &ternary).unwrap_err().to_string();
-    assert!(error.contains("`a`") && error.contains("-2"), "{error}");
+    assert!(error.starts_with(&file) && error.contains("`a`") && error.contains("-2"), "{error}");
     let mut broken = quantized(Container::Walsh, "int4:f32", &hard(1, 256), &[1, 256]);
     broken.matrix.set_scale_bits(0, 1, f32::NAN.to_bits());
     let error = write_to(&dir.path().join("a"), Container::Walsh, "a", &broken).unwrap_err().to_string();
-    assert!(error.contains("finite"), "{error}");
+    assert!(error.starts_with(&file) && error.contains("finite"), "{error}");
+    // Too much, too little, and something else than was announced.
+    let item = Item { name: "a".into(), shape: vec![2], content: ItemContent::Plain(Dtype::F32) };
+    for (number, from, bytes) in [(0, 4, 8), (0, 0, 4), (1, 0, 8)] {
+        let error =
+            Writer::write(&dir.path().join("a"), None, vec![item.clone()], &Metadata::Texts(Vec::new()), |writer| {
+                writer.plain(number, from, &vec![0; bytes])
+            });
+        let error = error.unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{}: ", dir.path().join("a").display())), "{error}");
+    }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing half-written is left");
 }
 
@@ -795,6 +811,15 @@ fn malformed_containers_are_refused_with_the_tensors_name() {
     refused(&gptq, Some(r#"{"bits": 4, "group_size": 64}"#), &["`a.qweight`", "2 groups"]);
     refused(&gptq, Some(r#"{"bits": 4, "group_size": 100}"#), &["group_size"]);
     refused(&gptq, Some("{"), &["configuration"]);
+    let says = |method: &str| format!(r#"{{"quant_method": "{method}", "bits": 4, "group_size": 128}}"#);
+    let awq = file(Container::Awq, "int4:asym");
+    for (file, own, other) in [(&gptq, "gptq", "awq"), (&awq, "awq", "gptq")] {
+        let parts = [&format!("the layout of {other}, the quant_method of"), "`a.qweight`", &format!("that of {own}")];
+        refused(file, Some(&says(other)), &parts.map(|part| part as &str));
+        for method in [own, "another"] {
+            walsh::io::fuzz_bytes(file, Some(says(method).as_bytes())).unwrap();
+        }
+    }
     refused(&poked(&gptq, "a.scales", &[0, 0x7C]), None, &["`a.weight`", "finite scales"]);
     let mut out_of_range = vec![0; 128 * 4];
     out_of_range[0] = 1;
@@ -857,4 +882,29 @@ fn store_without_a_scale_of_the_tensor_is_a_format_of_its_own() {
     let format: Format = "nvfp4:ue4m3:half-zero".parse().unwrap();
     assert_eq!((format.store(), format.name(), format.bits_per_element(16, 64)), (Store::Ue4m3, "nvfp4", 4.5));
     assert!("mxfp4:ue4m3".parse::<Format>().is_err());
+}
+
+#[test]
+fn of_the_configurations_beside_a_file_the_one_of_its_method_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let x = hard(8, 128);
+    let read = |file: &str| {
+        let archive = Archive::open(&path(file))?;
+        archive.packed(archive.entry("a.weight").unwrap())
+    };
+    // Both models, each with its configuration, in one directory: symmetric GPTQ of groups of 32, AWQ of groups of 64.
+    let gptq = quantized(Container::Gptq, "int4:g32", &x, &[8, 128]);
+    let awq = quantized(Container::Awq, "int4:g64:asym", &x, &[8, 128]);
+    write_to(&path("gptq"), Container::Gptq, "a.weight", &gptq).unwrap();
+    write_to(&path("awq"), Container::Awq, "a.weight", &awq).unwrap();
+    assert_eq!((read("gptq").unwrap().matrix.codes(), read("awq").unwrap().matrix), (gptq.matrix.codes(), awq.matrix));
+    // Without its own, each is refused, and the other's file is named.
+    std::fs::remove_file(path("quant_config.json")).unwrap();
+    let error = read("awq").unwrap_err().to_string();
+    assert!(error.contains("awq: expected the layout of gptq, the quant_method of quantize_config.json"), "{error}");
+    read("gptq").unwrap();
+    // One that names no method is taken before one that names another.
+    std::fs::write(path("quant_config.json"), r#"{"w_bit": 4, "q_group_size": 64}"#).unwrap();
+    read("awq").unwrap();
 }

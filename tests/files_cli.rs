@@ -1,35 +1,22 @@
 //! `walsh quantize`, `dequantize` and `inspect`: files in and out, and what they say to bad input.
 #![cfg(feature = "cli")]
 
+mod common;
+
+use common::command::{code, refused, walsh};
+#[cfg(unix)]
+use common::command::{interrupt, wait_for};
 use serde_json::Value;
 use std::path::Path;
-use std::process::{Command, Output};
 use walsh::format::Format;
+use walsh::io::convert::{Selection, dequantize_file, quantize_file};
 use walsh::io::{Archive, Container, Dtype, Item, ItemContent, Metadata, Writer};
-
-fn walsh(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_walsh")).current_dir(dir).args(args).output().unwrap()
-}
 
 #[track_caller]
 fn done(dir: &Path, args: &[&str]) -> String {
-    let output = walsh(dir, args);
-    let message = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{args:?}: {message}");
+    let output = walsh(dir, args).output().unwrap();
+    let message = code(&output, 0);
     String::from_utf8(output.stdout).unwrap() + &message
-}
-
-#[track_caller]
-fn refused(dir: &Path, args: &[&str], parts: &[&str]) {
-    let before = std::fs::read_dir(dir).unwrap().count();
-    let output = walsh(dir, args);
-    let message = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {message}");
-    assert!(output.stdout.is_empty() && !message.contains("panicked"), "{args:?}: {message}");
-    for part in parts {
-        assert!(message.contains(part), "{args:?}: `{part}` is not in: {message}");
-    }
-    assert_eq!(std::fs::read_dir(dir).unwrap().count(), before, "{args:?} left something behind");
 }
 
 /// Values that f16 and bf16 hold too.
@@ -195,9 +182,102 @@ fn bad_input_is_refused_by_name() {
         &["quantize", "nan", "out", "--format", "int4"],
         &["nan: expected finite values", "`h.0.mlp.weight`", "NaN at element 2047"],
     );
+    // Values whose scales are beyond f16, in the last group: by name, and what would do.
+    let large: Vec<u8> = (0..128u16).flat_map(|i| (if i < 64 { 1.0 } else { 1e6f32 }).to_le_bytes()).collect();
+    let items = vec![Item { name: "l.weight".into(), shape: vec![1, 128], content: ItemContent::Plain(Dtype::F32) }];
+    let texts = Metadata::Texts(Vec::new());
+    Writer::write(&dir.join("large"), None, items, &texts, |writer| writer.plain(0, 0, &large)).unwrap();
+    let found = "found 1.42857e5 in row 0, group 1; int4:g64:f32 in the container walsh has scales for it";
+    for flags in [&["int4:g64"][..], &["int4:g64", "--include", "*"]] {
+        let args = [&["quantize", "large", "out", "--format"], flags].concat();
+        refused(
+            dir,
+            &args,
+            &["large: expected scales of at most 65504 (f16) in tensor `l.weight` for int4:g64", found],
+        );
+    }
+    let args = ["quantize", "large", "out", "--container", "gguf", "--format", "int4"];
+    refused(dir, &args, &["`l.weight` for int4:g32:full", "in row 0, group 2; int4:g32:f32"]);
+    done(dir, &["quantize", "large", "large-packed", "--format", "int4:g64:f32"]);
     done(dir, &["quantize", "model.safetensors", "packed", "--format", "int4"]);
     refused(dir, &["quantize", "packed", "out", "--format", "int4"], &["packed", "not quantized", "walsh"]);
     // A configuration of another model is not written over.
     std::fs::write(dir.join("quantize_config.json"), "{}").unwrap();
     quantize("int4", "gptq", &["--exclude", "*embedding*"], &["quantize_config.json", "another model"]);
+}
+
+/// A file that may not become as large as the output: what a full disk is to the command, without one.
+#[cfg(unix)]
+#[test]
+fn a_write_that_fails_names_the_file_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    model(dir.path());
+    done(dir.path(), &["quantize", "model.safetensors", "packed", "--format", "int4"]);
+    for [command, input, flag, value] in
+        [["quantize", "model.safetensors", "--format", "int8"], ["dequantize", "packed", "--max-tier", "baseline"]]
+    {
+        // Without an adapter, whose driver might want larger files, too.
+        let script = "trap '' XFSZ; ulimit -f 4; exec \"$0\" \"$@\"";
+        let output = std::process::Command::new("sh")
+            .args(["-c", script, env!("CARGO_BIN_EXE_walsh"), command, input, "out", flag, value])
+            .current_dir(dir.path())
+            .env("VK_DRIVER_FILES", "none")
+            .output()
+            .unwrap();
+        let message = code(&output, 1);
+        assert!(message.contains("error: out: cannot write: "), "{message}");
+        assert!(!dir.path().join("out").exists() && !dir.path().join("out.partial").exists());
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_leaves_no_half_written_file() {
+    let dir = tempfile::tempdir().unwrap();
+    // Enough tensors that the signal comes in their midst.
+    let bytes: Vec<u8> = weights(64 * 64).iter().flat_map(|v| v.to_le_bytes()).collect();
+    let content = ItemContent::Plain(Dtype::F32);
+    let items: Vec<Item> =
+        (0..3000).map(|i| Item { name: format!("{i}.weight"), shape: vec![64, 64], content }).collect();
+    let count = items.len();
+    Writer::write(&dir.path().join("many"), None, items, &Metadata::Texts(Vec::new()), |writer| {
+        (0..count).try_for_each(|i| writer.plain(i, 0, &bytes))
+    })
+    .unwrap();
+    done(dir.path(), &["quantize", "many", "packed", "--format", "int4"]);
+    for args in [&["quantize", "many", "out", "--format", "int4"][..], &["dequantize", "packed", "out"]] {
+        std::fs::write(dir.path().join("out"), "old").unwrap();
+        let mut child = walsh(dir.path(), args).spawn().unwrap();
+        wait_for(&mut child, "file", || dir.path().join("out.partial").exists());
+        // None where all was done before the signal came.
+        if let Some(output) = interrupt(child) {
+            let message = code(&output, 1);
+            assert!(message.contains("stopping after this tensor"), "{message}");
+            assert!(message.contains("interrupted: out was not written"), "{message}");
+            assert_eq!(std::fs::read(dir.path().join("out")).unwrap(), b"old");
+        }
+        assert!(!dir.path().join("out.partial").exists(), "{args:?}");
+    }
+}
+
+#[test]
+fn an_error_of_the_callers_ends_a_conversion_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    model(dir.path());
+    let path = |name: &str| dir.path().join(name);
+    done(dir.path(), &["quantize", "model.safetensors", "packed", "--format", "int4"]);
+    let before = std::fs::read_dir(dir.path()).unwrap().count();
+    for at in 0..6 {
+        let stop = |number: usize, _: usize, _: &str| {
+            if number == at { Err(walsh::Error::Interrupted("enough".into())) } else { Ok(()) }
+        };
+        let (format, all) = ("int4:asym".parse().unwrap(), Selection::default());
+        let quantized =
+            quantize_file(None, &path("model.safetensors"), &path("out"), format, Container::Walsh, &all, stop);
+        let dequantized = dequantize_file(None, &path("packed"), &path("out"), stop);
+        for result in [quantized, dequantized] {
+            assert_eq!(result.unwrap_err().to_string(), "interrupted: enough");
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), before);
+    }
 }

@@ -257,3 +257,54 @@ fn small_floats_have_the_printed_ends() {
         assert_eq!((float.max(), float.decode(1)), (max, least), "{float:?}");
     }
 }
+
+#[test]
+fn scales_that_saturate_are_found() {
+    let mut random = Gen::new(5);
+    let texts = [
+        "int4",
+        "int3:g32:asym",
+        "int8:row:f16",
+        "int4:g32:full:signed:exact:half-up",
+        "nf3",
+        "binary:g64:f16",
+        "int4:tensor:f16",
+        "int2:centred:row:f16:mse",
+        "int8:row:f16:asym",
+        "nvfp4:ue4m3",
+    ];
+    for format in texts.map(parse) {
+        let (rows, cols) = (3, 160);
+        let wide: Format = match format.store() {
+            Store::F16 => parse(&format!("{format}:f32").replace(":f16", "").replace(":exact", "")),
+            _ => parse("e2m1:g16"),
+        };
+        let end = if format.store() == Store::F16 { 65520.0 } else { 464.0 };
+        let mut seen = [false; 2];
+        for magnitude in [1.0, 300.0, 1e3, 2e4, 6e4, 2e5, 5e5, 9e6, 1e30] {
+            let x: Vec<f32> = random.normals(rows * cols).into_iter().map(|v| v * magnitude).collect();
+            let matrix = PackedMatrix::quantize(wide, &x, rows, cols, Rounding::Nearest).unwrap();
+            let layout = *matrix.layout();
+            let places = (0..rows).flat_map(|row| (0..layout.groups).map(move |group| (row, group)));
+            let scale = |(row, group)| matrix.scale(row, group, false).abs().max(matrix.scale(row, group, true).abs());
+            let want = places.map(|at| (at.0, at.1, scale(at))).find(|at| at.2 >= end);
+            let got = format.saturated_scale(&x, rows, cols).unwrap();
+            assert_eq!(got.map(|at| (at.0, at.1)), want.map(|at| (at.0, at.1)), "{format} at {magnitude}");
+            if let (Some(got), Some(want)) = (got, want) {
+                // Stored as f32.
+                assert!((got.2 - want.2).abs() <= want.2 * common::U32, "{format}: {got:?} {want:?}");
+            }
+            seen[usize::from(got.is_some())] = true;
+        }
+        assert_eq!(seen, [true; 2], "{format}");
+    }
+    // Rounded to the largest value, and just beyond it; other scales have no end.
+    for (largest, saturates) in [(65504.0, false), (65519.0, false), (65520.0, true)] {
+        let found = parse("int4:row:f16").saturated_scale(&[0.0, -7.0 * largest], 1, 2).unwrap();
+        assert_eq!(found, saturates.then_some((0, 0, 65520.0)));
+    }
+    for text in ["int4:row:f32", "mxfp4", "nvfp4", "nf4:dq"] {
+        assert_eq!(parse(text).saturated_scale(&[f32::MAX; 4], 1, 4).unwrap(), None, "{text}");
+    }
+    assert!(parse("int4").saturated_scale(&[0.0; 3], 1, 4).is_err());
+}

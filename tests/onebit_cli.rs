@@ -1,32 +1,14 @@
 //! `walsh train --method onebit --teacher` and `walsh compare` with it: what is needed, what is refused, and that runs go on to the bit.
 #![cfg(feature = "cli")]
 
+mod common;
+
+use common::command::{Place, code};
 use serde_json::Value;
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 use walsh::train::{Checkpoint, checkpoint, metrics};
 
-struct Place(tempfile::TempDir);
-
 impl Place {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let words = ["walsh ", "hadamard ", "transform\n", "of ", "low ", "bits "];
-        let text: String = (0..1500usize).map(|i| words[(i * i + i / 3) % words.len()]).collect();
-        std::fs::write(dir.path().join("text.txt"), text).unwrap();
-        Self(dir)
-    }
-
-    fn dir(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn walsh(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_walsh"));
-        command.current_dir(self.0.path()).args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
     fn run(&self, command: &str, more: &[&str]) -> Output {
         let shared = ["--preset", "nano", "--layers", "1", "--embd", "32", "--block", "16", "--batch", "4"];
         let schedule = ["--dropout", "0.1", "--eval-every", "10", "--eval-batches", "2", "--log-every", "1"];
@@ -46,14 +28,6 @@ impl Place {
         let got = code(&self.train(out, "20", more), 2);
         assert!(got.contains(message), "{more:?}: {got}");
     }
-}
-
-#[track_caller]
-fn code(output: &Output, expected: i32) -> String {
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(expected), "{message}");
-    assert!(!message.contains("panicked"), "{message}");
-    message
 }
 
 #[test]
@@ -88,13 +62,13 @@ fn a_run_learns_from_its_teacher_and_goes_on_with_it_to_the_bit() {
     );
     code(&place.train("four", "20", &["--weights", "int4:row"]), 0);
     place.refused("s", &with("four"), "found one by --method ste in four");
-    std::fs::write(place.dir("other.txt"), "another text. ".repeat(200)).unwrap();
+    std::fs::write(place.path("other.txt"), "another text. ".repeat(200)).unwrap();
     place.refused(
         "s",
         &[&with("full")[..], &["--text", "other.txt"]].concat(),
         "--teacher: expected a model of the same characters",
     );
-    assert!(!place.dir("s").exists());
+    assert!(!place.path("s").exists());
 
     // Longer than the teacher; the same bits after a stop.
     let message = code(&place.train("whole", "40", &with("full")), 0);
@@ -102,10 +76,10 @@ fn a_run_learns_from_its_teacher_and_goes_on_with_it_to_the_bit() {
         message.contains("teacher: ") && message.contains("linear layers: onebit, weights binary:tensor"),
         "{message}"
     );
-    let last = |out: &str| std::fs::read(checkpoint::path_of(&place.dir(out), 40)).unwrap();
-    std::fs::create_dir(place.dir("again")).unwrap();
+    let last = |out: &str| std::fs::read(checkpoint::path_of(&place.path(out), 40)).unwrap();
+    std::fs::create_dir(place.path("again")).unwrap();
     for name in ["run.json", "metrics.jsonl", "step-000010.safetensors", "step-000020.safetensors"] {
-        std::fs::copy(place.dir("whole").join(name), place.dir("again").join(name)).unwrap();
+        std::fs::copy(place.path("whole").join(name), place.path("again").join(name)).unwrap();
     }
     let resume = |out: &str, more: &[&str]| {
         place.walsh(&[&["train", "--resume", "--out", out], more].concat()).output().unwrap()
@@ -114,22 +88,22 @@ fn a_run_learns_from_its_teacher_and_goes_on_with_it_to_the_bit() {
     code(&resume("again", &[]), 0);
     assert_eq!(last("again"), last("whole"));
     let losses =
-        |out: &str| metrics::read(&place.dir(out)).unwrap().iter().map(|m| (m.step, m.train_loss)).collect::<Vec<_>>();
+        |out: &str| metrics::read(&place.path(out)).unwrap().iter().map(|m| (m.step, m.train_loss)).collect::<Vec<_>>();
     assert_eq!(losses("again"), losses("whole"));
     // A teacher elsewhere is the same teacher; one with other weights is not.
-    std::fs::rename(place.dir("full"), place.dir("moved")).unwrap();
-    std::fs::remove_file(checkpoint::path_of(&place.dir("again"), 40)).unwrap();
+    std::fs::rename(place.path("full"), place.path("moved")).unwrap();
+    std::fs::remove_file(checkpoint::path_of(&place.path("again"), 40)).unwrap();
     assert!(code(&resume("again", &[]), 2).contains("--teacher: expected the directory of a finished run"));
     code(&resume("again", &["--teacher", "moved"]), 0);
     assert_eq!(last("again"), last("whole"));
     code(&place.train("full", "30", &["--seed", "2"]), 0);
-    std::fs::remove_file(checkpoint::path_of(&place.dir("again"), 40)).unwrap();
+    std::fs::remove_file(checkpoint::path_of(&place.path("again"), 40)).unwrap();
     assert!(code(&resume("again", &[]), 2).contains("with other weights"));
 
     // A run that is not finished is no teacher; what a student gives can be sampled from.
-    std::fs::create_dir(place.dir("half")).unwrap();
-    let path = checkpoint::path_of(&place.dir("full"), 20);
-    std::fs::copy(&path, checkpoint::path_of(&place.dir("half"), 20)).unwrap();
+    std::fs::create_dir(place.path("half")).unwrap();
+    let path = checkpoint::path_of(&place.path("full"), 20);
+    std::fs::copy(&path, checkpoint::path_of(&place.path("half"), 20)).unwrap();
     place.refused("s", &with("half"), "found step 20 of 30 in half");
     code(&place.walsh(&["sample", "whole", "--tokens", "20"]).output().unwrap(), 0);
 }
@@ -158,7 +132,7 @@ fn a_comparison_takes_its_own_runs_in_full_precision_as_teachers() {
     let values = 32.0 * f64::from(128 + 64 + 160 + 160) + 4.0 * 32.0;
     assert_eq!(rows[1]["bits_per_weight"], Value::from(1.0 + values / f64::from(32 * (96 + 32 + 128 + 128))));
 
-    let records = walsh::train::compare::Records::read(&place.dir("sweep")).unwrap();
+    let records = walsh::train::compare::Records::read(&place.path("sweep")).unwrap();
     for seed in [1, 2] {
         let full = |lr: &str| format!("none,lr={lr},steps=30,seed={seed}");
         let loss = |lr: &str| records.get(&full(lr)).unwrap().best_val_loss.unwrap();
@@ -166,9 +140,9 @@ fn a_comparison_takes_its_own_runs_in_full_precision_as_teachers() {
         for lr in ["0.001", "0.01"] {
             let name = format!("onebit,weights=binary.tensor,lr={lr},steps=30,seed={seed}");
             let info = &records.get(&name).unwrap().info;
-            assert_eq!(info.config.teacher, Some(std::path::absolute(place.dir("sweep").join(full(best))).unwrap()));
+            assert_eq!(info.config.teacher, Some(std::path::absolute(place.path("sweep").join(full(best))).unwrap()));
             // Of its best step, which is kept.
-            let dir = place.dir("sweep").join(full(best));
+            let dir = place.path("sweep").join(full(best));
             let (newest, _) = checkpoint::newest_whole(&dir).unwrap();
             let step = newest.unwrap().state.best_val.unwrap().step;
             assert!(Checkpoint::load(&checkpoint::path_of(&dir, step)).is_ok(), "step {step}");

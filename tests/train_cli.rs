@@ -1,35 +1,19 @@
 //! The main job through the command: its summary, its files, and the same bits after SIGKILL and after Ctrl-C at any moment.
 #![cfg(feature = "cli")]
 
+mod common;
+
+#[cfg(unix)]
+use common::command::interrupt;
+use common::command::{Place, code, wait_for};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::{Child, Command, Output};
 use walsh::train::{checkpoint, metrics};
 
 const STEPS: u64 = 60;
 
-struct Place(tempfile::TempDir);
-
 impl Place {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let words = ["walsh ", "hadamard ", "transform\n", "of ", "low ", "bits "];
-        let text: String = (0..1500usize).map(|i| words[(i * i + i / 3) % words.len()]).collect();
-        std::fs::write(dir.path().join("text.txt"), text).unwrap();
-        Self(dir)
-    }
-
-    fn out(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn walsh(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_walsh"));
-        command.current_dir(self.0.path()).args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
     fn train(&self, out: &str, more: &[&str]) -> Command {
         let mut command = self.walsh(&["train", "--text", "text.txt", "--preset", "nano", "--out", out, "--json"]);
         command.args(["--layers", "1", "--embd", "32", "--block", "16", "--batch", "4", "--accumulate", "2"]);
@@ -41,17 +25,13 @@ impl Place {
     /// Starts a run and returns when `lines` steps are logged or it has ended.
     fn train_until(&self, out: &str, lines: usize) -> Child {
         let mut child = self.train(out, &[]).spawn().unwrap();
-        let start = Instant::now();
-        while metrics::read(&self.out(out)).unwrap().len() < lines && child.try_wait().unwrap().is_none() {
-            assert!(start.elapsed() < Duration::from_secs(120), "no {lines} lines of metrics");
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        wait_for(&mut child, "lines of metrics", || metrics::read(&self.path(out)).unwrap().len() >= lines);
         child
     }
 
     /// The last checkpoint's bytes and all losses.
     fn result(&self, out: &str) -> (Vec<u8>, Vec<(u64, Option<f64>)>) {
-        let dir = self.out(out);
+        let dir = self.path(out);
         let losses = metrics::read(&dir)
             .unwrap()
             .iter()
@@ -62,12 +42,13 @@ impl Place {
     }
 }
 
-#[track_caller]
-fn code(output: &Output, expected: i32) -> String {
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(expected), "{message}");
-    assert!(!message.contains("panicked"), "{message}");
-    message
+/// What the summary says of quantization, in the order and spelling of a row of `walsh compare`.
+fn settings(output: &Output) -> Value {
+    let summary: Value = serde_json::from_slice(&output.stdout).expect("standard output is one JSON object");
+    ["method", "optimizer", "weights", "activations", "hadamard"]
+        .map(|key| summary.get(key).expect(key).clone())
+        .to_vec()
+        .into()
 }
 
 fn files(dir: &Path) -> Vec<String> {
@@ -99,8 +80,9 @@ fn a_run_killed_or_stopped_at_any_moment_gives_the_same_bits() {
     for field in ["adapter", "backend", "tier", "precision"] {
         assert!(summary[field].is_string(), "{field} of {summary}");
     }
+    assert_eq!(settings(&whole), serde_json::json!(["none", "adamw", null, null, null]));
     assert_eq!((summary["steps"].as_u64(), &summary["entropy_floor"]), (Some(STEPS), &Value::Null));
-    let names = files(&place.out("whole"));
+    let names = files(&place.path("whole"));
     for name in [
         "loss.svg",
         "metrics.jsonl",
@@ -127,11 +109,7 @@ fn a_run_killed_or_stopped_at_any_moment_gives_the_same_bits() {
 
     #[cfg(unix)]
     {
-        let child = place.train_until("stopped", 12);
-        let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-        let output = child.wait_with_output().unwrap();
-        // Unless it was done before the signal came.
-        if sent.success() && output.status.code() != Some(0) {
+        if let Some(output) = interrupt(place.train_until("stopped", 12)) {
             let message = code(&output, 1);
             assert!(message.contains("interrupted: stopped after step") && message.contains("--resume"), "{message}");
             assert!(output.stdout.is_empty());
@@ -183,11 +161,11 @@ fn learned_scales_are_trained_saved_and_sampled_from() {
         "1",
     ]);
     code(&command.args(["--eval-every", "60", "--eval-batches", "2"]).args(lsq).output().unwrap(), 0);
-    let losses: Vec<f64> = metrics::read(&place.out("lsq")).unwrap().iter().filter_map(|r| r.train_loss).collect();
+    let losses: Vec<f64> = metrics::read(&place.path("lsq")).unwrap().iter().filter_map(|r| r.train_loss).collect();
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
     let (first, last) = (mean(&losses[..5]), mean(&losses[losses.len() - 5..]));
     assert!(losses.len() == 60 && last < first - 0.5, "{first} to {last}");
-    let saved = checkpoint::Checkpoint::load(&checkpoint::path_of(&place.out("lsq"), 60)).unwrap();
+    let saved = checkpoint::Checkpoint::load(&checkpoint::path_of(&place.path("lsq"), 60)).unwrap();
     let full = Some("int4:tensor:f32:full".parse().unwrap());
     assert_eq!((saved.info.config.weights, saved.info.config.activations), (full, full));
     for part in ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"] {
@@ -207,7 +185,7 @@ fn learned_scales_are_trained_saved_and_sampled_from() {
     ] {
         let refused = place.walsh(&["train", "--out", "refused"]).args(flags).output().unwrap();
         assert!(code(&refused, 2).contains(message), "{flags:?}");
-        assert!(!place.out("refused").exists());
+        assert!(!place.path("refused").exists());
     }
 }
 
@@ -219,9 +197,11 @@ fn methods_that_quantize_gradients_bring_their_formats() {
         command.args(["--layers", "1", "--embd", "32", "--batch", batch, "--block", block, "--log-every", "1"]);
         command.args(["--eval-batches", "2", "--lr", "0.01", "--steps", "20"]).args(more).output().unwrap()
     };
-    let said = code(&train("quartet", ["4", "16"], &["--method", "quartet:sr"]), 0);
+    let quartet = train("quartet", ["4", "16"], &["--method", "quartet:sr", "--optimizer", "feedback"]);
+    let said = code(&quartet, 0);
+    assert_eq!(settings(&quartet), serde_json::json!(["quartet:sr", "feedback", "mxfp4:mse", "mxfp4:mse", 32]));
     assert!(said.contains("quartet:sr, weights mxfp4:mse, activations mxfp4:mse, rotated by 32"), "{said}");
-    let losses: Vec<f64> = metrics::read(&place.out("quartet")).unwrap().iter().filter_map(|r| r.train_loss).collect();
+    let losses: Vec<f64> = metrics::read(&place.path("quartet")).unwrap().iter().filter_map(|r| r.train_loss).collect();
     assert!(losses.len() == 20 && losses[19] < 0.9 * losses[0], "{losses:?}");
     // The run's settings are enough to go on with it.
     code(&place.walsh(&["train", "--out", "quartet", "--resume", "--json"]).output().unwrap(), 0);

@@ -1,6 +1,6 @@
 //! Quantized matrices, in every format by its name: encoding, decoding, and products with packed weights or with both operands packed.
 
-use super::{Case, Prepared, Size, Work, packed_bytes, prepared, random, random_as, zeros, zeros_as};
+use super::{Case, Prepared, Size, Work, format, packed_bytes, prepared, random, random_as, zeros, zeros_as};
 use crate::format::Format;
 use crate::kernel::dequantize::dequantize;
 use crate::kernel::hadamard::{Signs, Step};
@@ -35,21 +35,18 @@ pub fn cases(size: Size) -> Vec<Case> {
             all.push(product(Form::Tn, format, a, [4 * width, width, rows]));
         }
     }
-    all.extend(
-        ["int4:tensor:f32:full", "int8:tensor:f32:full"]
-            .iter()
-            .filter_map(|f| f.parse().ok())
-            .flat_map(|format| [encode_by_scale(format, [rows, width]), learned(format, [rows, width])]),
-    );
-    for format in ["mxfp4", "nvfp4"].iter().filter_map(|f| f.parse::<Format>().ok()) {
+    for format in ["int4:tensor:f32:full", "int8:tensor:f32:full"].map(format) {
+        all.extend([encode_by_scale(format, [rows, width]), learned(format, [rows, width])]);
+    }
+    for format in ["mxfp4", "nvfp4"].map(format) {
         all.extend([None, Some(format)].map(|from| transposed(from, format, [rows, width])));
     }
-    all.extend(["nvfp4"].iter().filter_map(|f| f.parse().ok()).map(|format| squares(format, [4 * width, width])));
+    all.push(squares(format("nvfp4"), [4 * width, width]));
     all.push(signs([4 * width, width]));
     all.push(pad([rows - 1, width - 1], [rows, width]));
-    all.extend(pairs().map(|format| both(format, [rows, 4 * width, width])));
+    all.extend(PAIRS.map(|name| both(format(name), [rows, 4 * width, width])));
     if size.is_large() {
-        all.extend(pairs().map(|format| both(format, [4096; 3])));
+        all.extend(PAIRS.map(|name| both(format(name), [4096; 3])));
     }
     all
 }
@@ -61,13 +58,11 @@ pub fn products(mnk: [usize; 3]) -> Vec<Case> {
             .into_iter()
             .flat_map(move |activations| Form::ALL.map(|form| product(form, format, activations, mnk)))
     });
-    weights.chain(pairs().map(|format| both(format, mnk))).collect()
+    weights.chain(PAIRS.map(|name| both(format(name), mnk))).collect()
 }
 
 /// What activations and weights are both quantized to.
-fn pairs() -> impl Iterator<Item = Format> {
-    ["int8:row:f32", "int4:row:f32:centred:mse", "mxfp4", "nvfp4", "binary"].iter().filter_map(|f| f.parse().ok())
-}
+const PAIRS: [&str; 5] = ["int8:row:f32", "int4:row:f32:centred:mse", "mxfp4", "nvfp4", "binary"];
 
 /// f32, and where models are large f16 too.
 fn activations(size: Size) -> Vec<DType> {

@@ -70,11 +70,12 @@ fn time(
 ) -> Result<()> {
     let deadline = Instant::now() + budget;
     let bar = bar(cases.len());
-    let (mut rows, mut refused) = (0, None);
+    let (mut rows, mut left_out, mut refused) = (0, 0, None);
     for (case, waiting) in cases.iter().zip((1..=cases.len()).rev()) {
         let now = Instant::now();
         let left = deadline.saturating_duration_since(now);
         if left.is_zero() && rows > 0 {
+            left_out += 1;
             bar.suspend(|| say(&format!("not measured: {case}: the time given by --seconds was used up")));
             continue;
         }
@@ -94,6 +95,10 @@ fn time(
             }
         }
         bar.inc(1);
+    }
+    if left_out > 0 {
+        let (all, seconds) = (cases.len(), budget.as_secs_f64());
+        bar.suspend(|| say(&format!("{left_out} of {all} cases left out because of --seconds {seconds}")));
     }
     match refused {
         Some(error) if rows == 0 => Err(error),

@@ -67,6 +67,7 @@ pub fn run(args: &Args) -> Result<()> {
     let finished = plan.iter().filter(|planned| records.get(&planned.name).is_some()).count();
     say(&format!("{} runs, {finished} of them done; output: {}", plan.len(), dir.display()));
 
+    records.start()?;
     job::stop_on_ctrl_c()?;
     let mut display = Display::new(&plan, done);
     let result = train_missing(&plan, &dir, &mut records, &mut display, &mut warn);

@@ -1,6 +1,6 @@
 //! `walsh dequantize`: packed weights in, a safetensors file of f32 out.
 
-use super::{context_or_host, progress_bar, say};
+use super::{context_or_host, job, progress_bar, say};
 use std::path::PathBuf;
 use walsh::Result;
 use walsh::io::convert::dequantize_file;
@@ -24,7 +24,8 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     super::different(&args.input, &args.output)?;
     let context = context_or_host(args.adapter.as_deref(), args.max_tier.as_deref())?;
-    let (bar, step) = progress_bar();
+    job::stop_writing_on_ctrl_c(&args.output)?;
+    let (bar, step) = progress_bar(&args.output);
     let summary = dequantize_file(context.as_ref(), &args.input, &args.output, step);
     bar.finish_and_clear();
     let summary = summary?;

@@ -1,6 +1,6 @@
 //! `walsh export`: a trained model in one file.
 
-use super::{context, mebibytes, model, progress_bar, say};
+use super::{context, job, mebibytes, model, progress_bar, say};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use walsh::io::Container;
@@ -82,7 +82,8 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let gpt = model::build_gpt(&context, &info.gpt, &found.tensors)?;
     found.tensors.clear();
-    let (bar, step) = progress_bar();
+    job::stop_writing_on_ctrl_c(&args.output)?;
+    let (bar, step) = progress_bar(&args.output);
     let summary = export(&gpt, &info, &args.output, container, step);
     bar.finish_and_clear();
     let summary = summary?;

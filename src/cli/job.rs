@@ -1,7 +1,7 @@
 //! A run from its settings to its last step, for every command that trains.
 
 use super::{context, model, say};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use walsh::nn::GptConfig;
@@ -16,12 +16,27 @@ static STOP: AtomicBool = AtomicBool::new(false);
 
 /// From now on Ctrl-C ends training after the step under way.
 pub fn stop_on_ctrl_c() -> Result<()> {
-    ctrlc::set_handler(|| {
+    // The last checkpoint is whole at any moment.
+    on_ctrl_c("step", || {})
+}
+
+/// From now on Ctrl-C ends writing `output` after the tensor under way, where [`unless_stopped`] is asked before each of them.
+pub fn stop_writing_on_ctrl_c(output: &Path) -> Result<()> {
+    let partial = walsh::io::partial(output);
+    on_ctrl_c("tensor", move || {
+        // There may be none yet.
+        let _ = std::fs::remove_file(&partial);
+    })
+}
+
+/// The first Ctrl-C asks to stop after what is under way, the second ends the process; `leave` is done before that.
+fn on_ctrl_c(under_way: &'static str, leave: impl Fn() + Send + 'static) -> Result<()> {
+    ctrlc::set_handler(move || {
         if STOP.swap(true, Ordering::Relaxed) {
-            // The second time means now; the last checkpoint is whole at any moment.
+            leave();
             std::process::exit(1);
         }
-        say("stopping after this step (again: at once)");
+        say(&format!("stopping after this {under_way} (again: at once)"));
     })
     .map_err(|e| Error::Io { path: "Ctrl-C".into(), action: "listen for", source: std::io::Error::other(e) })
 }
@@ -29,6 +44,14 @@ pub fn stop_on_ctrl_c() -> Result<()> {
 /// Whether Ctrl-C came.
 pub fn stopped() -> bool {
     STOP.load(Ordering::Relaxed)
+}
+
+/// An error where Ctrl-C came before `output` was whole.
+pub fn unless_stopped(output: &Path) -> Result<()> {
+    if stopped() {
+        return Err(Error::Interrupted(format!("{} was not written", output.display())));
+    }
+    Ok(())
 }
 
 /// What a run needs, checked against the flags, the text and the device.

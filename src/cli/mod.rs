@@ -132,14 +132,16 @@ fn different(input: &Path, output: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A bar over a file's tensors, where standard error is a terminal, and what is called before each of them.
-fn progress_bar() -> (indicatif::ProgressBar, impl FnMut(usize, usize, &str)) {
+/// A bar over the tensors of `output`, where standard error is a terminal, and what is called before each of them: an error after Ctrl-C.
+fn progress_bar(output: &Path) -> (indicatif::ProgressBar, impl FnMut(usize, usize, &str) -> Result<()>) {
     let bar = indicatif::ProgressBar::new(0);
     let shown = bar.clone();
     (bar, move |number: usize, count: usize, name: &str| {
+        job::unless_stopped(output)?;
         shown.set_length(count as u64);
         shown.set_position(number as u64);
         shown.set_message(name.to_owned());
+        Ok(())
     })
 }
 

@@ -1,6 +1,6 @@
 //! `walsh quantize`: a safetensors file of floats in, packed weights out.
 
-use super::{context_or_host, mebibytes, progress_bar, say};
+use super::{context_or_host, job, mebibytes, progress_bar, say};
 use std::path::PathBuf;
 use walsh::io::Container;
 use walsh::io::convert::{Selection, quantize_file};
@@ -40,7 +40,8 @@ pub fn run(args: &Args) -> Result<()> {
     let selection = Selection { include: args.include.clone(), exclude: args.exclude.clone() };
     super::different(&args.input, &args.output)?;
     let context = context_or_host(args.adapter.as_deref(), args.max_tier.as_deref())?;
-    let (bar, step) = progress_bar();
+    job::stop_writing_on_ctrl_c(&args.output)?;
+    let (bar, step) = progress_bar(&args.output);
     let summary = quantize_file(context.as_ref(), &args.input, &args.output, format, container, &selection, step);
     bar.finish_and_clear();
     let summary = summary?;

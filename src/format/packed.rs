@@ -427,7 +427,8 @@ impl PackedMatrix {
     /// Quantizes a matrix in float64: the definition of the encoders.
     ///
     /// Magnitudes below 2^-126 count as zero, and so does a float scale below 2^-126. A group (a row, a tensor) of zeros has the scale 0 (E8M0:
-    /// 2^-127). A group that holds a NaN or an infinity has a scale of NaN and the codes of zeros; the rest of a tensor is not affected.
+    /// 2^-127). A group that holds a NaN or an infinity has a scale of NaN and the codes of zeros; the rest of a tensor is not affected. A scale
+    /// beyond what the format stores saturates, see [`Format::saturated_scale`].
     ///
     /// # Errors
     /// [`Error::Shape`] where `x` does not have `rows * cols` elements; as [`Layout::new`].
@@ -623,6 +624,41 @@ impl Grid {
 }
 
 impl Format {
+    /// The first group of a matrix `[rows, cols]` whose scale is beyond the largest one that the format stores, to which it saturates: row,
+    /// group, and the scale. Only f16 scales and ggml's E4M3 ones (`ue4m3`) have an end that f32 values reach.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where `x` does not have `rows * cols` elements.
+    pub fn saturated_scale(&self, x: &[f32], rows: usize, cols: usize) -> Result<Option<(usize, usize, f64)>> {
+        if rows.checked_mul(cols) != Some(x.len()) {
+            return Err(Error::shape("scales", format!("{rows} x {cols} elements"), format!("{}", x.len())));
+        }
+        // Half-way to what would be the next value: up to there a scale is rounded to the largest one.
+        let end = match self.store {
+            Store::F16 => 65520.0,
+            Store::Ue4m3 => 464.0,
+            Store::F32 | Store::E8M0(_) | Store::E4M3 | Store::Double => return Ok(None),
+        };
+        // No rule makes a scale of more than twice the largest magnitude.
+        let largest = |x: &[f32]| x.iter().filter(|v| v.is_finite()).fold(0.0f64, |m, v| m.max(f64::from(*v).abs()));
+        if 2.0 * largest(x) < end {
+            return Ok(None);
+        }
+        let (rows, cols) = if self.span == Span::Tensor { (1, x.len()) } else { (rows, cols) };
+        let size = self.group(cols);
+        for row in 0..rows {
+            for (number, group) in x[row * cols..][..cols].chunks(size).enumerate() {
+                let wide: Vec<f64> = group.iter().map(|v| flush(*v)).collect();
+                let (first, second) = self.ideal(&wide);
+                let scale = self.zero_point(&wide).map_or(first.abs().max(second.unwrap_or(0.0)), |(scale, _)| scale);
+                if scale >= end {
+                    return Ok(Some((row, number, scale)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// The header of a matrix before anything is known of its values.
     #[must_use]
     pub fn header(&self) -> [u32; HEADER] {

@@ -143,6 +143,7 @@ pub(super) fn find(source: &dyn Source, claims: &mut Claims<'_>) -> Result<Vec<E
 }
 
 fn entry(name: &str, state: Span, source: &dyn Source, claims: &mut Claims<'_>) -> Result<Entry, Problem> {
+    let state_bytes = state.bytes;
     let state: State =
         serde_json::from_slice(&state.read(source)?).map_err(|e| Problem::new("a quantization state as JSON", e))?;
     let base: Format = match state.quant_type.as_str() {
@@ -178,7 +179,8 @@ fn entry(name: &str, state: Span, source: &dyn Source, claims: &mut Claims<'_>) 
         Some(other) => return Err(Problem::new(format!("a nested_blocksize of {NESTED}"), other)),
     };
     let (rows, cols) = matrix_shape(&format, &shape);
-    let parts = Parts::Bitsandbytes { codes, absmax, nested };
+    let described = state_bytes + map.len() as u64;
+    let parts = Parts::Bitsandbytes { codes, absmax, nested, described };
     let packed = Packed { format, dtype, matrix: [rows, cols], parts };
     Ok(Entry { name: name.to_owned(), shape, content: Content::Packed(Box::new(packed)) })
 }

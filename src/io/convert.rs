@@ -3,7 +3,7 @@
 use super::source::shown;
 use super::tensor::{Dtype, PackedTensor, floats};
 use super::{Archive, Container, Entry, Item, ItemContent, Writer};
-use crate::format::{Format, Layout, PackedMatrix, Rounding};
+use crate::format::{Format, Layout, PackedMatrix, Rounding, Store};
 use crate::kernel::dequantize::dequantize;
 use crate::kernel::packed::Packed;
 use crate::kernel::quantize::{Options, quantize};
@@ -128,12 +128,12 @@ pub struct Summary {
     pub bytes: u64,
 }
 
-/// Quantizes tensors of a safetensors file into another one; the rest is copied. `progress` is called before each tensor with its number, how many
-/// there are, and its name.
+/// Quantizes tensors of a safetensors file into another one; the rest is copied. `progress` is called before each tensor, and after each piece of
+/// one that is copied, with its number, how many there are, and its name; an error from it ends the work and leaves no output.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::File`] for a malformed input or values that are not finite; [`Error::Invalid`] with the tensor's name where the container
-/// cannot hold it.
+/// [`Error::Io`]; [`Error::File`] for a malformed input, values that are not finite, or such as need larger scales than the format stores;
+/// [`Error::Invalid`] with the tensor's name where the container cannot hold it; those of `progress`.
 pub fn quantize_file(
     context: Option<&Context>,
     input: &Path,
@@ -141,7 +141,7 @@ pub fn quantize_file(
     format: Format,
     container: Container,
     selection: &Selection,
-    mut progress: impl FnMut(usize, usize, &str),
+    mut progress: impl FnMut(usize, usize, &str) -> Result<()>,
 ) -> Result<Summary> {
     let archive = Archive::open(input)?;
     if let Some(found) = archive.container() {
@@ -172,9 +172,10 @@ pub fn quantize_file(
         let mut summary = Summary::default();
         let count = archive.entries().len();
         for (number, (entry, takes)) in archive.entries().iter().zip(taken).enumerate() {
-            progress(number, count, entry.name());
+            let mut progress = || progress(number, count, entry.name());
+            progress()?;
             if !takes {
-                copy(&archive, entry, writer, number)?;
+                copy(&archive, entry, writer, number, progress)?;
                 summary.copied += 1;
                 continue;
             }
@@ -185,6 +186,9 @@ pub fn quantize_file(
                 return Err(Error::file(input, expected, format!("{} at element {i}", x[i])));
             }
             let (rows, cols) = container.matrix_shape(&format, entry.shape());
+            if let Some(scale) = format.saturated_scale(&x, rows, cols)? {
+                return Err(saturated(input, entry, format, scale));
+            }
             let matrix = quantize_tensor(context, format, &x, rows, cols)?;
             let tensor = PackedTensor { matrix, shape: entry.shape().to_vec(), dtype, order: None };
             summary.bytes += writer.packed(number, &tensor)?;
@@ -195,15 +199,17 @@ pub fn quantize_file(
     })
 }
 
-/// Writes the values of all tensors of a file as safetensors: f32 where they are quantized, as they are where they are not.
+/// Writes the values of all tensors of a file as safetensors: f32 where they are quantized, as they are where they are not. `progress` is as for
+/// [`quantize_file`].
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::File`] with the tensor's name where the input is malformed or of a type that walsh does not read.
+/// [`Error::Io`]; [`Error::File`] with the tensor's name where the input is malformed or of a type that walsh does not read; those of
+/// `progress`.
 pub fn dequantize_file(
     context: Option<&Context>,
     input: &Path,
     output: &Path,
-    mut progress: impl FnMut(usize, usize, &str),
+    mut progress: impl FnMut(usize, usize, &str) -> Result<()>,
 ) -> Result<Summary> {
     let archive = Archive::open(input)?;
     let items = archive.entries().iter().map(|entry| Item {
@@ -219,9 +225,10 @@ pub fn dequantize_file(
         let mut summary = Summary::default();
         let count = archive.entries().len();
         for (number, entry) in archive.entries().iter().enumerate() {
-            progress(number, count, entry.name());
+            let mut progress = || progress(number, count, entry.name());
+            progress()?;
             if entry.format().is_none() {
-                copy(&archive, entry, writer, number)?;
+                copy(&archive, entry, writer, number, progress)?;
                 summary.copied += 1;
                 continue;
             }
@@ -236,7 +243,24 @@ pub fn dequantize_file(
     })
 }
 
-fn copy(archive: &Archive<'_>, entry: &Entry, writer: &mut Writer, number: usize) -> Result<()> {
+/// The error for a tensor of values that are too large for the format's scales.
+fn saturated(input: &Path, entry: &Entry, format: Format, (row, group, scale): (usize, usize, f64)) -> Error {
+    let (stored, other) = match format.store() {
+        Store::Ue4m3 => ("at most 448 (ue4m3)", Format { store: Store::E4M3, ..format }),
+        _ => ("at most 65504 (f16)", Format { store: Store::F32, exact: false, ..format }),
+    };
+    let expected = format!("scales of {stored} in tensor `{}` for {format}", shown(entry.name()));
+    let got = format!("{scale:.5e} in row {row}, group {group}; {other} in the container walsh has scales for it");
+    Error::file(input, expected, got)
+}
+
+fn copy(
+    archive: &Archive<'_>,
+    entry: &Entry,
+    writer: &mut Writer,
+    number: usize,
+    mut progress: impl FnMut() -> Result<()>,
+) -> Result<()> {
     let mut from = 0;
     loop {
         let bytes = archive.plain(entry, from, CHUNK)?;
@@ -245,6 +269,7 @@ fn copy(archive: &Archive<'_>, entry: &Entry, writer: &mut Writer, number: usize
         }
         writer.plain(number, from, &bytes)?;
         from += bytes.len() as u64;
+        progress()?;
     }
 }
 

@@ -5,7 +5,7 @@
 //! of each row. Where quantization went through columns in another order (act-order), groups are not contiguous: the matrix that is read has
 //! its columns sorted by group, and says which they were.
 
-use super::safetensors::Part;
+use super::safetensors::{Header, Part};
 use super::source::{Problem, Source, Span};
 use super::tensor::{Dtype, PackedTensor, check_scales, halves, word_bytes, words};
 use super::{Claims, Content, Entry, Packed, Parts};
@@ -136,11 +136,20 @@ pub(crate) struct Config {
     group: Option<i64>,
     symmetric: bool,
     v2: bool,
+    /// Whether `quant_method` says AWQ or GPTQ, if it says either.
+    awq: Option<bool>,
+    /// The name of its file.
+    file: &'static str,
+}
+
+/// What `quant_method` calls AWQ, or else GPTQ.
+const fn method(awq: bool) -> &'static str {
+    if awq { "awq" } else { "gptq" }
 }
 
 impl Config {
-    /// From a file's content; none where it has nothing of it.
-    pub fn parse(json: &[u8]) -> Result<Option<Self>, Problem> {
+    /// From the content of a file of that name; none where it has nothing of it.
+    pub fn parse(json: &[u8], file: &'static str) -> Result<Option<Self>, Problem> {
         let value: Value = serde_json::from_slice(json).map_err(|e| Problem::new("a configuration as JSON", e))?;
         let config = value.get("quantization_config").unwrap_or(&value);
         let number = |names: [&str; 2]| names.iter().find_map(|name| config.get(name));
@@ -156,7 +165,33 @@ impl Config {
             group: group.map(|v| v.as_i64().ok_or_else(|| wrong("group_size", v))).transpose()?,
             symmetric: config.get("sym").and_then(Value::as_bool).unwrap_or(false),
             v2: text("checkpoint_format") == "gptq_v2",
+            awq: [true, false].into_iter().find(|awq| text("quant_method") == method(*awq)),
+            file,
         }))
+    }
+
+    /// The one for a file of AWQ or of GPTQ among the configurations beside it: the first that names the method, else the first that names none,
+    /// else the first.
+    pub fn suiting(awq: bool, configs: impl IntoIterator<Item = crate::Result<Self>>) -> crate::Result<Option<Self>> {
+        let mut best: Option<Self> = None;
+        for config in configs {
+            let config = config?;
+            if config.awq == Some(awq) {
+                return Ok(Some(config));
+            }
+            let better = |best: Self| best.awq.is_some() && config.awq.is_none();
+            best = if best.is_none_or(better) { Some(config) } else { best };
+        }
+        Ok(best)
+    }
+
+    /// Refuses a layer whose layout is not that of the method.
+    fn check(self, awq: bool) -> Result<(), Problem> {
+        if self.awq == Some(!awq) {
+            let expected = format!("the layout of {}, the quant_method of {}", method(!awq), self.file);
+            return Err(Problem::new(expected, format!("that of {}", method(awq))));
+        }
+        Ok(())
     }
 
     /// The file that goes with a model in `format`, by name and content.
@@ -168,13 +203,13 @@ impl Config {
         let symmetric = matches!(format.grid(), Grid::Int { .. });
         let (name, value) = if awq {
             let value = serde_json::json!({
-                "quant_method": "awq", "version": "gemm", "zero_point": true, "sym": symmetric,
+                "quant_method": method(awq), "version": "gemm", "zero_point": true, "sym": symmetric,
                 "w_bit": format.bits(), "q_group_size": group, "bits": format.bits(), "group_size": group,
             });
             ("quant_config.json", value)
         } else {
             let value = serde_json::json!({
-                "quant_method": "gptq", "checkpoint_format": if v2 { "gptq_v2" } else { "gptq" },
+                "quant_method": method(awq), "checkpoint_format": if v2 { "gptq_v2" } else { "gptq" },
                 "bits": format.bits(), "group_size": group, "sym": symmetric, "desc_act": permuted,
             });
             ("quantize_config.json", value)
@@ -231,6 +266,22 @@ pub(super) fn recognises(name: &str) -> bool {
     name.ends_with(".qweight") || name.ends_with(".qzeros")
 }
 
+/// Whether it is AWQ's: eight rows of the weight to a word of codes.
+pub(super) fn is_awq(header: &Header) -> bool {
+    let shape = |name: &str| header.find(name).map(|number| header.tensors[number].shape.as_slice());
+    let layers =
+        header.tensors.iter().filter_map(|stored| Some((stored.name.strip_suffix(".qweight")?, &stored.shape[..])));
+    let mut awq = layers.filter_map(|(layer, codes)| match (codes, shape(&format!("{layer}.scales"))) {
+        ([_, width], Some([_, rows])) => Some(packs_rows(*width, *rows)),
+        _ => None,
+    });
+    awq.next().unwrap_or(false)
+}
+
+fn packs_rows(width: usize, rows: usize) -> bool {
+    width == rows / 8 && rows.is_multiple_of(8)
+}
+
 pub(super) fn find(claims: &mut Claims<'_>, config: Option<Config>) -> Result<Vec<Entry>, Problem> {
     let mut entries = Vec::new();
     for stored in &claims.header.tensors {
@@ -263,8 +314,8 @@ fn entry(layer: &str, qweight: &[usize], claims: &mut Claims<'_>, config: Config
     }
     let codes = claims.take(&format!("{layer}.qweight"), Dtype::I32, &[height, width])?;
     let zeros_name = format!("{layer}.qzeros");
-    if width == rows / 8 && rows.is_multiple_of(8) {
-        // AWQ: eight rows of the weight to a word.
+    if packs_rows(width, rows) {
+        config.check(true)?;
         let zeros = claims.take(&zeros_name, Dtype::I32, &[groups, width])?;
         let span = config.sharing(height, groups)?;
         let parts = Parts::Awq { codes, zeros, scales };
@@ -278,6 +329,7 @@ fn entry(layer: &str, qweight: &[usize], claims: &mut Claims<'_>, config: Config
     if width != rows {
         return Err(Problem::new(format!("a qweight of {rows} or {} columns", rows / 8), width));
     }
+    config.check(false)?;
     // The width of the zero points tells the bits.
     let zeros = claims.header.find(&zeros_name).map(|i| claims.header.tensors[i].shape.as_slice());
     let bits = match zeros {

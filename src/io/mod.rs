@@ -28,6 +28,12 @@ use std::fs::File;
 use std::io::{Read as _, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+/// The name under which a file is written before it takes its place.
+#[must_use]
+pub fn partial(path: &Path) -> PathBuf {
+    files::beside(path)
+}
+
 /// A file's way of holding quantized tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Container {
@@ -214,10 +220,11 @@ struct Packed {
     parts: Parts,
 }
 
+/// Where the parts are; `described` counts the bytes of those that are read with the header.
 #[derive(Debug)]
 enum Parts {
     Walsh { codes: Span, side: Span, order: Option<Span> },
-    Bitsandbytes { codes: Span, absmax: Span, nested: Option<(Span, Span, f32)> },
+    Bitsandbytes { codes: Span, absmax: Span, nested: Option<(Span, Span, f32)>, described: u64 },
     GptOss { blocks: Span, scales: Span },
     Gptq { codes: Span, zeros: Span, scales: Span, g_idx: Option<Span>, v2: bool },
     Awq { codes: Span, zeros: Span, scales: Span },
@@ -271,7 +278,8 @@ impl Entry {
         tensor::elements(&self.shape).unwrap_or(0)
     }
 
-    /// Bytes of it in the file, codes and scales; none where walsh does not know the type.
+    /// All bytes of it in the file: codes, scales and what else its container needs, as [`Writer::packed`] counts them; none where walsh does
+    /// not know the type.
     #[must_use]
     pub fn bytes(&self) -> Option<u64> {
         let packed = match &self.content {
@@ -281,8 +289,8 @@ impl Entry {
         };
         Some(match &packed.parts {
             Parts::Walsh { codes, side, order } => codes.bytes + side.bytes + order.map_or(0, |s| s.bytes),
-            Parts::Bitsandbytes { codes, absmax, nested } => {
-                codes.bytes + absmax.bytes + nested.map_or(0, |(scales, map, _)| scales.bytes + map.bytes)
+            Parts::Bitsandbytes { codes, absmax, nested, described } => {
+                codes.bytes + absmax.bytes + nested.map_or(0, |(scales, map, _)| scales.bytes + map.bytes) + described
             }
             Parts::GptOss { blocks, scales } => blocks.bytes + scales.bytes,
             Parts::Gptq { codes, zeros, scales, g_idx, .. } => {
@@ -352,24 +360,22 @@ const SIDECAR_BYTES: u64 = 1 << 20;
 
 impl Archive<'static> {
     /// Opens a file and reads its header. The container is found out from the file. Version and symmetry of GPTQ are told by the configuration beside
-    /// it, else version 1 is taken for granted.
+    /// it, else version 1 is taken for granted; where the only one is of AWQ, or of GPTQ beside a file of AWQ, the file is refused.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::File`] with the tensor's name where something is malformed.
     pub fn open(path: &Path) -> Result<Self> {
         let source = FileSource::open(path)?;
-        let sidecar = || {
+        let sidecar = |awq| {
             let dir = path.parent().unwrap_or(Path::new(""));
-            for name in SIDECARS {
+            let read = |name: &'static str| -> Result<Option<gptq::Config>> {
                 let path = dir.join(name);
-                let Ok(file) = File::open(&path) else { continue };
+                let Ok(file) = File::open(&path) else { return Ok(None) };
                 let mut json = Vec::new();
                 file.take(SIDECAR_BYTES).read_to_end(&mut json).map_err(Error::io(&path, "read"))?;
-                if let Some(config) = gptq::Config::parse(&json).map_err(|problem| problem.at(&path))? {
-                    return Ok(Some(config));
-                }
-            }
-            Ok(None)
+                gptq::Config::parse(&json, name).map_err(|problem| problem.at(&path))
+            };
+            gptq::Config::suiting(awq, SIDECARS.into_iter().filter_map(|name| read(name).transpose()))
         };
         Self::read_header(path, Box::new(source), sidecar)
     }
@@ -382,8 +388,8 @@ impl<'s> Archive<'s> {
     /// As [`Archive::open`].
     pub fn from_bytes(path: impl AsRef<Path>, bytes: &'s [u8], sidecar: Option<&[u8]>) -> Result<Self> {
         let path = path.as_ref();
-        let config = || match sidecar {
-            Some(json) => gptq::Config::parse(json).map_err(|problem| problem.at(path)),
+        let config = |_| match sidecar {
+            Some(json) => gptq::Config::parse(json, "the configuration").map_err(|problem| problem.at(path)),
             None => Ok(None),
         };
         Self::read_header(path, Box::new(bytes), config)
@@ -392,7 +398,7 @@ impl<'s> Archive<'s> {
     fn read_header(
         path: &Path,
         source: Box<dyn Source + 's>,
-        config: impl FnOnce() -> Result<Option<gptq::Config>>,
+        config: impl FnOnce(bool) -> Result<Option<gptq::Config>>,
     ) -> Result<Self> {
         let at = |problem: Problem| problem.at(path);
         if gguf::recognises(&*source) {
@@ -410,7 +416,7 @@ impl<'s> Archive<'s> {
         } else if header.tensors.iter().any(|t| gpt_oss::recognises(&t.name, t.dtype, &t.shape)) {
             (Some(Container::GptOss), gpt_oss::find(&mut claims).map_err(at)?)
         } else if names().any(gptq::recognises) {
-            let entries = gptq::find(&mut claims, config()?).map_err(at)?;
+            let entries = gptq::find(&mut claims, config(gptq::is_awq(&header))?).map_err(at)?;
             let container = entries.iter().find_map(|entry| match &entry.content {
                 Content::Packed(packed) => match packed.parts {
                     Parts::Awq { .. } => Some(Container::Awq),
@@ -475,7 +481,7 @@ impl<'s> Archive<'s> {
     /// [`Error::Io`]; [`Error::Invalid`] where the tensor is quantized.
     pub fn plain(&self, entry: &Entry, from: u64, limit: u64) -> Result<Vec<u8>> {
         let Content::Plain { span, .. } = entry.content else {
-            let what = format!("tensor `{}`", shown(&entry.name));
+            let what = named(&self.path, &entry.name);
             return Err(Error::invalid(what, "a tensor that is not quantized", entry.kind()));
         };
         let bytes = span.bytes.saturating_sub(from).min(limit);
@@ -497,7 +503,7 @@ impl<'s> Archive<'s> {
                 return Err(at(Problem::new(format!("one of the types {known}"), name)));
             }
             Content::Plain { dtype, .. } => {
-                let what = format!("tensor `{}`", shown(&entry.name));
+                let what = named(&self.path, &entry.name);
                 return Err(Error::invalid(what, "a quantized tensor", dtype.name()));
             }
         };
@@ -507,7 +513,7 @@ impl<'s> Archive<'s> {
                 let order = order.map(|span| walsh::read_order(source, span)).transpose().map_err(at)?;
                 (walsh::read(source, packed, [codes, side]), order)
             }
-            Parts::Bitsandbytes { codes, absmax, nested } => {
+            Parts::Bitsandbytes { codes, absmax, nested, .. } => {
                 (bitsandbytes::read(source, packed, [codes, absmax], nested), None)
             }
             Parts::GptOss { blocks, scales } => (gpt_oss::read(source, packed, [blocks, scales]), None),
@@ -536,6 +542,11 @@ impl Archive<'_> {
             None => Err(Problem::new(format, got).of(&entry.name).at(&self.path)),
         }
     }
+}
+
+/// A tensor of a file, for messages.
+fn named(path: &Path, tensor: &str) -> String {
+    format!("{}: tensor `{}`", path.display(), shown(tensor))
 }
 
 /// A tensor that is to be written.
@@ -599,13 +610,13 @@ impl Writer {
                 // Before the file has its name: without its configuration it would be read as something else.
                 None => sidecar.map_or(Ok(()), |(path, content)| files::replace_with(&path, content.as_bytes())),
                 Some(number) => {
-                    let what = format!("tensor `{}`", shown(&writer.items[number].name));
+                    let what = named(path, &writer.items[number].name);
                     let missing = format!("{} bytes less", writer.missing[number]);
                     Err(Error::invalid(what, "all of its bytes", missing))
                 }
             }
         })?;
-        result.ok_or_else(|| Error::invalid("file", "something to write", "nothing"))
+        result.ok_or_else(|| Error::file(path, "something to write", "nothing"))
     }
 
     fn sidecar(path: &Path, container: Option<Container>, items: &[Item]) -> Result<Option<(PathBuf, String)>> {
@@ -622,9 +633,8 @@ impl Writer {
                 == (format.bits(), format.span(), std::mem::discriminant(&format.grid()))
         };
         if let Some((item, other, _)) = packed.clone().find(|(_, other, _)| !alike(other)) {
-            let what = format!("tensor `{}`", shown(&item.name));
             return Err(Error::invalid(
-                what,
+                named(path, &item.name),
                 format!("{format}: {container} has one format for all tensors"),
                 other.to_string(),
             ));
@@ -650,7 +660,7 @@ impl Writer {
     ) -> Result<Self> {
         let refused = |number: usize, reason: String| {
             let item: &Item = &items[number];
-            let what = format!("tensor `{}`", shown(&item.name));
+            let what = named(path, &item.name);
             match (&item.content, container) {
                 (ItemContent::Packed { format, .. }, Some(container)) => {
                     container.check(&what, format, &item.shape).err().unwrap_or_else(|| {
@@ -717,7 +727,7 @@ impl Writer {
 
     fn put(&mut self, number: usize, span: Span, from: u64, bytes: &[u8]) -> Result<()> {
         if from.checked_add(bytes.len() as u64).is_none_or(|end| end > span.bytes) {
-            let what = format!("tensor `{}`", shown(&self.items[number].name));
+            let what = named(&self.path, &self.items[number].name);
             let got = format!("{} at {from}", bytes.len());
             return Err(Error::invalid(what, format!("at most {} bytes", span.bytes), got));
         }
@@ -735,7 +745,10 @@ impl Writer {
     pub fn plain(&mut self, number: usize, from: u64, bytes: &[u8]) -> Result<()> {
         match (self.spans.get(number).map(Vec::as_slice), self.items.get(number).map(|item| item.content)) {
             (Some([span]), Some(ItemContent::Plain(_))) => self.put(number, *span, from, bytes),
-            _ => Err(Error::invalid(format!("item {number}"), "a tensor that is not quantized", "another")),
+            _ => {
+                let what = format!("{}: item {number}", self.path.display());
+                Err(Error::invalid(what, "a tensor that is not quantized", "another"))
+            }
         }
     }
 
@@ -746,9 +759,9 @@ impl Writer {
     pub fn packed(&mut self, number: usize, tensor: &PackedTensor) -> Result<u64> {
         let Some(item) = self.items.get(number) else {
             let items = format!("one of {} items", self.items.len());
-            return Err(Error::invalid(format!("item {number}"), items, "none"));
+            return Err(Error::invalid(format!("{}: item {number}", self.path.display()), items, "none"));
         };
-        let what = || format!("tensor `{}`", shown(&item.name));
+        let what = || named(&self.path, &item.name);
         let given = ItemContent::Packed {
             format: tensor.matrix.format(),
             dtype: tensor.dtype,

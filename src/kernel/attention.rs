@@ -1,7 +1,7 @@
 //! Softmax attention on packed QKV, forward.
 
 use super::{Dropout, dim, expect};
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, elements};
 use crate::context::Grid;
 use crate::shader::{Define, Defines, Kernel, Scalar};
 use crate::{Context, DType, Error, Result, Tier};
@@ -118,16 +118,16 @@ pub struct AttentionDims {
 }
 
 impl AttentionDims {
-    /// Elements of an output, `[batch, seq, heads * head_dim]`.
+    /// Elements of an output, `[batch, seq, heads * head_dim]`. Saturates.
     #[must_use]
     pub fn out_len(&self) -> usize {
-        self.batch * self.seq * self.heads * self.head_dim
+        [self.seq, self.heads, self.head_dim].into_iter().fold(self.batch, usize::saturating_mul)
     }
 
-    /// Elements of the row statistics, `[batch, heads, seq]`.
+    /// Elements of the row statistics, `[batch, heads, seq]`. Saturates.
     #[must_use]
     pub fn rows(&self) -> usize {
-        self.batch * self.heads * self.seq
+        self.batch.saturating_mul(self.heads).saturating_mul(self.seq)
     }
 }
 
@@ -192,7 +192,13 @@ pub(super) fn plan(
     if !HEAD_DIMS.contains(&head_dim) {
         return Err(Error::shape(op, format!("head_dim of {HEAD_DIMS:?}"), dims.head_dim.to_string()));
     }
-    expect(op, "qkv", qkv, 3 * dims.out_len(), &[DType::F32, DType::F16])?;
+    expect(
+        op,
+        "qkv",
+        qkv,
+        elements(&[3, dims.batch, dims.seq, dims.heads, dims.head_dim])?,
+        &[DType::F32, DType::F16],
+    )?;
     let mut params = Params {
         batch: dim(dims.batch)?,
         seq: dim(dims.seq)?,

@@ -2,7 +2,7 @@
 
 use super::attention::HEAD_DIMS;
 use super::{dim, expect};
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, elements};
 use crate::context::Grid;
 use crate::shader::{Defines, Kernel, Scalar};
 use crate::{Context, DType, Error, Result, Tier};
@@ -87,9 +87,9 @@ fn check(op: &'static str, qkv: &Buffer, cache: KvCache<'_>, dims: CacheDims) ->
     if !dim(dims.head_dim).is_ok_and(|d| HEAD_DIMS.contains(&d)) {
         return Err(Error::shape(op, format!("head_dim of {HEAD_DIMS:?}"), dims.head_dim.to_string()));
     }
-    let width = dims.heads * dims.head_dim;
-    expect(op, "qkv", qkv, 3 * dims.batch * width, &[DType::F32, DType::F16])?;
-    let len = dims.batch * width * dims.max_seq;
+    let CacheDims { batch, heads, head_dim, max_seq } = dims;
+    let len = elements(&[batch, heads, head_dim, max_seq])?;
+    expect(op, "qkv", qkv, elements(&[3, batch, heads, head_dim])?, &[DType::F32, DType::F16])?;
     expect(op, "keys", cache.keys, len, &[qkv.dtype()])?;
     expect(op, "values", cache.values, len, &[qkv.dtype()])?;
     expect(op, "length", cache.length, 1, &[DType::U32])

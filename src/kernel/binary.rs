@@ -1,7 +1,7 @@
 //! Elementwise operations on two tensors with NumPy's broadcasting, and the sums that their gradients need.
 
 use super::{dim, expect, workgroup_size};
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, elements};
 use crate::context::Grid;
 use crate::shader::{Defines, Kernel, Scalar};
 use crate::{Context, DType, Error, Result, Tier};
@@ -161,9 +161,9 @@ pub fn binary(
 ) -> Result<()> {
     const OP: &str = "binary";
     let target = broadcast_shape(a.1, b.1)?;
-    let len: usize = target.iter().product();
-    expect(OP, "a", a.0, a.1.iter().product(), &[DType::F32, DType::F16])?;
-    expect(OP, "b", b.0, b.1.iter().product(), &[a.0.dtype()])?;
+    let len = elements(&target)?;
+    expect(OP, "a", a.0, elements(a.1)?, &[DType::F32, DType::F16])?;
+    expect(OP, "b", b.0, elements(b.1)?, &[a.0.dtype()])?;
     expect(OP, "out", out, len, &[a.0.dtype()])?;
     let dims = merge(&target, &[&strides(a.1, &target), &strides(b.1, &target)]);
     let vec = a.0.len() == len && b.0.len() == len;
@@ -204,8 +204,8 @@ pub fn sum_to(
     if broadcast_shape(x_shape, out_shape)? != x_shape {
         return Err(Error::shape(OP, format!("a shape that broadcasts to {x_shape:?}"), format!("{out_shape:?}")));
     }
-    expect(OP, "x", x, x_shape.iter().product(), &[DType::F32, DType::F16])?;
-    expect(OP, "out", out, out_shape.iter().product(), &[DType::F32])?;
+    expect(OP, "x", x, elements(x_shape)?, &[DType::F32, DType::F16])?;
+    expect(OP, "out", out, elements(out_shape)?, &[DType::F32])?;
     if out.is_empty() {
         return Ok(());
     }

@@ -1,7 +1,7 @@
 //! Sums over the rows of a matrix: gradients of biases, and the second stage of other gradients.
 
 use super::{FLOATS, dim, each, expect, product, width};
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, elements};
 use crate::context::Grid;
 use crate::shader::{Define, Defines, Kernel, Scalar};
 use crate::{Context, DType, Result, Tier};
@@ -70,7 +70,7 @@ pub fn column_sum(
     factor: f32,
     accumulate: bool,
 ) -> Result<()> {
-    expect(KERNEL.name, "x", x, rows * cols, FLOATS)?;
+    expect(KERNEL.name, "x", x, elements(&[rows, cols])?, FLOATS)?;
     expect(KERNEL.name, "out", out, cols, &[DType::F32])?;
     let units = cols / width(cols) as usize;
     // Workgroups to aim at, and rows below which a chunk is not worth its place in the workspace.

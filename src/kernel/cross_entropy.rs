@@ -1,7 +1,7 @@
 //! Cross-entropy of logits with integer targets: mean loss, losses per row, and the gradient in the same pass.
 
 use super::{FLOATS, check_state, dim, each, expect, product, row_shape, row_shapes, rows_of, width};
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, elements};
 use crate::context::Grid;
 use crate::shader::{Define, Defines, Kernel, Scalar};
 use crate::{Context, DType, Error, Result, Tier};
@@ -110,7 +110,7 @@ pub fn cross_entropy(
     gradient: Option<Gradient<'_>>,
 ) -> Result<()> {
     let op = KERNEL.name;
-    expect(op, "logits", logits, rows * columns, &[DType::F32])?;
+    expect(op, "logits", logits, elements(&[rows, columns])?, &[DType::F32])?;
     expect(op, "targets", targets, rows, &[DType::U32])?;
     expect(op, "losses", losses, rows, &[DType::F32])?;
     expect(op, "loss", loss, 1, &[DType::F32])?;
@@ -133,7 +133,7 @@ pub fn cross_entropy(
     bindings.push(if in_place { logits.write() } else { logits.read() });
     bindings.extend(state.map(Buffer::read));
     if let Some(out) = out {
-        expect(op, "gradient", out, rows * columns, FLOATS)?;
+        expect(op, "gradient", out, elements(&[rows, columns])?, FLOATS)?;
         bindings.push(out.write());
     }
     let mut defines = vec![

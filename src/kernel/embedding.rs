@@ -1,7 +1,7 @@
 //! Token and position embeddings with dropout, forward and backward.
 
 use super::{Dropout, column_sum, dim, each, expect, product, width};
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, elements};
 use crate::context::Grid;
 use crate::shader::{Define, Defines, Kernel};
 use crate::{Context, DType, Error, Result, Tier};
@@ -213,7 +213,7 @@ pub fn embedding(
 ) -> Result<()> {
     let op = KERNEL.name;
     expect(op, "tokens", tokens, rows, &[DType::U32])?;
-    expect(op, "out", out, rows * cols, &[DType::F32])?;
+    expect(op, "out", out, elements(&[rows, cols])?, &[DType::F32])?;
     let vocab = table_rows(op, "table", table, cols)?;
     dropout.map_or(Ok(()), |d| d.check(op))?;
     let dropout = dropout.filter(|d| d.p > 0.0);
@@ -282,7 +282,7 @@ pub fn embedding_backward(
 ) -> Result<()> {
     let op = BACKWARD.name;
     expect(op, "tokens", tokens, rows, &[DType::U32])?;
-    expect(op, "dout", dout, rows * cols, &[DType::F32])?;
+    expect(op, "dout", dout, elements(&[rows, cols])?, &[DType::F32])?;
     let vocab = table_rows(op, "dtable", dtable, cols)?;
     dropout.map_or(Ok(()), |d| d.check(op))?;
     let dropout = dropout.filter(|d| d.p > 0.0);

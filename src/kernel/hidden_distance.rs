@@ -3,7 +3,7 @@
 use super::reduce::{Reduction, reduce};
 use super::soft_cross_entropy::Factors;
 use super::{check_state, dim, expect, product, row_shape, row_shapes, rows_of, width};
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, elements};
 use crate::context::Grid;
 use crate::shader::{Define, Defines, Kernel};
 use crate::{Context, DType, Result, Tier};
@@ -76,7 +76,7 @@ pub fn hidden_distance_backward(
     factors: Factors<'_>,
     accumulate: bool,
 ) -> Result<()> {
-    expect(KERNEL.name, "grad", grad, shape[0] * shape[1], &[DType::F32])?;
+    expect(KERNEL.name, "grad", grad, elements(&shape)?, &[DType::F32])?;
     dispatch(context, [a, b], grad, Some(factors), shape, accumulate)
 }
 
@@ -89,8 +89,8 @@ fn dispatch(
     accumulate: bool,
 ) -> Result<()> {
     let op = KERNEL.name;
-    expect(op, "a", a, rows * cols, &[DType::F32])?;
-    expect(op, "b", b, rows * cols, &[DType::F32])?;
+    expect(op, "a", a, elements(&[rows, cols])?, &[DType::F32])?;
+    expect(op, "b", b, elements(&[rows, cols])?, &[DType::F32])?;
     let width = width(cols);
     let units = dim(cols)? / width;
     let state = gradient.and_then(|g| g.state);

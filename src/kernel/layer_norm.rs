@@ -1,7 +1,7 @@
 //! Layer normalisation, forward and backward; the RMS norm shares its shaders.
 
 use super::{FLOATS, column_sum, dim, each, expect, product, row_shape, row_shapes, rows_of, width};
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, elements};
 use crate::context::Grid;
 use crate::shader::{Define, Defines, Kernel, Scalar};
 use crate::{Context, DType, Result, Tier};
@@ -187,9 +187,9 @@ pub(super) fn forward(
     eps: f32,
 ) -> Result<()> {
     let op = kernel.name;
-    expect(op, "x", x, rows * cols, inputs(statistics))?;
+    expect(op, "x", x, elements(&[rows, cols])?, inputs(statistics))?;
     expect(op, "weight", weight, cols, &[DType::F32])?;
-    expect(op, "out", out, rows * cols, FLOATS)?;
+    expect(op, "out", out, elements(&[rows, cols])?, FLOATS)?;
     expect(op, "rstd", statistics.rstd, rows, &[DType::F32])?;
     let mut bindings = vec![x.read(), weight.read(), out.write(), statistics.rstd.write()];
     if let Some(mean) = statistics.mean {
@@ -220,11 +220,11 @@ pub(super) fn backward(
     [rows, cols]: [usize; 2],
 ) -> Result<()> {
     let op = kernel.name;
-    expect(op, "dy", dy, rows * cols, FLOATS)?;
-    expect(op, "x", x, rows * cols, inputs(statistics))?;
+    expect(op, "dy", dy, elements(&[rows, cols])?, FLOATS)?;
+    expect(op, "x", x, elements(&[rows, cols])?, inputs(statistics))?;
     expect(op, "weight", weight, cols, &[DType::F32])?;
     expect(op, "rstd", statistics.rstd, rows, &[DType::F32])?;
-    expect(op, "dx", dx, rows * cols, &[x.dtype()])?;
+    expect(op, "dx", dx, elements(&[rows, cols])?, &[x.dtype()])?;
     expect(op, "dweight", gradients.weight, cols, &[DType::F32])?;
     let mut outs = vec![gradients.weight];
     if let Some(bias) = gradients.bias {

@@ -1,7 +1,7 @@
 //! One bit per element decides what passes.
 
 use super::{FLOATS, dim, each, expect};
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, elements};
 use crate::context::Grid;
 use crate::shader::Kernel;
 use crate::{Context, DType, Result, Tier};
@@ -23,10 +23,10 @@ struct Params {
     accumulate: u32,
 }
 
-/// Words of a mask of `rows` x `cols` bits: a row starts at a word, its first column is the lowest bit.
+/// Words of a mask of `rows` x `cols` bits: a row starts at a word, its first column is the lowest bit. Saturates.
 #[must_use]
 pub fn words(rows: usize, cols: usize) -> usize {
-    rows * cols.div_ceil(32)
+    rows.saturating_mul(cols.div_ceil(32))
 }
 
 /// `out[row, col] = x[row, col]` where the mask's bit is set, else 0; or `out` is increased by that.
@@ -47,9 +47,9 @@ pub fn mask(
     [rows, cols]: [usize; 2],
     accumulate: bool,
 ) -> Result<()> {
-    expect(KERNEL.name, "x", x, rows * cols, FLOATS)?;
+    expect(KERNEL.name, "x", x, elements(&[rows, cols])?, FLOATS)?;
     expect(KERNEL.name, "mask", mask, words(rows, cols), &[DType::U32])?;
-    expect(KERNEL.name, "out", out, rows * cols, &[x.dtype()])?;
+    expect(KERNEL.name, "out", out, elements(&[rows, cols])?, &[x.dtype()])?;
     context.dispatch(
         &KERNEL,
         &[("Elem", x.dtype().into())],

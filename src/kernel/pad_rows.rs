@@ -1,7 +1,7 @@
 //! Copies of matrices with zeros around, for kernels that take whole tiles only.
 
 use super::{FLOATS, dim, expect};
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, elements};
 use crate::context::Grid;
 use crate::shader::Kernel;
 use crate::{Context, DType, Result, Tier};
@@ -43,21 +43,18 @@ pub fn pad_rows(
     out: &Buffer,
     [height, width]: [usize; 2],
 ) -> Result<()> {
-    if x.len() < rows * cols || !FLOATS.contains(&x.dtype()) {
+    let (needed, room) = (elements(&[rows, cols])?, elements(&[height, width])?);
+    if x.len() < needed || !FLOATS.contains(&x.dtype()) {
         let got = format!("{} elements, {}", x.len(), x.dtype());
-        return Err(crate::Error::shape(
-            KERNEL.name,
-            format!("x of at least {} elements, f32 or f16", rows * cols),
-            got,
-        ));
+        return Err(crate::Error::shape(KERNEL.name, format!("x of at least {needed} elements, f32 or f16"), got));
     }
-    expect(KERNEL.name, "out", out, height * width, if x.dtype() == DType::F16 { FLOATS } else { &[DType::F32] })?;
+    expect(KERNEL.name, "out", out, room, if x.dtype() == DType::F16 { FLOATS } else { &[DType::F32] })?;
     if rows > height || cols > width {
         let got = format!("{rows} x {cols}");
         return Err(crate::Error::shape(KERNEL.name, format!("x of at most {height} x {width}"), got));
     }
-    let params = Params { rows: dim(rows)?, cols: dim(cols)?, width: dim(width)?, elements: dim(height * width)? };
+    let params = Params { rows: dim(rows)?, cols: dim(cols)?, width: dim(width)?, elements: dim(room)? };
     let defines = [("In", x.dtype().into()), ("Out", out.dtype().into())];
-    let groups = (height * width).div_ceil(64) as u64;
+    let groups = room.div_ceil(64) as u64;
     context.dispatch(&KERNEL, &defines, &params, &[x.read(), out.write()], Grid::Linear(groups))
 }

@@ -1,7 +1,7 @@
 //! Rotary position embedding.
 
 use super::{dim, expect};
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, elements};
 use crate::context::Grid;
 use crate::shader::{Defines, Kernel, Scalar};
 use crate::{Context, DType, Error, Result, Tier};
@@ -114,9 +114,11 @@ pub fn rope(context: &Context, rope: Rope<'_>, x: Option<(&Buffer, Lane)>, out: 
             format!("head_dim {head_dim}, seq {seq}"),
         ));
     }
+    let width = elements(&[heads, head_dim])?;
     let (source, x_lane) = x.unwrap_or((out, out_lane));
     for (buffer, lane) in [(source, x_lane), (out, out_lane)] {
-        let fits = lane.offset + heads * head_dim <= lane.stride && rows * lane.stride <= buffer.len();
+        let fits = lane.offset.checked_add(width).is_some_and(|end| end <= lane.stride)
+            && rows.checked_mul(lane.stride).is_some_and(|len| len <= buffer.len());
         let float = [DType::F32, DType::F16].contains(&buffer.dtype()) && buffer.dtype() == out.dtype();
         if !fits || !float || lane.stride % 4 != 0 || lane.offset % 4 != 0 {
             return Err(Error::shape(
@@ -153,6 +155,6 @@ pub fn rope(context: &Context, rope: Rope<'_>, x: Option<(&Buffer, Lane)>, out: 
         &[("Elem", out.dtype().into()), ("IN_PLACE", x.is_none().into()), ("WG_SIZE", 64u32.into())],
         &params,
         &bindings,
-        Grid::Linear(((rows * heads * head_dim / 8) as u64).div_ceil(64)),
+        Grid::Linear(((rows * width / 8) as u64).div_ceil(64)),
     )
 }

@@ -1,7 +1,7 @@
 //! Sums over the columns of a matrix.
 
 use super::{FLOATS, dim, each, expect, product, row_shape, row_shapes, rows_of, width};
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, elements};
 use crate::context::Grid;
 use crate::shader::{Defines, Kernel, Scalar};
 use crate::{Context, DType, Result, Tier};
@@ -49,7 +49,7 @@ pub fn row_sum(
     factor: f32,
     accumulate: bool,
 ) -> Result<()> {
-    expect(KERNEL.name, "x", x, rows * cols, FLOATS)?;
+    expect(KERNEL.name, "x", x, elements(&[rows, cols])?, FLOATS)?;
     expect(KERNEL.name, "out", out, rows, &[DType::F32])?;
     let width = width(cols);
     let units = dim(cols)? / width;

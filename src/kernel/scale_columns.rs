@@ -1,7 +1,7 @@
 //! Columns times a number each, and the gradient of those numbers.
 
 use super::{FLOATS, column_sum, dim, each, expect, product, width};
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, elements};
 use crate::context::Grid;
 use crate::shader::{Defines, Kernel, Scalar};
 use crate::{Context, DType, Result, Tier};
@@ -62,9 +62,9 @@ pub fn scale_columns(
     accumulate: bool,
 ) -> Result<()> {
     let op = KERNEL.name;
-    expect(op, "x", x, rows * cols, FLOATS)?;
+    expect(op, "x", x, elements(&[rows, cols])?, FLOATS)?;
     expect(op, "values", values, cols, &[DType::F32])?;
-    expect(op, "out", out, rows * cols, &[x.dtype()])?;
+    expect(op, "out", out, elements(&[rows, cols])?, &[x.dtype()])?;
     let width = width(cols);
     let units = dim(cols)? / width;
     let len = dim(rows * cols)? / width;
@@ -96,8 +96,8 @@ pub fn column_dot(
     accumulate: bool,
 ) -> Result<()> {
     let op = DOT.name;
-    expect(op, "x", x, rows * cols, FLOATS)?;
-    expect(op, "d", d, rows * cols, &[x.dtype()])?;
+    expect(op, "x", x, elements(&[rows, cols])?, FLOATS)?;
+    expect(op, "d", d, elements(&[rows, cols])?, &[x.dtype()])?;
     expect(op, "out", out, cols, &[DType::F32])?;
     if cols == 0 {
         return Ok(());

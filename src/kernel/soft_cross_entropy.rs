@@ -2,7 +2,7 @@
 
 use super::reduce::{Reduction, reduce};
 use super::{FLOATS, check_state, dim, each, expect, product, row_shape, row_shapes, rows_of, width};
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, elements};
 use crate::context::Grid;
 use crate::shader::{Define, Defines, Kernel, Scalar};
 use crate::{Context, DType, Error, Result, Tier};
@@ -68,11 +68,11 @@ pub fn soft_cross_entropy(
     factors: Factors<'_>,
 ) -> Result<()> {
     let op = KERNEL.name;
-    expect(op, "logits", logits, rows * columns, &[DType::F32])?;
-    expect(op, "teacher", teacher, rows * columns, &[DType::F32])?;
+    expect(op, "logits", logits, elements(&[rows, columns])?, &[DType::F32])?;
+    expect(op, "teacher", teacher, elements(&[rows, columns])?, &[DType::F32])?;
     expect(op, "losses", losses, rows, &[DType::F32])?;
     expect(op, "loss", loss, 1, &[DType::F32])?;
-    expect(op, "grad", grad, rows * columns, FLOATS)?;
+    expect(op, "grad", grad, elements(&[rows, columns])?, FLOATS)?;
     if classes == 0 || classes > columns {
         return Err(Error::shape(op, format!("1 to {columns} classes, one per column"), classes.to_string()));
     }

@@ -1,7 +1,7 @@
 //! Softmax over the last dimension, and its gradient.
 
 use super::{dim, expect, workgroup_size, workgroup_variants};
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, elements};
 use crate::context::Grid;
 use crate::shader::Kernel;
 use crate::{Context, DType, Error, Result, Tier};
@@ -49,8 +49,8 @@ fn not_empty(op: &'static str, cols: usize) -> Result<()> {
 /// [`Error::Shape`] for other buffers or empty rows.
 pub fn softmax(context: &Context, x: &Buffer, y: &Buffer, rows: usize, cols: usize) -> Result<()> {
     not_empty("softmax", cols)?;
-    expect("softmax", "x", x, rows * cols, &[DType::F32])?;
-    expect("softmax", "y", y, rows * cols, &[DType::F32])?;
+    expect("softmax", "x", x, elements(&[rows, cols])?, &[DType::F32])?;
+    expect("softmax", "y", y, elements(&[rows, cols])?, &[DType::F32])?;
     context.dispatch(
         &KERNEL,
         &[workgroup_size(context)],
@@ -76,7 +76,7 @@ pub fn softmax_backward(
     const OP: &str = "softmax_backward";
     not_empty(OP, cols)?;
     for (name, buffer) in [("y", y), ("dy", dy), ("dx", dx)] {
-        expect(OP, name, buffer, rows * cols, &[DType::F32])?;
+        expect(OP, name, buffer, elements(&[rows, cols])?, &[DType::F32])?;
     }
     context.dispatch(
         &BACKWARD,

@@ -1,7 +1,7 @@
 //! `silu(gate) * up` and its gradient.
 
 use super::{dim, expect};
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, elements};
 use crate::context::Grid;
 use crate::shader::{Define, Defines, Kernel, Scalar};
 use crate::{Context, DType, Result, Tier};
@@ -54,8 +54,8 @@ fn plan(rows: usize, width: usize) -> Result<(bool, Params, Grid)> {
 /// # Source
 /// Shazeer, "GLU variants improve Transformer", 2020, equation 5.
 pub fn swiglu(context: &Context, x: &Buffer, out: &Buffer, rows: usize, width: usize) -> Result<()> {
-    expect("swiglu", "x", x, 2 * rows * width, &[DType::F32, DType::F16])?;
-    expect("swiglu", "out", out, rows * width, &[x.dtype()])?;
+    expect("swiglu", "x", x, elements(&[2, rows, width])?, &[DType::F32, DType::F16])?;
+    expect("swiglu", "out", out, elements(&[rows, width])?, &[x.dtype()])?;
     let (vec, params, grid) = plan(rows, width)?;
     context.dispatch(&KERNEL, &defines(x.dtype().into(), false, vec), &params, &[x.read(), out.write()], grid)
 }
@@ -72,8 +72,8 @@ pub fn swiglu_backward(
     rows: usize,
     width: usize,
 ) -> Result<()> {
-    expect("swiglu_backward", "x", x, 2 * rows * width, &[DType::F32, DType::F16])?;
-    expect("swiglu_backward", "dy", dy, rows * width, &[x.dtype()])?;
+    expect("swiglu_backward", "x", x, elements(&[2, rows, width])?, &[DType::F32, DType::F16])?;
+    expect("swiglu_backward", "dy", dy, elements(&[rows, width])?, &[x.dtype()])?;
     expect("swiglu_backward", "dx", dx, x.len(), &[x.dtype()])?;
     let (vec, params, grid) = plan(rows, width)?;
     context.dispatch(&KERNEL, &defines(x.dtype().into(), true, vec), &params, &[x.read(), dy.read(), dx.write()], grid)

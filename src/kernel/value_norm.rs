@@ -1,7 +1,7 @@
 //! Columns times a number each, then a layer norm without parameters, forward and backward.
 
 use super::{FLOATS, column_sum, dim, each, expect, product, row_shape, row_shapes, rows_of, width};
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, elements};
 use crate::context::Grid;
 use crate::shader::{Defines, Kernel, Scalar};
 use crate::{Context, DType, Result, Tier};
@@ -94,10 +94,10 @@ pub fn value_norm(
     eps: f32,
 ) -> Result<()> {
     let op = KERNEL.name;
-    expect(op, "u", u, rows * cols, FLOATS)?;
+    expect(op, "u", u, elements(&[rows, cols])?, FLOATS)?;
     expect(op, "values", values, cols, &[DType::F32])?;
     bias.map_or(Ok(()), |bias| expect(op, "bias", bias, cols, &[DType::F32]))?;
-    expect(op, "out", out, rows * cols, FLOATS)?;
+    expect(op, "out", out, elements(&[rows, cols])?, FLOATS)?;
     expect(op, "mean", statistics.mean, rows, &[DType::F32])?;
     expect(op, "rstd", statistics.rstd, rows, &[DType::F32])?;
     if cols == 0 {
@@ -136,12 +136,12 @@ pub fn value_norm_backward(
     [rows, cols]: [usize; 2],
 ) -> Result<()> {
     let op = BACKWARD.name;
-    expect(op, "dz", dz, rows * cols, FLOATS)?;
-    expect(op, "u", u, rows * cols, FLOATS)?;
+    expect(op, "dz", dz, elements(&[rows, cols])?, FLOATS)?;
+    expect(op, "u", u, elements(&[rows, cols])?, FLOATS)?;
     expect(op, "values", values, cols, &[DType::F32])?;
     expect(op, "mean", statistics.mean, rows, &[DType::F32])?;
     expect(op, "rstd", statistics.rstd, rows, &[DType::F32])?;
-    expect(op, "du", du, rows * cols, &[u.dtype()])?;
+    expect(op, "du", du, elements(&[rows, cols])?, &[u.dtype()])?;
     expect(op, "dvalues", dvalues, cols, &[DType::F32])?;
     if cols == 0 {
         return Ok(());

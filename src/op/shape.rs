@@ -1,7 +1,7 @@
 //! Views and conversions.
 
+use crate::buffer::elements;
 use crate::kernel::FLOATS;
-use crate::tensor::elements;
 use crate::{DType, Error, Result, Tensor};
 
 impl Tensor {

@@ -122,7 +122,7 @@ fn max_elements(context: &Context) -> usize {
 /// Elements that a parameter takes in an arena, or that it is too large for this device.
 pub(crate) fn padded_len(context: &Context, name: &str, shape: &[usize]) -> Result<usize> {
     let max = max_elements(context);
-    let len = crate::tensor::elements(shape)?.div_ceil(ALIGN).saturating_mul(ALIGN);
+    let len = crate::buffer::elements(shape)?.div_ceil(ALIGN).saturating_mul(ALIGN);
     if len > max {
         return Err(Error::Limit {
             what: format!("parameter {name} of shape {shape:?}"),

@@ -1,7 +1,7 @@
 //! Comparisons: the records of finished runs, and the rows that they come to.
 
 use super::metrics::{self, Record as Metric};
-use super::run::{Evaluation, Run, RunInfo};
+use super::run::{Evaluation, Run, RunInfo, holds_run};
 use super::trainer::Summary;
 use super::{Precision, TrainConfig, files};
 use crate::format::Format;
@@ -85,9 +85,12 @@ impl Records {
     /// Reads those in `dir`; none if there is no file.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::File`], naming the line, if the file holds anything else.
+    /// [`Error::Io`]; [`Error::File`], naming the line, if the file holds anything else, or the directory, if it is that of a run.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE);
+        if holds_run(dir)? {
+            return Err(Error::file(dir, "a directory of a comparison (--out)", "that of a run"));
+        }
         let text = match fs::read_to_string(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
             other => other.map_err(Error::io(&path, "read"))?,
@@ -112,6 +115,18 @@ impl Records {
     /// [`Error::Io`].
     pub fn push(&mut self, record: Record) -> Result<()> {
         self.all.push(record);
+        self.save()
+    }
+
+    /// Writes the file without records where there is none yet: it tells the directory of a comparison from that of a run.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn start(&self) -> Result<()> {
+        if self.path.exists() { Ok(()) } else { self.save() }
+    }
+
+    fn save(&self) -> Result<()> {
         let mut text = String::new();
         for record in &self.all {
             let line = serde_json::to_string(record)
@@ -291,6 +306,7 @@ mod tests {
     use super::*;
     use crate::qat::Ste;
     use crate::train::run::tests::info;
+    use crate::train::{Found, RunState};
 
     /// A run in the formats named (`""`: full precision) that ended with that loss, or diverged.
     fn record(weights: &str, lr: f64, seed: u64, loss: Option<f64>) -> Record {
@@ -405,6 +421,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("new");
         let mut records = Records::read(&dir).unwrap();
+        records.start().unwrap();
+        assert!(Records::read(&dir).unwrap().all.is_empty());
         let written = [record("int4:g32", 0.1 + 0.2, u64::MAX, Some(0.1 * 3.0)), record("", 1.0, 1, None)];
         for record in &written {
             records.push(record.clone()).unwrap();
@@ -413,6 +431,8 @@ mod tests {
         assert_eq!(again.all, written);
         assert_eq!(again.get(&written[1].name), Some(&written[1]));
         assert!(again.get("another").is_none());
+        again.start().unwrap();
+        assert_eq!(Records::read(&dir).unwrap().all, written);
         let path = dir.join(FILE);
         let mut text = fs::read_to_string(&path).unwrap();
         text.truncate(text.len() - 9);
@@ -420,5 +440,23 @@ mod tests {
         let error = Records::read(&dir).unwrap_err();
         assert!(!error.is_failure() && error.to_string().contains("compare.jsonl: expected records"), "{error}");
         assert!(error.to_string().contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn a_comparison_and_a_run_do_not_take_each_others_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let [run, comparison] = ["run", "comparison"].map(|name| root.path().join(name));
+        Run::start(&run, info(), RunState::default()).unwrap();
+        let refused = Records::read(&run).unwrap_err();
+        assert!(refused.to_string().contains("run: expected a directory of a comparison (--out), found that of a run"));
+        Records::read(&comparison).unwrap().start().unwrap();
+        for resume in [false, true] {
+            let refused = Found::look(&comparison, resume, &mut |_| {}).unwrap_err();
+            assert!(!refused.is_failure() && refused.to_string().contains("found that of a comparison"), "{refused}");
+        }
+        // A run of the comparison is a run.
+        let own = comparison.join("none,lr=1,steps=2,seed=3");
+        Run::start(&own, info(), RunState::default()).unwrap();
+        assert!(matches!(Found::look(&own, true, &mut |_| {}), Ok(Found::Settings(_))));
     }
 }

@@ -496,6 +496,12 @@ fn text(value: &impl Serialize) -> String {
     }
 }
 
+/// A value of a list on the command line, around whose commas there may be spaces.
+#[cfg(feature = "cli")]
+fn trimmed<T: FromStr>(text: &str) -> Result<T, T::Err> {
+    text.trim().parse()
+}
+
 /// Declares [`Sweep`] and what goes through the fields that all its runs share.
 macro_rules! sweep {
     ($($(#[$doc:meta])* $field:ident: $type:ty, $flag:literal, $rule:ident;)*) => {
@@ -506,35 +512,35 @@ macro_rules! sweep {
         pub struct Sweep {
             /// List of methods, as of walsh train [default: ste]
             #[serde(alias = "method", deserialize_with = "one_or_many")]
-            #[cfg_attr(feature = "cli", arg(long, visible_alias = "method", value_delimiter = ','))]
+            #[cfg_attr(feature = "cli", arg(long, visible_alias = "method", value_delimiter = ',', value_parser = trimmed::<Method>))]
             pub methods: Vec<Method>,
             /// List of formats of the weights of linear layers, as in int4,int2:row
             #[serde(deserialize_with = "one_or_many")]
-            #[cfg_attr(feature = "cli", arg(long, value_delimiter = ','))]
+            #[cfg_attr(feature = "cli", arg(long, value_delimiter = ',', value_parser = trimmed::<Asked>))]
             pub weights: Vec<Asked>,
             /// List of formats of the inputs of linear layers, or dense [default: the method's; dense]
             #[serde(deserialize_with = "one_or_many")]
-            #[cfg_attr(feature = "cli", arg(long, value_delimiter = ','))]
+            #[cfg_attr(feature = "cli", arg(long, value_delimiter = ',', value_parser = trimmed::<Asked>))]
             pub activations: Vec<Asked>,
             /// List of blocks by which operands are rotated, or off [default: the method's]
             #[serde(deserialize_with = "one_or_many")]
-            #[cfg_attr(feature = "cli", arg(long, value_delimiter = ','))]
+            #[cfg_attr(feature = "cli", arg(long, value_delimiter = ',', value_parser = trimmed::<Rotation>))]
             pub hadamard: Vec<Rotation>,
             /// List of optimizers, as of walsh train; what is not trained with quantized operands has adamw [default: adamw]
             #[serde(alias = "optimizer", deserialize_with = "one_or_many")]
-            #[cfg_attr(feature = "cli", arg(long, visible_alias = "optimizer", value_delimiter = ','))]
+            #[cfg_attr(feature = "cli", arg(long, visible_alias = "optimizer", value_delimiter = ',', value_parser = trimmed::<Optimizer>))]
             pub optimizers: Vec<Optimizer>,
             /// List of highest learning rates; a row has the one that ends lowest [default: the preset's]
             #[serde(deserialize_with = "one_or_many")]
-            #[cfg_attr(feature = "cli", arg(long, value_delimiter = ','))]
+            #[cfg_attr(feature = "cli", arg(long, value_delimiter = ',', value_parser = trimmed::<f64>))]
             pub lr: Vec<f64>,
             /// List of numbers of optimizer steps, each with rows of its own [default: the preset's]
             #[serde(deserialize_with = "one_or_many")]
-            #[cfg_attr(feature = "cli", arg(long, value_delimiter = ','))]
+            #[cfg_attr(feature = "cli", arg(long, value_delimiter = ',', value_parser = trimmed::<u64>))]
             pub steps: Vec<u64>,
             /// List of seeds of weights, dropout and the order of the data; a row is a mean over them [default: the preset's]
             #[serde(alias = "seed", deserialize_with = "one_or_many")]
-            #[cfg_attr(feature = "cli", arg(long, visible_alias = "seed", value_delimiter = ','))]
+            #[cfg_attr(feature = "cli", arg(long, visible_alias = "seed", value_delimiter = ',', value_parser = trimmed::<u64>))]
             pub seeds: Vec<u64>,
             /// Leave out the runs in full precision to which the others are compared
             #[cfg_attr(feature = "cli", arg(long))]
@@ -738,6 +744,38 @@ impl Overrides {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(feature = "cli")]
+    #[test]
+    fn lists_on_the_command_line_may_have_spaces_around_their_commas() {
+        use clap::{Args, Command, FromArgMatches};
+        let parse = |flags: &[&str]| {
+            let arguments = ["walsh"].iter().chain(flags);
+            let matches = Sweep::augment_args(Command::new("walsh")).try_get_matches_from(arguments)?;
+            Sweep::from_arg_matches(&matches)
+        };
+        let spaced = [
+            ["--methods", "ste, quest"],
+            ["--weights", "int4, int2:row"],
+            ["--activations", "dense , int8:row"],
+            ["--hadamard", "off, 16"],
+            ["--optimizers", " adamw, cage"],
+            ["--lr", "1e-3, 2e-3 "],
+            ["--steps", "4, 3"],
+            ["--seeds", "1 ,2"],
+        ];
+        let dense = spaced.map(|[flag, list]| [flag.to_owned(), list.replace(' ', "")]);
+        let dense: Vec<&str> = dense.iter().flatten().map(String::as_str).collect();
+        let sweep = parse(&spaced.concat()).unwrap();
+        assert_eq!(sweep, parse(&dense).unwrap());
+        assert_eq!((&sweep.steps[..], &sweep.lr[..], sweep.methods.len()), (&[4, 3][..], &[1e-3, 2e-3][..], 2));
+        for [flag, list] in
+            [["--steps", "4 3"], ["--seeds", "1,,2"], ["--lr", "1e-3, fast"], ["--weights", "int4, int99"]]
+        {
+            let message = parse(&[flag, list]).unwrap_err().to_string();
+            assert!(message.contains(flag), "{message}");
+        }
+    }
 
     #[test]
     fn presets_are_valid_and_named() {

@@ -213,16 +213,17 @@ fn check(gpt: &Gpt, container: Container) -> Result<()> {
 }
 
 /// Writes the model into `path`: codes and scales of quantized weights as forward passes multiply them now, other parameters in f32.
-/// `progress` is called before each tensor with its number, how many there are, and its name. `info.gpt` is the model's own configuration.
+/// `progress` is called before each tensor with its number, how many there are, and its name; an error from it ends the work and leaves no
+/// output. `info.gpt` is the model's own configuration.
 ///
 /// # Errors
-/// [`Error::Invalid`] where the container cannot hold the model; [`Error::Io`]; of the device.
+/// [`Error::Invalid`] where the container cannot hold the model; [`Error::Io`]; of the device; those of `progress`.
 pub fn export(
     gpt: &Gpt,
     info: &ModelInfo,
     path: &Path,
     container: Container,
-    mut progress: impl FnMut(usize, usize, &str),
+    mut progress: impl FnMut(usize, usize, &str) -> Result<()>,
 ) -> Result<Summary> {
     info.validate()?;
     if info.gpt != *gpt.config() {
@@ -261,7 +262,7 @@ pub fn export(
     Writer::write(path, Some(container), items, &info.metadata(container)?, |writer| {
         let mut summary = Summary::default();
         for (number, (source, shape)) in sources.into_iter().zip(shapes).enumerate() {
-            progress(number, count, &names[number]);
+            progress(number, count, &names[number])?;
             let elements: usize = shape.iter().product();
             let Some(index) = source else {
                 writer.plain(number, 0, &vec![0; elements * 4])?;

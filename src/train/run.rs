@@ -110,7 +110,8 @@ impl Found {
     /// Looks into `dir`. Checkpoints that are not whole are passed over, with a warning each.
     ///
     /// # Errors
-    /// [`Error::File`] if it holds a run and `resume` is false, or if nothing of a run can be read; [`Error::Io`].
+    /// [`Error::File`] if it holds a run and `resume` is false, if nothing of a run can be read, or if it is that of a comparison;
+    /// [`Error::Io`].
     pub fn look(dir: &Path, resume: bool, warn: &mut dyn FnMut(String)) -> Result<Self> {
         match fs::metadata(dir) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::Nothing),
@@ -118,10 +119,12 @@ impl Found {
             Ok(meta) if !meta.is_dir() => return Err(Error::file(dir, "a directory (--out)", "a file")),
             Ok(_) => {}
         }
+        if dir.join(super::compare::FILE).exists() {
+            return Err(Error::file(dir, "a directory of a run of its own (--out)", "that of a comparison"));
+        }
         let settings = dir.join(RUN_FILE);
         if !resume {
-            let holds_run = settings.exists() || dir.join(super::metrics::FILE).exists();
-            if holds_run || !checkpoint::list(dir)?.is_empty() {
+            if holds_run(dir)? {
                 let expected = "a directory without a run (--out); go on with the run by --resume";
                 return Err(Error::file(dir, expected, "a run"));
             }
@@ -275,6 +278,12 @@ impl Found {
             (None, None) => config.precision.resolve(context),
         }
     }
+}
+
+/// Whether a directory has files of a run.
+pub(super) fn holds_run(dir: &Path) -> Result<bool> {
+    let named = [RUN_FILE, super::metrics::FILE].iter().any(|name| dir.join(name).exists());
+    Ok(named || (dir.exists() && !checkpoint::list(dir)?.is_empty()))
 }
 
 /// The name of the file with a run's settings.

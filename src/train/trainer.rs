@@ -5,6 +5,9 @@ use super::diagnostics::Diagnostics;
 use super::metrics::{Metrics, Record};
 use super::run::{Evaluation, Run};
 use super::{Dataset, IGNORE, Windows};
+use crate::format::Format;
+use crate::optim::Optimizer;
+use crate::qat::Method;
 use crate::{Error, Result};
 use serde::Serialize;
 use std::collections::VecDeque;
@@ -182,6 +185,16 @@ pub struct Summary {
     pub tier: String,
     /// The type of matrix operands.
     pub precision: String,
+    /// How quantizers pass gradients on.
+    pub method: Method,
+    /// The optimizer.
+    pub optimizer: Optimizer,
+    /// Format of weights; dense if there is none.
+    pub weights: Option<Format>,
+    /// Format of inputs; dense if there is none.
+    pub activations: Option<Format>,
+    /// Rotation block; none without rotation.
+    pub hadamard: Option<u32>,
     /// The seed.
     pub seed: u64,
 }
@@ -514,6 +527,11 @@ impl<M: Model> Trainer<'_, '_, M> {
             backend: info.device.backend.clone(),
             tier: info.device.tier.clone(),
             precision: info.device.precision.name().to_owned(),
+            method: info.config.method,
+            optimizer: info.config.optimizer,
+            weights: info.config.weights,
+            activations: info.config.activations,
+            hadamard: info.config.hadamard,
             seed: info.config.seed,
         }
     }

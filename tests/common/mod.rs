@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this module")]
 
 pub mod bounds;
+#[cfg(feature = "cli")]
+pub mod command;
 
 use walsh::{Context, ContextOptions, Tensor, Tier};
 
