@@ -25,99 +25,33 @@
 @group(0) @binding(OUT_AT - 2) var<storage, read> b_codes: array<u32>;
 @group(0) @binding(OUT_AT - 1) var<storage, read> b_side: array<u32>;
 
-const INVOCATIONS: u32 = 16u * ROWS;
-const TILE: u32 = 64u * BLOCKS_N;   // = 4 ROWS BLOCKS_M
-const STRIDE: u32 = TILE / 4u;      // vec4 from one k to the next
-var<workgroup> tile_a: array<vec4<f32>, DEPTH * STRIDE>;
-var<workgroup> tile_b: array<vec4<f32>, DEPTH * STRIDE>;
-
-// The dense left operand counts in units of UNIT elements. edge_a clamps, load_a does so where elements are loaded one by one.
+#import tiled
 #if InA != u32
-#if VEC
-const UNIT: u32 = 4u;
-fn edge_a(i: u32, last: u32) -> vec4<f32> { return vec4<f32>(a[min(i, last)]); }
-fn load_a(i: u32, last: u32) -> vec4<f32> { return vec4<f32>(a[i]); }
-#else
-const UNIT: u32 = 1u;
-fn load_a(i: u32, last: u32) -> vec4<f32> { return edge_a(i, last); }
-fn edge_a(i: u32, last: u32) -> vec4<f32> {
-    return vec4<f32>(f32(a[min(i, last)]), f32(a[min(i + 1u, last)]), f32(a[min(i + 2u, last)]), f32(a[min(i + 3u, last)]));
-}
+#import tiled_load p=a
 #endif
-#endif
-
-#if FORM == 2
-const A_COLS: u32 = STRIDE;         // invocations side by side along the contiguous dimension
-#else
-const A_COLS: u32 = DEPTH / 4u;
-#endif
-#if FORM == 0
-const B_COLS: u32 = DEPTH / 4u;
-#else
-const B_COLS: u32 = STRIDE;
-#endif
-const A_ROWS: u32 = INVOCATIONS / A_COLS;   // rows between two loads of an invocation
-const B_ROWS: u32 = INVOCATIONS / B_COLS;
 
 @compute @workgroup_size(INVOCATIONS)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    let m0 = wg.y * TILE;
-    let n0 = wg.x * TILE;
     let k_begin = wg.z * params.split;
     let k_end = min(params.k, k_begin + params.split);
     let steps = (k_end - k_begin) / DEPTH;
     // The last quad and the last row along K.
     let k_quad = (params.k - 1u) / 4u * 4u;
     let k_last = params.k - 1u;
-    // 32 consecutive invocations cover 8 (n) x 4 (m) blocks.
-    let tx = index / 32u % 2u * 8u + index % 8u;
-    let ty = index / 64u * 4u + index / 8u % 4u;
-
-    let a_col = index % A_COLS;
-    let a_row = index / A_COLS;
-    let b_col = index % B_COLS;
-    let b_row = index / B_COLS;
+#import tiled_begin
 #if InA == u32
-    let to_a = a_col * 4u * STRIDE + a_row / 4u;
-    let part_a = a_row % 4u;
-    var group_a = a_group(min(k_begin + a_col * 4u, k_quad));
-#for i 0 LOADS
-    let row_a{i} = min(m0 + a_row + {i}u * A_ROWS, params.m - 1u);
-    let code_a{i} = row_a{i} * params.a.row_words;
-    var scale_a{i} = a_scale(row_a{i}, group_a);
-    var zero_a{i} = a_zero(row_a{i}, group_a);
-#endfor
+#import tiled_codes P=A p=a m=m
 #else
+    let first_a = 0u;
     let last_a = max(params.m * params.k / UNIT, 1u) - 1u;
 #if FORM == 2
-    let ld_a = params.m / UNIT;
-    var at_a = (k_begin + a_row) * ld_a + min((m0 + a_col * 4u) / UNIT, ld_a - 1u);
-    let next_a = DEPTH * ld_a;
-    let to_a = a_row * STRIDE + a_col;
-#for i 0 LOADS
-    let row_a{i} = {i}u * A_ROWS * ld_a;
-#endfor
+#import tiled_across P=A p=a m=m
 #else
-    let ld_a = params.k / UNIT;
-    var at_a = (k_begin + a_col * 4u) / UNIT;
-    let next_a = DEPTH / UNIT;
-    let to_a = a_col * 4u * STRIDE + a_row / 4u;
-    let part_a = a_row % 4u;
-#for i 0 LOADS
-    let row_a{i} = min(m0 + a_row + {i}u * A_ROWS, params.m - 1u) * ld_a;
-#endfor
+#import tiled_along P=A p=a m=m
 #endif
 #endif
 #if FORM == 0
-    let to_b = b_col * 4u * STRIDE + b_row / 4u;
-    let part_b = b_row % 4u;
-    var group_b_now = b_group(min(k_begin + b_col * 4u, k_quad));
-#for i 0 LOADS
-    let row_b{i} = min(n0 + b_row + {i}u * B_ROWS, params.n - 1u);
-    let code_b{i} = row_b{i} * params.b.row_words;
-    var scale_b{i} = b_scale(row_b{i}, group_b_now);
-    var zero_b{i} = b_zero(row_b{i}, group_b_now);
-#endfor
+#import tiled_codes P=B p=b m=n
 #else
     let to_b = b_row * STRIDE + b_col;
     let col_b = min(n0 + b_col * 4u, (params.n - 1u) / 4u * 4u);
@@ -126,13 +60,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
     let group_b = b_group(col_b);
 #endif
 
-#for i 0 BLOCKS_M
-#for e 0 4
-#for j 0 BLOCKS_N
-    var c{i}_{e}_{j} = vec4<f32>();
-#endfor
-#endfor
-#endfor
     var k0 = k_begin;
 #for i 0 LOADS
 #if InA == u32
@@ -149,22 +76,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
 #endfor
     for (var step = 0u; step < steps; step++) {
         workgroupBarrier();
-#for i 0 LOADS
-#if FORM == 2
-        tile_a[to_a + {i}u * A_ROWS * STRIDE] = next_a{i};
-#else
-#for e 0 4
-        tile_a[to_a + {i}u * A_ROWS / 4u + {e}u * STRIDE][part_a] = next_a{i}[{e}];
-#endfor
-#endif
-#if FORM == 0
-#for e 0 4
-        tile_b[to_b + {i}u * B_ROWS / 4u + {e}u * STRIDE][part_b] = next_b{i}[{e}];
-#endfor
-#else
-        tile_b[to_b + {i}u * B_ROWS * STRIDE] = next_b{i};
-#endif
-#endfor
+#import tiled_stage AT=loop
         workgroupBarrier();
         k0 += DEPTH;
 #if InA != u32
@@ -172,24 +84,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
 #endif
         if step + 1u < steps {
 #if InA == u32
-            let k_a = k0 + a_col * 4u;
-            if a_group(k_a) != group_a {
-                group_a = a_group(k_a);
-#for i 0 LOADS
-                scale_a{i} = a_scale(row_a{i}, group_a);
-                zero_a{i} = a_zero(row_a{i}, group_a);
-#endfor
-            }
+#import tiled_group p=a
 #endif
 #if FORM == 0
-            let k_b = k0 + b_col * 4u;
-            if b_group(k_b) != group_b_now {
-                group_b_now = b_group(k_b);
-#for i 0 LOADS
-                scale_b{i} = b_scale(row_b{i}, group_b_now);
-                zero_b{i} = b_zero(row_b{i}, group_b_now);
-#endfor
-            }
+#import tiled_group p=b
 #endif
 #for i 0 LOADS
 #if InA == u32
@@ -207,19 +105,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
         }
 #for k 0 DEPTH
         {
-#for i 0 BLOCKS_M
-            let x{i} = tile_a[{k}u * STRIDE + {i}u * ROWS + ty];
-#endfor
-#for j 0 BLOCKS_N
-            let y{j} = tile_b[{k}u * STRIDE + {j}u * 16u + tx];
-#endfor
-#for i 0 BLOCKS_M
-#for e 0 4
-#for j 0 BLOCKS_N
-            c{i}_{e}_{j} = fma(vec4<f32>(x{i}[{e}]), y{j}, c{i}_{e}_{j});
-#endfor
-#endfor
-#endfor
+#import tiled_multiply K={k}u
         }
 #endfor
     }
@@ -233,7 +119,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
 #endif
 #if FORM == 0
         let k_b = min(k0 + b_col * 4u, k_quad);
-        group_b_now = b_group(k_b);
+        group_b = b_group(k_b);
 #endif
 #for i 0 LOADS
 #if InA == u32
@@ -247,7 +133,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
 #endif
 #endif
 #if FORM == 0
-        next_b{i} = b_scaled4(b_level4(b_codes4(code_b{i} + k_b / 32u * B_BITS, k_b % 32u / 4u), b_zero(row_b{i}, group_b_now)), b_scale(row_b{i}, group_b_now));
+        next_b{i} = b_scaled4(b_level4(b_codes4(code_b{i} + k_b / 32u * B_BITS, k_b % 32u / 4u), b_zero(row_b{i}, group_b)), b_scale(row_b{i}, group_b));
         next_b{i} = select(zero, next_b{i}, vec4<u32>(k0 + b_col * 4u) + ahead < vec4<u32>(k_end));
 #else
         let k_b{i} = min(k0 + b_row + {i}u * B_ROWS, k_last);
@@ -256,37 +142,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
 #endif
 #endfor
         workgroupBarrier();
-#for i 0 LOADS
-#if FORM == 2
-        tile_a[to_a + {i}u * A_ROWS * STRIDE] = next_a{i};
-#else
-#for e 0 4
-        tile_a[to_a + {i}u * A_ROWS / 4u + {e}u * STRIDE][part_a] = next_a{i}[{e}];
-#endfor
-#endif
-#if FORM == 0
-#for e 0 4
-        tile_b[to_b + {i}u * B_ROWS / 4u + {e}u * STRIDE][part_b] = next_b{i}[{e}];
-#endfor
-#else
-        tile_b[to_b + {i}u * B_ROWS * STRIDE] = next_b{i};
-#endif
-#endfor
+#import tiled_stage AT=rest
         workgroupBarrier();
         for (var k = 0u; k < k_end - k0; k++) {
-#for i 0 BLOCKS_M
-            let x{i} = tile_a[k * STRIDE + {i}u * ROWS + ty];
-#endfor
-#for j 0 BLOCKS_N
-            let y{j} = tile_b[k * STRIDE + {j}u * 16u + tx];
-#endfor
-#for i 0 BLOCKS_M
-#for e 0 4
-#for j 0 BLOCKS_N
-            c{i}_{e}_{j} = fma(vec4<f32>(x{i}[{e}]), y{j}, c{i}_{e}_{j});
-#endfor
-#endfor
-#endfor
+#import tiled_multiply K=k
         }
     }
     // One loop keeps the epilogue's code in one place.
