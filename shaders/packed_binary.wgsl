@@ -8,48 +8,14 @@
 // Bounds: as packed_integer.wgsl; words beyond the last one of a row are 0 and not loaded, bits beyond the last column are cleared, both in both
 // operands: they do not differ. Tier: baseline.
 #import matmul_epilogue
-@group(0) @binding(1) var<storage, read> a_codes: array<u32>;
-@group(0) @binding(2) var<storage, read> a_side: array<u32>;
-@group(0) @binding(3) var<storage, read> b_codes: array<u32>;
-@group(0) @binding(4) var<storage, read> b_side: array<u32>;
-#import packed_scales p=a
-#import packed_scales p=b
+#import packed_pair RUN=128u
+#import packed_bits p=a
+#import packed_bits p=b
 
-const TILE: u32 = 16u * EDGE;
-const PARTS: u32 = 16u / EDGE;
-const DEPTH: u32 = 128u * PARTS;
-var<workgroup> tile_a: array<vec4<u32>, 256>;
-var<workgroup> tile_b: array<vec4<u32>, 256>;
 #if GROUPED
 var<workgroup> scales_a: array<f32, 256>;   // by row and part
 var<workgroup> scales_b: array<f32, 256>;
 #endif
-
-// Eight neighbouring rows of one part fall on different banks.
-fn slot(row: u32, part: u32) -> u32 { return row * PARTS + (part ^ (row * PARTS / 8u % PARTS)); }
-
-// The bits of a row that has `cols`, from column k on.
-fn load_a(row: u32, k: u32) -> vec4<u32> {
-    var v = vec4<u32>();
-    let words = params.a.row_words;
-#for e 0 4
-    if k / 32u + {e}u < words { v[{e}] = a_codes[row * words + k / 32u + {e}u]; }
-#endfor
-    return v & inside(k);
-}
-fn load_b(row: u32, k: u32) -> vec4<u32> {
-    var v = vec4<u32>();
-    let words = params.b.row_words;
-#for e 0 4
-    if k / 32u + {e}u < words { v[{e}] = b_codes[row * words + k / 32u + {e}u]; }
-#endfor
-    return v & inside(k);
-}
-// The bits from k on that are before the end of K.
-fn inside(k: u32) -> vec4<u32> {
-    let left = vec4<u32>(clamp(vec4<i32>(i32(params.k) - i32(k)) - vec4<i32>(0, 32, 64, 96), vec4<i32>(), vec4<i32>(32)));
-    return select((vec4<u32>(1u) << (left & vec4<u32>(31u))) - 1u, vec4<u32>(0xffffffffu), left == vec4<u32>(32u));
-}
 
 fn carry(a: u32, b: u32, c: u32) -> u32 { return (a & b) | (c & (a ^ b)); }
 // How many bits two runs of 256 differ in.
@@ -68,16 +34,7 @@ fn differences(x0: vec4<u32>, x1: vec4<u32>, y0: vec4<u32>, y1: vec4<u32>) -> u3
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    let m0 = wg.y * TILE;
-    let n0 = wg.x * TILE;
-    // 32 consecutive invocations cover 8 (n) x 4 (m).
-    let tx = index / 32u % 2u * 8u + index % 8u;
-    let ty = index / 64u * 4u + index / 8u % 4u;
-    let row = index / PARTS;
-    let part = index % PARTS;
-    let to = slot(row, part);
-    let row_a = min(m0 + row, params.m - 1u);
-    let row_b = min(n0 + row, params.n - 1u);
+#import packed_pair_begin
 #for i 0 EDGE
 #for j 0 EDGE
     var c{i}_{j} = 0u;
@@ -89,8 +46,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
 #if GROUPED
     let shift = min(params.a.group_shift, params.b.group_shift);
 #endif
-    var next_a = load_a(row_a, part * 128u);
-    var next_b = load_b(row_b, part * 128u);
+    var next_a = a_bits128(row_a, part * 128u);
+    var next_b = b_bits128(row_b, part * 128u);
     for (var k0 = 0u; k0 < params.k; k0 += DEPTH) {
         workgroupBarrier();
         tile_a[to] = next_a;
@@ -101,8 +58,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
         scales_b[index] = b_stored(row_b, at >> params.b.group_shift);
 #endif
         workgroupBarrier();
-        next_a = load_a(row_a, k0 + DEPTH + part * 128u);
-        next_b = load_b(row_b, k0 + DEPTH + part * 128u);
+        next_a = a_bits128(row_a, k0 + DEPTH + part * 128u);
+        next_b = b_bits128(row_b, k0 + DEPTH + part * 128u);
 #if GROUPED
         for (var v = 0u; v < PARTS; v++) {
 #for j 0 EDGE
@@ -155,26 +112,14 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
         }
 #endif
     }
-    // One loop keeps the epilogue's code in one place.
-    var tile: array<f32, EDGE * EDGE>;
+#if GROUPED
+#import packed_pair_finish SUM=sum
+#else
 #for i 0 EDGE
 #for j 0 EDGE
-#if GROUPED
-    tile[{i}u * EDGE + {j}u] = v{i}_{j};
-#else
-    tile[{i}u * EDGE + {j}u] = f32(i32(params.k) - 2 * i32(c{i}_{j}));
-#endif
+    let v{i}_{j} = f32(i32(params.k) - 2 * i32(c{i}_{j}));
 #endfor
 #endfor
-    for (var e = 0u; e < EDGE * EDGE; e++) {
-        let at_m = m0 + e / EDGE * 16u + ty;
-        let at_n = n0 + e % EDGE * 16u + tx;
-        if at_m < params.m && at_n < params.n {
-#if GROUPED
-            finish1(0u, at_m, at_n, tile[e]);
-#else
-            finish1(0u, at_m, at_n, tile[e] * (0.25 * a_stored(at_m, 0u)) * b_stored(at_n, 0u));
+#import packed_pair_finish SUM=sum*(0.25*a_stored(at_m,0u))*b_stored(at_n,0u)
 #endif
-        }
-    }
 }

@@ -10,20 +10,10 @@
 // (its sum is 0). Slots are a permutation of 0 .. 255: rows are below TILE, parts below PARTS, TILE PARTS = 256, and the exclusive or of a part
 // stays below PARTS. The host has checked that no sum leaves i32. The loops count up to bounds that do not change. Tier: baseline.
 #import matmul_epilogue
-@group(0) @binding(1) var<storage, read> a_codes: array<u32>;
-@group(0) @binding(2) var<storage, read> a_side: array<u32>;
-@group(0) @binding(3) var<storage, read> b_codes: array<u32>;
-@group(0) @binding(4) var<storage, read> b_side: array<u32>;
-#import packed_scales p=a
-#import packed_scales p=b
+#import packed_pair RUN=16u
 #import packed_bytes p=a
 #import packed_bytes p=b
 
-const TILE: u32 = 16u * EDGE;
-const PARTS: u32 = 16u / EDGE;
-const DEPTH: u32 = 16u * PARTS;
-var<workgroup> tile_a: array<vec4<u32>, 256>;
-var<workgroup> tile_b: array<vec4<u32>, 256>;
 // By row and part: sums of the bytes since the group's start, scales per unit, and what values are more than bytes.
 var<workgroup> sums_a: array<i32, 256>;
 var<workgroup> sums_b: array<i32, 256>;
@@ -31,9 +21,6 @@ var<workgroup> excess_a: array<i32, 256>;
 var<workgroup> excess_b: array<i32, 256>;
 var<workgroup> scales_a: array<f32, 256>;
 var<workgroup> scales_b: array<f32, 256>;
-
-// Eight neighbouring rows of one part fall on different banks.
-fn slot(row: u32, part: u32) -> u32 { return row * PARTS + (part ^ (row * PARTS / 8u % PARTS)); }
 
 fn total(v: vec4<u32>) -> i32 {
     let ones = 0x01010101u;
@@ -54,16 +41,7 @@ fn sum_b(row: u32, v: u32, shift: u32) -> i32 {
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    let m0 = wg.y * TILE;
-    let n0 = wg.x * TILE;
-    // 32 consecutive invocations cover 8 (n) x 4 (m).
-    let tx = index / 32u % 2u * 8u + index % 8u;
-    let ty = index / 64u * 4u + index / 8u % 4u;
-    let row = index / PARTS;
-    let part = index % PARTS;
-    let to = slot(row, part);
-    let row_a = min(m0 + row, params.m - 1u);
-    let row_b = min(n0 + row, params.n - 1u);
+#import packed_pair_begin
     let units_a = a_units();
     let units_b = b_units();
     let shift = min(params.a.group_shift, params.b.group_shift);
@@ -133,16 +111,5 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
     let length = i32(params.k);
 #import packed_integer_scale
 #endif
-    // One loop keeps the epilogue's code in one place.
-    var tile: array<f32, EDGE * EDGE>;
-#for i 0 EDGE
-#for j 0 EDGE
-    tile[{i}u * EDGE + {j}u] = v{i}_{j};
-#endfor
-#endfor
-    for (var e = 0u; e < EDGE * EDGE; e++) {
-        let at_m = m0 + e / EDGE * 16u + ty;
-        let at_n = n0 + e % EDGE * 16u + tx;
-        if at_m < params.m && at_n < params.n { finish1(0u, at_m, at_n, tile[e]); }
-    }
+#import packed_pair_finish SUM=sum
 }
