@@ -24,21 +24,13 @@
 
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    let m0 = wg.y * TILE;
-    let n0 = wg.x * TILE;
     let batch = wg.z / params.splits;
     let k_begin = (wg.z % params.splits) * params.split;
     let k_length = min(params.k, k_begin + params.split) - k_begin;
     let slices = k_length / DEPTH;
-    let subgroup = index / 32u;
-    let wm0 = subgroup / 2u * 64u;
-    let wn0 = subgroup % 2u * 64u;
+#import coop_begin
 
     // Where this invocation reads (at_) and writes (to_), and where its subgroup's blocks start (from_).
-    let across_col = index % 32u;
-    let across_row = index / 32u;
-    let along_col = index % 8u;
-    let along_row = index / 64u * 8u + index / 8u % 2u * 4u + index / 16u % 4u;
 #if FORM == 2
     let ld_a = params.m / 4u;
 #if FULL
@@ -104,12 +96,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
 #else
     let next_b = DEPTH * ld_b;
 #endif
-
-#for i 0 4
-#for j 0 4
-    var c{i}_{j} = coop_mat16x16<f32, C>();
-#endfor
-#endfor
 
     if slices > 0u {
 #for i 0 8

@@ -34,14 +34,10 @@
 
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    let m0 = wg.y * TILE;
-    let n0 = wg.x * TILE;
     let k_begin = wg.z * params.split;
     let k_length = min(params.k, k_begin + params.split) - k_begin;
     let slices = (k_length + DEPTH - 1u) / DEPTH;
-    let subgroup = index / 32u;
-    let wm0 = subgroup / 2u * 64u;
-    let wn0 = subgroup % 2u * 64u;
+#import coop_begin
 #if B_FOLD
     let scaling_b = b_scaling();
 #endif
@@ -55,8 +51,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
 
     // Where this invocation reads and writes (to_), and where its subgroup's blocks start (from_).
 #if FORM == 2
-    let across_col = index % 32u;
-    let across_row = index / 32u;
     let ld_a = params.m / 4u;
     let edge_a = min(m0 / 4u + across_col, ld_a - 1u);
     let last_a = (params.k - 1u) * ld_a + edge_a;
@@ -70,8 +64,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
     let last_unit_a = (params.k + 31u) / 32u - 1u;
     let to_a = index * A_STRIDE;
 #else
-    let along_col = index % 8u;
-    let along_row = index / 64u * 8u + index / 8u % 2u * 4u + index / 16u % 4u;
     let ld_a = params.k / 4u;
     let to_a = along_row * A_STRIDE + along_col;
 #for i 0 8
@@ -103,12 +95,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) i
     var scales_b = vec2<u32>();
 #endif
 #endif
-
-#for i 0 4
-#for j 0 4
-    var c{i}_{j} = coop_mat16x16<f32, C>();
-#endfor
-#endfor
 
     workgroupBarrier();
     {

@@ -34,6 +34,7 @@ const SNIPPETS: &[(&str, &str)] = &[
     ("tiled_codes", include_str!("../../shaders/common/tiled_codes.wgsl")),
     ("tiled_group", include_str!("../../shaders/common/tiled_group.wgsl")),
     ("coop_tile", include_str!("../../shaders/common/coop_tile.wgsl")),
+    ("coop_begin", include_str!("../../shaders/common/coop_begin.wgsl")),
     ("coop_multiply", include_str!("../../shaders/common/coop_multiply.wgsl")),
     ("coop_finish", include_str!("../../shaders/common/coop_finish.wgsl")),
     ("packed_coop_fetch", include_str!("../../shaders/common/packed_coop_fetch.wgsl")),
