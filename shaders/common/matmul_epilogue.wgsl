@@ -3,8 +3,8 @@
 // BIAS, EPILOGUE (0 none; 1 activation, keeping the sum before it in `pre`; 2 times the activation's derivative at `pre`;
 // 3 residual, added after the dropout), DROPOUT, ACTIVATION, OUT_AT (the binding of `out`; the operands come before it), EXTRA (that of `pre` or
 // of the residual).
-// PACKED: an operand is quantized. Such kernels have many variants by format, so there BIAS and, with OPEN, DROPOUT say what may be, and
-// params.flags what is; with OPEN, ACTIVATION is 4, by params.activation; FORM 1 has a mask in place of the bias.
+// PACKED: an operand is quantized. Such kernels have many variants by format, so there BIAS and DROPOUT say what may be, and params.flags what
+// is; ACTIVATION may be 4, by params.activation; FORM 1 has a mask in place of the bias.
 #import activation
 #if PACKED
 #import packed_info
@@ -76,9 +76,7 @@ fn passes(row: u32, col: u32) -> bool { return (mask[row * ((params.n + 31u) / 3
 // The factors on elements 4 i .. 4 i + 3.
 fn kept(i: u32) -> vec4<f32> {
 #if PACKED
-#if OPEN
     if (params.flags & 2u) == 0u { return vec4<f32>(1.0); }
-#endif
 #endif
     return dropout_factors(vec2<u32>(params.seed0, params.seed1), i, params.op, state.step, params.micro, params.threshold, params.keep_scale);
 }

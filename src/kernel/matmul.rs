@@ -272,7 +272,6 @@ fn defines(form: Form, types: [DType; 3], vec: bool, bias: bool, (epilogue, acti
         ("ACTIVATION", activation.into()),
         ("DROPOUT", dropout.into()),
         ("PACKED", false.into()),
-        ("OPEN", false.into()),
         ("OUT_AT", 3u32.into()),
     ];
     if epilogue > 0 || dropout {

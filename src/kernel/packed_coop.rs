@@ -106,10 +106,10 @@ fn operands(form: Form) -> Vec<(Option<Coded>, Coded)> {
 /// results, and costs a product of 16384 x 1536 x 384 two thirds more time.
 fn of(form: Form, a: Option<Coded>, b: Coded, out: Define, epilogue: u32, open: bool) -> Defines {
     let left = if a.is_some() { PACKED } else { Scalar::F16.into() };
-    let mut all = defines(form, left, out, epilogue, true);
+    let mut all = defines(form, left, out, epilogue, true, false);
     if !open {
-        all.retain(|(name, _)| !["OPEN", "ACTIVATION"].contains(name));
-        all.extend([("OPEN", false.into()), ("ACTIVATION", Activation::Gelu.code().into())]);
+        all.retain(|(name, _)| *name != "ACTIVATION");
+        all.push(("ACTIVATION", Activation::Gelu.code().into()));
     }
     all.extend([("FULL", false.into()), ("A_PACKED", a.is_some().into())]);
     all.extend(b.defines(&packed::B, ["B_FOLD", "B_HALVES", "B_DOUBLE"]));
@@ -168,7 +168,7 @@ pub(super) fn dispatch(context: &Context, spec: &PackedMatmul<'_>, split: usize,
     let open = activation != Activation::Gelu.code();
     let defines = of(spec.form, left(spec), right, spec.out.dtype().into(), epilogue, open);
     let grid = Grid::Xyz([dim(spec.n.div_ceil(TILE))?, dim(spec.m.div_ceil(TILE))?, dim(parts)?]);
-    context.dispatch_tier(&KERNEL, Tier::Coop, &defines, &params(spec, split, parts)?, &bindings(spec), grid)
+    context.dispatch_tier(&KERNEL, Tier::Coop, &defines, &params(spec, split, parts)?, &bindings(spec, false), grid)
 }
 
 #[cfg(test)]

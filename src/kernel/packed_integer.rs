@@ -33,7 +33,7 @@ pub(super) fn variants() -> Vec<Defines> {
 
 fn of(out: Define, epilogue: u32, grouped: bool, shape: Shape) -> Defines {
     let edge = Define::U32(if shape == Shape::Small { 4 } else { 8 });
-    let mut all = defines(Form::Nt, PACKED, out, epilogue, false);
+    let mut all = defines(Form::Nt, PACKED, out, epilogue, false, true);
     all.extend([("GROUPED", grouped.into()), ("EDGE", edge)]);
     all
 }
@@ -88,5 +88,5 @@ pub(super) fn dispatch_by(
     let tile = shape.tile();
     let grid = Workgroups::Xyz([dim(spec.n.div_ceil(tile))?, dim(spec.m.div_ceil(tile))?, 1]);
     let defines = of(spec.out.dtype().into(), tail(&spec.epilogue).0, grouped, shape);
-    context.dispatch_tier(kernel, Tier::Baseline, &defines, &params(spec, spec.k, 1)?, &bindings(spec), grid)
+    context.dispatch_tier(kernel, Tier::Baseline, &defines, &params(spec, spec.k, 1)?, &bindings(spec, true), grid)
 }

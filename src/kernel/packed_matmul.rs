@@ -236,9 +236,9 @@ pub(super) fn tail<'a>(epilogue: &Epilogue<'a>) -> (u32, u32, Option<Dropout<'a>
     }
 }
 
-/// The defines of `shaders/common/matmul_epilogue.wgsl`. Which activation, and whether there is a bias, a mask or a dropout, is decided at run
-/// time: formats have variants enough.
-pub(super) fn defines(form: Form, a: Define, out: Define, epilogue: u32, vec: bool) -> Defines {
+/// The defines of `shaders/common/matmul_epilogue.wgsl`. Which activation, and whether there is a bias, a mask or, where the kernel `drops`, a
+/// dropout, is decided at run time: formats have variants enough.
+pub(super) fn defines(form: Form, a: Define, out: Define, epilogue: u32, vec: bool, drops: bool) -> Defines {
     let at: u32 = if a == PACKED { 5 } else { 4 };
     let mut defines: Defines = vec![
         ("FORM", form_code(form).into()),
@@ -248,9 +248,8 @@ pub(super) fn defines(form: Form, a: Define, out: Define, epilogue: u32, vec: bo
         ("BIAS", (form == Form::Nt).into()),
         ("EPILOGUE", epilogue.into()),
         ("ACTIVATION", Define::U32(if matches!(epilogue, 1 | 2) { 4 } else { 0 })),
-        ("DROPOUT", (epilogue == 3).into()),
+        ("DROPOUT", (drops && epilogue == 3).into()),
         ("PACKED", true.into()),
-        ("OPEN", true.into()),
         ("OUT_AT", at.into()),
     ];
     if epilogue > 0 {
@@ -304,7 +303,7 @@ pub(super) fn params(spec: &PackedMatmul<'_>, split: usize, parts: usize) -> Res
 
 /// What those defines ask for: operands, result, bias or mask, what follows. Side data stands in for what is not there; it is at least as long
 /// as any structure.
-pub(super) fn bindings<'a>(spec: &PackedMatmul<'a>) -> Vec<Binding<'a>> {
+pub(super) fn bindings<'a>(spec: &PackedMatmul<'a>, drops: bool) -> Vec<Binding<'a>> {
     let none = spec.b.side();
     let mut all = match spec.a {
         Operand::Dense(a) => vec![a.read()],
@@ -321,7 +320,8 @@ pub(super) fn bindings<'a>(spec: &PackedMatmul<'a>) -> Vec<Binding<'a>> {
         Epilogue::Activation(_, pre) => all.push(pre.write()),
         Epilogue::ActivationGrad(_, pre) => all.push(pre.read()),
         Epilogue::Residual(residual, dropout) => {
-            all.extend([residual.read(), dropout.map_or(none, |d| d.state).read()]);
+            all.push(residual.read());
+            all.extend(drops.then(|| dropout.map_or(none, |d| d.state).read()));
         }
     }
     all

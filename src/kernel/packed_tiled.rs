@@ -40,7 +40,7 @@ fn of(
     shape: Shape,
     decode: Decode,
 ) -> crate::shader::Defines {
-    [defines(form, a, out, epilogue, vec), shape.defines().to_vec(), decode.defines(&B)].concat()
+    [defines(form, a, out, epilogue, vec, true), shape.defines().to_vec(), decode.defines(&B)].concat()
 }
 
 /// Whether the kernel can do this product.
@@ -78,5 +78,5 @@ pub(super) fn dispatch(
     let defines = of(spec.form, a, spec.out.dtype().into(), epilogue, vectors(spec), shape, decode);
     let tile = shape.tile();
     let grid = Grid::Xyz([dim(spec.n.div_ceil(tile))?, dim(spec.m.div_ceil(tile))?, dim(parts)?]);
-    context.dispatch_tier(&KERNEL, Tier::Baseline, &defines, &params(spec, split, parts)?, &bindings(spec), grid)
+    context.dispatch_tier(&KERNEL, Tier::Baseline, &defines, &params(spec, split, parts)?, &bindings(spec, true), grid)
 }
