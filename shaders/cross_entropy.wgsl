@@ -6,7 +6,7 @@
 //
 // Bounds: row < rows and c < units wherever an array is read or written: logits and grad have rows * units units, targets and losses rows
 // elements; the target's unit is used only where it is below units. Loops advance to fixed ends.
-#import elem
+#import logits
 #import row
 #if HAS_STATE
 #import step_state
@@ -31,8 +31,6 @@ struct Params { rows: u32, units: u32, classes: u32, factor: f32 }
 @group(0) @binding(5) var<storage, read_write> grad: array<E>;      // [rows, units]
 #endif
 #endif
-// Below every logit of use; its distance to any of them does not overflow.
-const LOWEST: f32 = -1e38;
 
 fn component(v: V, i: u32) -> f32 {
 #if WIDTH == 4
@@ -47,25 +45,6 @@ fn one_hot(i: u32) -> V {
     return select(vec4<f32>(0.0), vec4<f32>(1.0), vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(i));
 #else
     return 1.0;
-#endif
-}
-
-// The logits of a unit of columns; those beyond the classes are padding and lower than any other.
-fn load(base: u32, c: u32) -> V {
-    let z = logits[base + c];
-    if (c + 1u) * WIDTH <= params.classes { return z; }
-#if WIDTH == 4
-    return select(vec4<f32>(LOWEST), z, vec4<u32>(0u, 1u, 2u, 3u) + c * 4u < vec4<u32>(params.classes));
-#else
-    return LOWEST;
-#endif
-}
-
-fn largest(v: V) -> f32 {
-#if WIDTH == 4
-    return max(max(v.x, v.y), max(v.z, v.w));
-#else
-    return v;
 #endif
 }
 
@@ -91,7 +70,7 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
     var m = V(LOWEST);
     var s = V(0.0);
     for (var c = inv.index; c < units; c += WG_SIZE) {
-        let z = load(base, c);
+        let z = masked(logits[base + c], c, LOWEST);
         if c == target_unit { target_logit = component(z, t % WIDTH); }
         let n = max(m, z);
         s = s * exp(m - n) + exp(z - n);
@@ -103,9 +82,7 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
     // The owner of the target's column writes the loss; of a row that has none, invocation 0.
     if counted {
         if inv.index == target_unit % WG_SIZE {
-            // Some drivers' logarithm of a NaN is a number.
-            let failed = (bitcast<u32>(sum) & 0x7f800000u) == 0x7f800000u;
-            losses[row] = select(log(sum), sum, failed) + (row_largest - target_logit);
+            losses[row] = log_sum(sum) + (row_largest - target_logit);
         }
     } else if inv.index == 0u {
         var bits = 0u;
@@ -121,7 +98,7 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
     for (var c = inv.index; c < units; c += WG_SIZE) {
         var g = V(0.0);
         if counted {
-            g = exp(load(base, c) - row_largest) * scale;
+            g = exp(masked(logits[base + c], c, LOWEST) - row_largest) * scale;
             if c == target_unit { g -= one_hot(t % WIDTH); }
             g *= factor;
         }

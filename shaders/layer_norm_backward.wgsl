@@ -7,13 +7,8 @@
 // Bounds: row < rows and c < units, or an index at most the row's last, wherever an array is read or written: dy, x and dx have
 // rows * units units with units > 0, weight has units, mean and rstd have rows elements, partial_sums has OUTPUTS * units units per chunk
 // (the wrapper checks or allocates it). i < CACHE.
-#import elem
+#import elem_in
 #import row
-#if WIDTH == 4
-alias I = vec4<In>;
-#else
-alias I = In;
-#endif
 struct Params { rows: u32, units: u32, chunk: u32, chunks: u32, accumulate: u32, inv_cols: f32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> dy: array<E>;             // [rows, units]

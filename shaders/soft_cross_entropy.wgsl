@@ -4,7 +4,7 @@
 //
 // Bounds: row < rows and c < units wherever an array is read or written: logits, teacher and grad have rows * units units, losses has rows
 // elements. Loops advance to fixed ends.
-#import elem
+#import logits
 #import row
 #if HAS_STATE
 #import step_state
@@ -18,26 +18,6 @@ struct Params { rows: u32, units: u32, classes: u32, factor: f32 }
 #if HAS_STATE
 @group(0) @binding(5) var<storage, read> state: StepState;
 #endif
-// Below every logit of use; its distance to any of them does not overflow.
-const LOWEST: f32 = -1e38;
-
-// A unit of columns; those beyond the classes are padding and become `fill`.
-fn masked(v: V, c: u32, fill: f32) -> V {
-    if (c + 1u) * WIDTH <= params.classes { return v; }
-#if WIDTH == 4
-    return select(vec4<f32>(fill), v, vec4<u32>(0u, 1u, 2u, 3u) + c * 4u < vec4<u32>(params.classes));
-#else
-    return fill;
-#endif
-}
-
-fn largest(v: V) -> f32 {
-#if WIDTH == 4
-    return max(max(v.x, v.y), max(v.z, v.w));
-#else
-    return v;
-#endif
-}
 
 @compute @workgroup_size(WG_SIZE * ROWS)
 fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>) {
@@ -70,9 +50,7 @@ fn main(inv: Invocation, @builtin(workgroup_id) wg: vec3<u32>, @builtin(num_work
     let rescale = exp(n - y_largest);
     let y_sums = row_sum2(vec2<f32>(total(r * rescale), total(q * rescale)), inv);
     if inv.index == 0u {
-        // Some drivers' logarithm of a NaN is a number.
-        let failed = (bitcast<u32>(z_sum) & 0x7f800000u) == 0x7f800000u;
-        losses[row] = select(log(z_sum), z_sum, failed) + (z_largest - y_sums.y / y_sums.x);
+        losses[row] = log_sum(z_sum) + (z_largest - y_sums.y / y_sums.x);
     }
     var factor = params.factor;
 #if HAS_STATE

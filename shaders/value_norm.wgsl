@@ -4,13 +4,8 @@
 //
 // Bounds: row < rows and c < units wherever an array is read or written: u and out have rows * units units, values and bias have units,
 // mean and rstd have rows elements (the wrapper checks it). Loops advance to fixed ends.
-#import elem
+#import elem_in
 #import row
-#if WIDTH == 4
-alias I = vec4<In>;
-#else
-alias I = In;
-#endif
 struct Params { rows: u32, units: u32, biased: u32, inv_cols: f32, eps: f32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> u: array<I>;                // [rows, units]

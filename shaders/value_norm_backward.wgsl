@@ -6,13 +6,8 @@
 //
 // Bounds: row < rows and c < units wherever an array is read or written: dz, u and du have rows * units units, values has units, mean and
 // rstd have rows elements, partial_sums has ROWS * units units per chunk (the wrapper checks or allocates it). Loops advance to fixed ends.
-#import elem
+#import elem_in
 #import row
-#if WIDTH == 4
-alias I = vec4<In>;
-#else
-alias I = In;
-#endif
 struct Params { rows: u32, units: u32, chunk: u32, chunks: u32, accumulate: u32, inv_cols: f32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> dz: array<E>;                 // [rows, units]

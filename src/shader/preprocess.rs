@@ -75,6 +75,8 @@ const SNIPPETS: &[(&str, &str)] = &[
     ("quantize_side", include_str!("../../shaders/common/quantize_side.wgsl")),
     ("vector", include_str!("../../shaders/common/vector.wgsl")),
     ("elem", include_str!("../../shaders/common/elem.wgsl")),
+    ("elem_in", include_str!("../../shaders/common/elem_in.wgsl")),
+    ("logits", include_str!("../../shaders/common/logits.wgsl")),
     ("row.baseline", include_str!("../../shaders/common/row.baseline.wgsl")),
     ("row.subgroup", include_str!("../../shaders/common/row.subgroup.wgsl")),
     ("dropout", include_str!("../../shaders/common/dropout.wgsl")),
