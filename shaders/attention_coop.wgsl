@@ -15,18 +15,8 @@
 #endif
 
 const SLACK: f32 = 8.0;
-const S_STRIDE: u32 = 5u;
-const S_SIZE: u32 = 16u * S_STRIDE;
-const W_STRIDE: u32 = 6u;
-const W_SIZE: u32 = 16u * W_STRIDE;
-var<workgroup> scores: array<vec4<f32>, SUBGROUPS * S_SIZE>;
 var<workgroup> weights: array<vec4<f16>, SUBGROUPS * W_SIZE>;
 var<workgroup> votes: vec4<u32>;
-
-fn fetch(head: Head, part: u32, t: u32, i: u32) -> vec4<f16> {
-    let value = qkv[row_index(head.b, min(t, params.seq - 1u), part, head.h) + i];
-    return select(vec4<f16>(), value, t < params.seq);
-}
 
 @compute @workgroup_size(WG_SIZE)
 fn main(
@@ -34,23 +24,8 @@ fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) grid: vec3<u32>,
 ) {
-    let id = wg.y * grid.x + wg.x;
-    let heads = params.batch * params.heads;
-    let blocks = (params.seq + ROWS - 1u) / ROWS;
-    if id >= heads * blocks { return; }
-    let bh = id % heads;
-    let block = ROWS * (blocks - 1u - id / heads); // first row of the workgroup; the longest come first
-    let head = Head(bh / params.heads, bh % params.heads);
-    let lane = index % 32u;
-    let sub = index / 32u;
-    let own = block + 16u * sub;   // first query of the subgroup
-    let row = lane / 2u;
-    let side = lane % 2u;
+#import attention_coop_begin TURN=(blocks-1u-id/heads)
     let t = own + row;
-    let s_base = sub * S_SIZE;
-    let w_base = sub * W_SIZE;
-    let s_at = s_base + row * S_STRIDE + side * 2u;
-    let w_at = w_base + row * W_STRIDE + side * 2u;
 
 #for i 0 GROUPS
     workgroupBarrier();

@@ -11,18 +11,8 @@
 @group(0) @binding(5) var<storage, read> masks: array<u32>;
 #endif
 
-const S_STRIDE: u32 = 5u;
-const S_SIZE: u32 = TILE * S_STRIDE;
-const W_STRIDE: u32 = 6u;
-const W_SIZE: u32 = TILE * W_STRIDE;
 const W_SECOND: u32 = SUBGROUPS * W_SIZE;
-var<workgroup> scores: array<vec4<f32>, SUBGROUPS * S_SIZE>;
 var<workgroup> weights: array<vec4<f16>, 2u * SUBGROUPS * W_SIZE>;       // P with dropout, then dS
-
-fn fetch(head: Head, part: u32, t: u32, i: u32) -> vec4<f16> {
-    let value = qkv[row_index(head.b, min(t, params.seq - 1u), part, head.h) + i];
-    return select(vec4<f16>(), value, t < params.seq);
-}
 
 fn fetch_dout(head: Head, t: u32, i: u32) -> vec4<f16> {
     let value = dout[out_index(head.b, min(t, params.seq - 1u), head.h) + i];
@@ -35,22 +25,8 @@ fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) grid: vec3<u32>,
 ) {
-    let id = wg.y * grid.x + wg.x;
-    let heads = params.batch * params.heads;
-    let blocks = (params.seq + ROWS - 1u) / ROWS;
-    if id >= heads * blocks { return; }
-    let bh = id % heads;
-    let block = ROWS * (id / heads); // first row of the workgroup; the longest come first
-    let head = Head(bh / params.heads, bh % params.heads);
-    let lane = index % 32u;
-    let sub = index / 32u;
-    let own = block + 16u * sub;   // first key of the subgroup
-    let row = lane / 2u;  // the invocation's query in a tile
-    let column = (lane % 2u) * 2u;
-    let s_base = sub * S_SIZE;
-    let w_base = sub * W_SIZE;
-    let s_at = s_base + row * S_STRIDE + column;
-    let w_at = w_base + row * W_STRIDE + column;
+#import attention_coop_begin TURN=(id/heads)
+    let column = side * 2u;   // `row` is here that of a query in a tile
 
 #for i 0 GROUPS
     workgroupBarrier();
@@ -140,30 +116,8 @@ fn main(
         tile_b[(unit_row + {u}u * PACE) * STRIDE + unit] = b{u};
 #endfor
     }
-    let out_key = own + lane / 2u;
-    let at = s_base + (lane / 2u) * S_STRIDE + 2u * (lane % 2u);
 #for i 0 GROUPS
-    {
-        let done = dk{i};
-        coopStoreT(done, &scores[s_base], S_STRIDE);
-        workgroupBarrier();
-        if out_key < params.seq {
-            let to = row_index(head.b, out_key, 1u, head.h) + 4u * {i}u + 2u * (lane % 2u);
-            dqkv[to] = vec4<f16>(scores[at]);
-            dqkv[to + 1u] = vec4<f16>(scores[at + 1u]);
-        }
-        workgroupBarrier();
-    }
-    {
-        let done = dv{i};
-        coopStoreT(done, &scores[s_base], S_STRIDE);
-        workgroupBarrier();
-        if out_key < params.seq {
-            let to = row_index(head.b, out_key, 2u, head.h) + 4u * {i}u + 2u * (lane % 2u);
-            dqkv[to] = vec4<f16>(scores[at]);
-            dqkv[to + 1u] = vec4<f16>(scores[at + 1u]);
-        }
-        workgroupBarrier();
-    }
+#import attention_coop_gradient SUM=dk{i} PART=1u I={i}
+#import attention_coop_gradient SUM=dv{i} PART=2u I={i}
 #endfor
 }

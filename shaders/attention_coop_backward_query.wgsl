@@ -14,17 +14,7 @@
 @group(0) @binding(8) var<storage, read> state: StepState;
 #endif
 
-const S_STRIDE: u32 = 5u;
-const S_SIZE: u32 = 16u * S_STRIDE;
-const W_STRIDE: u32 = 6u;
-const W_SIZE: u32 = 16u * W_STRIDE;
-var<workgroup> scores: array<vec4<f32>, SUBGROUPS * S_SIZE>;
 var<workgroup> weights: array<vec4<f16>, SUBGROUPS * W_SIZE>;
-
-fn fetch(head: Head, part: u32, t: u32, i: u32) -> vec4<f16> {
-    let value = qkv[row_index(head.b, min(t, params.seq - 1u), part, head.h) + i];
-    return select(vec4<f16>(), value, t < params.seq);
-}
 
 fn fetch_dout(head: Head, t: u32, i: u32) -> vec4<f16> {
     let value = dout[out_index(head.b, min(t, params.seq - 1u), head.h) + i];
@@ -37,23 +27,8 @@ fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) grid: vec3<u32>,
 ) {
-    let id = wg.y * grid.x + wg.x;
-    let heads = params.batch * params.heads;
-    let blocks = (params.seq + ROWS - 1u) / ROWS;
-    if id >= heads * blocks { return; }
-    let bh = id % heads;
-    let block = ROWS * (blocks - 1u - id / heads); // first row of the workgroup; the longest come first
-    let head = Head(bh / params.heads, bh % params.heads);
-    let lane = index % 32u;
-    let sub = index / 32u;
-    let own = block + 16u * sub;
-    let row = lane / 2u;
-    let side = lane % 2u;
+#import attention_coop_begin TURN=(blocks-1u-id/heads)
     let t = own + row;
-    let s_base = sub * S_SIZE;
-    let w_base = sub * W_SIZE;
-    let s_at = s_base + row * S_STRIDE + side * 2u;
-    let w_at = w_base + row * W_STRIDE + side * 2u;
 
 #for i 0 GROUPS
     workgroupBarrier();
@@ -159,17 +134,6 @@ fn main(
 #endfor
     }
 #for i 0 GROUPS
-    {
-        let done = dq{i};
-        coopStoreT(done, &scores[s_base], S_STRIDE);
-        workgroupBarrier();
-        let at = s_base + row * S_STRIDE + 2u * side;
-        if t < params.seq {
-            let to = row_index(head.b, t, 0u, head.h) + 4u * {i}u + 2u * side;
-            dqkv[to] = vec4<f16>(scores[at]);
-            dqkv[to + 1u] = vec4<f16>(scores[at + 1u]);
-        }
-        workgroupBarrier();
-    }
+#import attention_coop_gradient SUM=dq{i} PART=0u I={i}
 #endfor
 }

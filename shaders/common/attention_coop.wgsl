@@ -28,3 +28,16 @@ var<workgroup> tile_b: array<vec4<f16>, TILE * STRIDE>;
 // What decides over the control flow round matrices is written out in each main and not in functions: naga takes the result of a function of
 // arguments for one that may differ between invocations.
 struct Head { b: u32, h: u32 }
+
+// From row to row and from subgroup to subgroup.
+const S_STRIDE: u32 = 5u;
+const S_SIZE: u32 = 16u * S_STRIDE;
+const W_STRIDE: u32 = 6u;
+const W_SIZE: u32 = 16u * W_STRIDE;
+var<workgroup> scores: array<vec4<f32>, SUBGROUPS * S_SIZE>;
+
+// Unit i of row t of a part of the binding qkv; 0 beyond the last row.
+fn fetch(head: Head, part: u32, t: u32, i: u32) -> vec4<f16> {
+    let value = qkv[row_index(head.b, min(t, params.seq - 1u), part, head.h) + i];
+    return select(vec4<f16>(), value, t < params.seq);
+}

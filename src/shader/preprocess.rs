@@ -18,6 +18,8 @@ const SNIPPETS: &[(&str, &str)] = &[
     ("reduce.subgroup", include_str!("../../shaders/common/reduce.subgroup.wgsl")),
     ("attention", include_str!("../../shaders/common/attention.wgsl")),
     ("attention_coop", include_str!("../../shaders/common/attention_coop.wgsl")),
+    ("attention_coop_begin", include_str!("../../shaders/common/attention_coop_begin.wgsl")),
+    ("attention_coop_gradient", include_str!("../../shaders/common/attention_coop_gradient.wgsl")),
     ("philox_wide", include_str!("../../shaders/common/philox_wide.wgsl")),
     ("attention_tile", include_str!("../../shaders/common/attention_tile.wgsl")),
     ("fan.baseline", include_str!("../../shaders/common/fan.baseline.wgsl")),
