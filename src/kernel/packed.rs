@@ -5,10 +5,14 @@ use crate::buffer::Buffer;
 use crate::format::{Format, Grid, Layout, PackedMatrix, Span, Store};
 use crate::shader::{Define, Defines};
 use crate::{Context, DType, Result};
+use std::sync::Arc;
 
 /// A quantized matrix `[rows, cols]` on the device, in the layout of [`PackedMatrix`]. Clones share the memory.
 #[derive(Clone, Debug)]
-pub struct Packed {
+pub struct Packed(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
     format: Format,
     layout: Layout,
     codes: Buffer,
@@ -26,7 +30,7 @@ impl Packed {
         let layout = Layout::new(&format, rows, cols)?;
         let codes = context.alloc(layout.code_words, DType::U32)?;
         let side = context.alloc(layout.side_words, DType::U32)?;
-        Ok(Self { format, layout, codes, side, tally: context.tally()? })
+        Ok(Self(Arc::new(Parts { format, layout, codes, side, tally: context.tally()? })))
     }
 
     /// A copy of a matrix of the host.
@@ -36,8 +40,8 @@ impl Packed {
     pub fn from_host(context: &Context, matrix: &PackedMatrix) -> Result<Self> {
         let layout = *matrix.layout();
         let packed = Self::empty(context, matrix.format(), layout.rows, layout.cols)?;
-        context.upload(&packed.codes, bytemuck::cast_slice(matrix.codes()))?;
-        context.upload(&packed.side, bytemuck::cast_slice(matrix.side()))?;
+        context.upload(&packed.0.codes, bytemuck::cast_slice(matrix.codes()))?;
+        context.upload(&packed.0.side, bytemuck::cast_slice(matrix.side()))?;
         Ok(packed)
     }
 
@@ -46,44 +50,44 @@ impl Packed {
     /// # Errors
     /// As [`crate::Tensor::to_vec`].
     pub fn to_host(&self, context: &Context) -> Result<PackedMatrix> {
-        let (codes, side) = (context.readback(&self.codes)?, context.readback(&self.side)?);
+        let (codes, side) = (context.readback(&self.0.codes)?, context.readback(&self.0.side)?);
         let words = |bytes: Vec<u8>| bytemuck::pod_collect_to_vec(&bytes);
-        let Layout { rows, cols, .. } = self.layout;
-        PackedMatrix::from_words(self.format, rows, cols, words(codes.wait()?), words(side.wait()?))
+        let Layout { rows, cols, .. } = self.0.layout;
+        PackedMatrix::from_words(self.0.format, rows, cols, words(codes.wait()?), words(side.wait()?))
     }
 
     /// The format.
     #[must_use]
     pub fn format(&self) -> Format {
-        self.format
+        self.0.format
     }
 
     /// Sizes and places.
     #[must_use]
     pub fn layout(&self) -> &Layout {
-        &self.layout
+        &self.0.layout
     }
 
     /// Packed codes, u32.
     #[must_use]
     pub fn codes(&self) -> &Buffer {
-        &self.codes
+        &self.0.codes
     }
 
     /// Header, scales and zero points, u32.
     #[must_use]
     pub fn side(&self) -> &Buffer {
-        &self.side
+        &self.0.side
     }
 
     pub(super) fn tally(&self) -> &Buffer {
-        &self.tally
+        &self.0.tally
     }
 
     /// Bytes of codes and side data.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.codes.bytes() + self.side.bytes()
+        self.0.codes.bytes() + self.0.side.bytes()
     }
 
     /// What shaders are told of the layout.
@@ -91,17 +95,17 @@ impl Packed {
     /// # Errors
     /// [`crate::Error::Limit`] where a size does not fit 32 bits.
     pub(crate) fn info(&self) -> Result<PackedInfo> {
-        let l = &self.layout;
-        let half = 1u32 << (self.format.bits() - 1);
+        let l = &self.0.layout;
+        let half = 1u32 << (self.0.format.bits() - 1);
         Ok(PackedInfo {
             cols: dim(l.cols)?,
             row_words: dim(l.row_words)?,
             groups: dim(l.groups)?,
-            group_shift: match self.format.span() {
+            group_shift: match self.0.format.span() {
                 Span::Group(n) => n.trailing_zeros(),
                 Span::Row | Span::Tensor => 31,
             },
-            store: match self.format.store() {
+            store: match self.0.format.store() {
                 Store::F32 => 0,
                 Store::F16 => 1,
                 Store::E8M0(_) => 2,
@@ -114,11 +118,11 @@ impl Packed {
             nested_at: dim(l.nested_at)?,
             map_at: dim(l.map_at)?,
             #[expect(clippy::cast_precision_loss, reason = "at most 128")]
-            zero: match self.format.grid() {
+            zero: match self.0.format.grid() {
                 Grid::Centred { .. } => half as f32 - 0.5,
                 _ => half as f32,
             },
-            code: Decode::of(&self.format).word(),
+            code: Decode::of(&self.0.format).word(),
         })
     }
 }
