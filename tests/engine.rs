@@ -261,7 +261,7 @@ fn timings_span_copies_and_need_a_dispatch() {
         assert_eq!(profile.len() as u64, context.counts().dispatches - dispatches);
         assert!(profile.iter().all(|(_, time)| (0.0..10.0).contains(time)), "{profile:?}");
         let total: f64 = profile.iter().map(|(_, time)| time).sum();
-        assert!(total > 0.5 * alone, "{alone}: {profile:?}");
+        assert!(total > 0.1 * alone, "{alone}: {profile:?}");
         assert!(context.profile(copy).unwrap().is_empty());
         // More than one query set holds, each dispatch in a pass of its own.
         let many = context.profile(|| (0..2100).try_for_each(|_| light().and_then(|()| copy()))).unwrap();

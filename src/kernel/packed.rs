@@ -5,7 +5,7 @@ use crate::buffer::Buffer;
 use crate::format::{Format, Grid, Layout, PackedMatrix, Span, Store};
 use crate::shader::{Define, Defines};
 use crate::{Context, DType, Result};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A quantized matrix `[rows, cols]` on the device, in the layout of [`PackedMatrix`]. Clones share the memory.
 #[derive(Clone, Debug)]
@@ -17,8 +17,8 @@ struct Parts {
     layout: Layout,
     codes: Buffer,
     side: Buffer,
-    /// For [`crate::kernel::quantize`] to count its workgroups with: zeros before and after.
-    tally: Buffer,
+    /// For [`crate::kernel::quantize`] to count its workgroups with, from the first time that it does: zeros before and after.
+    tally: Mutex<Option<Buffer>>,
 }
 
 impl Packed {
@@ -30,7 +30,7 @@ impl Packed {
         let layout = Layout::new(&format, rows, cols)?;
         let codes = context.alloc(layout.code_words, DType::U32)?;
         let side = context.alloc(layout.side_words, DType::U32)?;
-        Ok(Self(Arc::new(Parts { format, layout, codes, side, tally: context.tally()? })))
+        Ok(Self(Arc::new(Parts { format, layout, codes, side, tally: Mutex::new(None) })))
     }
 
     /// A copy of a matrix of the host.
@@ -80,8 +80,13 @@ impl Packed {
         &self.0.side
     }
 
-    pub(super) fn tally(&self) -> &Buffer {
-        &self.0.tally
+    /// Of this matrix alone, so that quantizing another one need not wait.
+    pub(super) fn tally(&self, context: &Context) -> Result<Buffer> {
+        let mut tally = self.0.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*tally {
+            Some(tally) => Ok(tally.clone()),
+            None => Ok(tally.insert(context.tally()?).clone()),
+        }
     }
 
     /// Bytes of codes and side data.

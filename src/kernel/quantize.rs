@@ -660,9 +660,8 @@ fn encode(
         let workgroups = layout.rows.div_ceil(128 / team as usize);
         // Neither state nor scratch.
         let mut bindings = [&bindings[..1], &bindings[2..5]].concat();
-        if !options.skip_norm {
-            bindings.push(out.tally().write());
-        }
+        let tally = if options.skip_norm { None } else { Some(out.tally(context)?) };
+        bindings.extend(tally.as_ref().map(Buffer::write));
         context.dispatch(&ROWS_SUBGROUP, &defines, recipe, &bindings, Grid::Linear(workgroups as u64))?;
         return Ok(!options.skip_norm);
     }
