@@ -12,9 +12,9 @@
 // M: 0 for powers of two, whose OUTER groups are the block's highest bits; else a block is M chunks of 2^k, chunk c is register c, and
 // their product with the M x M matrix comes first. Where a chunk is shorter than a vec4 (K below 2), an invocation owns a whole block.
 //
-// EXTRA: the sum of the terms that the input is, a mask of it, random signs before (or, transposed, after) the transform, accumulation; with GELU_GRAD the result times the
-// derivative of the exact GELU at `pre`. Bit `column` of the row's Philox
-// stream is the sign: word (column / 32) % 4 of the call with counter (column / 128, op, step, 0), lowest bit first, 1 is minus.
+// EXTRA: the sum of the terms that the input is, a mask of it, random signs before (or, transposed, after) the transform, accumulation; with
+// GELU_GRAD the result times the derivative of the exact GELU at `pre`. Bit `column` of the row's Philox stream is the sign: word
+// (column / 32) % 4 of the call with counter (column / 128, op, step, 0), lowest bit first, 1 is minus.
 //
 // PREFETCH: workgroups go on to further tiles and load AHEAD vec4 of the next one before they exchange those of this one, the rest as
 // they store, where a block takes so many registers that no second workgroup runs beside one.

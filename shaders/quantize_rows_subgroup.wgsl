@@ -3,8 +3,8 @@
 // CHUNKS of 16 columns each. So a row is read once, and of a rotation by 128 only three stages cross lanes. (A shuffle costs as much as four
 // additions, a conversion as much as eight, hence the rounding by a large addend; with whole units per lane shuffles are fewer, but so are the
 // lanes: rows of 384 take twice as long.) What is chosen at run time is chosen once per row. Bounds: a vec4 is loaded where the row has it, a word
-// written where the row has its unit; what is beyond the last row is a row of nothing. TALLY: with the header's norm, see quantize_tally.wgsl. Tier: subgroup,
-// of a fixed size that eight divides.
+// written where the row has its unit; what is beyond the last row is a row of nothing. TALLY: with the header's norm, see
+// quantize_tally.wgsl. Tier: subgroup, of a fixed size that eight divides.
 #import quantize_span
 @group(0) @binding(0) var<uniform> params: Recipe;
 @group(0) @binding(1) var<storage, read> x: array<vec4<X>>;
@@ -217,7 +217,7 @@ fn main(lane: Lane) {
     }
 #if TALLY
     let mine = select(0u, tallied(stored.bits.x), there);
-    let end = tally_up(mine, lane, 128u / lane.size, 0x3f800000u);
+    let end = tally_up(mine, lane);
     if end.last {
         side[1] = end.norm.x;
         side[2] = end.norm.y;

@@ -29,7 +29,8 @@ pub(crate) fn elements(shape: &[usize]) -> Result<usize> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Role {
     Storage,
-    /// Counters on the device: zeros when they are taken, and zeros again when they are given back.
+    /// Counters on the device: zeros when they are taken, as wgpu makes them, and zeros again when they are given back: a dispatch that leaves
+    /// others in between runs whole or not at all, in the order of recording.
     Tally,
     /// Host to device, written by `queue.write_buffer`, then copied by a command so that it keeps its place in the order.
     Upload,

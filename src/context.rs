@@ -455,6 +455,11 @@ impl Context {
         Buffer::new(&self.0, len, dtype).map_err(|e| self.check().err().unwrap_or(e))
     }
 
+    /// Whether the buffer is of this context.
+    pub(crate) fn owns(&self, buffer: &Buffer) -> bool {
+        buffer.is_of(&self.0.pool)
+    }
+
     /// Two counters, zero now; whoever uses them leaves zeros.
     pub(crate) fn tally(&self) -> Result<Buffer> {
         Buffer::tally(&self.0).map_err(|e| self.check().err().unwrap_or(e))

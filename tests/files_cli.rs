@@ -280,4 +280,18 @@ fn an_error_of_the_callers_ends_a_conversion_and_leaves_nothing() {
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), before);
     }
+    // The last call comes when all is converted.
+    let mut calls = 0;
+    let mut count = |_: usize, _: usize, _: &str| {
+        calls += 1;
+        Ok(())
+    };
+    dequantize_file(None, &path("packed"), &path("out"), &mut count).unwrap();
+    std::fs::remove_file(path("out")).unwrap();
+    let late = dequantize_file(None, &path("packed"), &path("out"), |_, _, _| {
+        calls -= 1;
+        if calls == 0 { Err(walsh::Error::Interrupted("enough".into())) } else { Ok(()) }
+    });
+    assert_eq!(late.unwrap_err().to_string(), "interrupted: enough");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), before);
 }

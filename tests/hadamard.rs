@@ -319,26 +319,32 @@ fn an_input_may_be_a_sum_of_terms() {
             let len = rows * cols;
             let words: Vec<u32> = (0..rows * cols.div_ceil(32)).map(|_| Gen::new(5).bits() as u32).collect();
             let mask = Tensor::from_u32(&context, &words, &[words.len()]).unwrap();
-            for terms in [2, 4, 5, 10] {
+            for (terms, masked) in [(2, true), (4, false), (5, false), (5, true), (10, true)] {
                 let data = Gen::new(n as u64).normals(terms * len);
                 let x = Tensor::from_f32(&context, &data, &[terms, len]).unwrap();
-                let kept = |i: usize| words[i / cols * cols.div_ceil(32) + i % cols / 32] >> (i % cols % 32) & 1 == 1;
+                let kept = |i: usize| {
+                    !masked || words[i / cols * cols.div_ceil(32) + i % cols / 32] >> (i % cols % 32) & 1 == 1
+                };
                 let sum = |f: fn(f64) -> f64| -> Vec<f64> {
                     let of = |i: usize| (0..terms).map(|t| f(f64::from(data[t * len + i]))).sum();
                     (0..len).map(|i| if kept(i) { of(i) } else { 0.0 }).collect()
                 };
                 let (want, sizes) = (sum(|v| v), sum(f64::abs));
+                // As of a transform, and an element's sum rounds once a term, by up to what its terms' magnitudes come to.
+                let (norm, most) = (norms(&want, n), norms(&sizes, n));
+                let bound = |i: usize| U32 * (units(n) * norm[i / n] + 1.01 * terms as f64 * most[i / n]);
+                let product = reference(&want, n, true);
                 for strategy in Strategy::ALL {
-                    let mask = Some(mask.buffer());
+                    let mask = masked.then_some(mask.buffer());
                     let out = blank(&context, len, false);
                     let task = Hadamard { terms, mask, transpose: true, ..Hadamard::new(rows, cols, n) };
                     hadamard_with(&context, &task, Some(x.buffer()), out.buffer(), strategy).unwrap();
-                    let product = reference(&want, n, true);
-                    // As of a transform, and an element's sum rounds once a term, by up to what its terms' magnitudes come to.
-                    let (norm, most) = (norms(&want, n), norms(&sizes, n));
-                    assert_within(&format!("{terms} terms, {n} {strategy:?}"), &out.to_vec().unwrap(), &product, |i| {
-                        U32 * (units(n) * norm[i / n] + 1.01 * terms as f64 * most[i / n])
-                    });
+                    let what = format!("{terms} terms, {n} {strategy:?}, masked: {masked}");
+                    assert_within(&what, &out.to_vec().unwrap(), &product, bound);
+                    let more = Hadamard { accumulate: true, ..task };
+                    hadamard_with(&context, &more, Some(x.buffer()), out.buffer(), strategy).unwrap();
+                    let twice: Vec<f64> = product.iter().map(|v| 2.0 * v).collect();
+                    assert_within(&what, &out.to_vec().unwrap(), &twice, |i| 2.0 * bound(i) + U32 * twice[i].abs());
                 }
             }
         }
@@ -349,6 +355,7 @@ fn an_input_may_be_a_sum_of_terms() {
             let error = hadamard(&context, &task, (!in_place).then_some(x.buffer()), out.buffer()).unwrap_err();
             assert!(matches!(error, Error::Shape { .. }), "{error}");
         };
+        refused(0, [3, 4], false);
         refused(2, [3, 4], true);
         refused(3, [3, 4], false);
         refused(4, [3, 2], false);

@@ -152,4 +152,20 @@ fn a_comparison_takes_its_own_runs_in_full_precision_as_teachers() {
     // All is done: nothing is done again.
     let message = code(&compare(&["--methods", "onebit,none,bwn", "--out", "sweep"]), 0);
     assert!(message.contains("12 runs, 12 of them done"), "{message}");
+
+    // Of records alone the comparison goes on, too: a teacher that a run still needs is trained again, to the same bits.
+    let sweep = place.path("sweep");
+    let text = std::fs::read_to_string(sweep.join("compare.jsonl")).unwrap();
+    let name = "onebit,weights=binary.tensor,lr=0.01,steps=30,seed=2";
+    let kept: String = text.lines().filter(|line| !line.contains(name)).map(|line| format!("{line}\n")).collect();
+    std::fs::remove_dir_all(&sweep).unwrap();
+    std::fs::create_dir(&sweep).unwrap();
+    std::fs::write(sweep.join("compare.jsonl"), kept).unwrap();
+    code(&compare(&["--methods", "onebit,none,bwn", "--out", "sweep"]), 0);
+    let again = walsh::train::compare::Records::read(&sweep).unwrap();
+    let (was, is) = (records.get(name).unwrap(), again.get(name).unwrap());
+    assert_eq!((was.best_val_loss, &was.info.teacher_digest), (is.best_val_loss, &is.info.teacher_digest));
+    let names = std::fs::read_dir(&sweep).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let runs: Vec<String> = names.filter(|name| name.contains("seed=")).collect();
+    assert!(runs.len() == 2 && runs.contains(&name.to_owned()), "{runs:?}");
 }

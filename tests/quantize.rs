@@ -843,6 +843,20 @@ fn the_norm_may_be_left_out() {
 }
 
 #[test]
+fn a_matrix_of_another_context_is_refused_and_is_none_the_worse() {
+    let contexts: Vec<_> = every_tier().into_iter().filter(kernel::tiles).collect();
+    for context in &contexts {
+        let other = &every_tier()[0];
+        let x = |context| Tensor::from_f32(context, &[3.0; 128], &[1, 128]).unwrap();
+        let packed = Packed::empty(context, "int4:row:f32".parse().unwrap(), 1, 128).unwrap();
+        let rows = Options { division: Some(kernel::Division::Rows), ..Options::default() };
+        let refused = quantize(other, x(other).buffer(), &packed, rows);
+        assert!(matches!(refused, Err(Error::ContextMismatch { .. })), "{refused:?}");
+        quantize(context, x(context).buffer(), &packed, rows).unwrap();
+    }
+}
+
+#[test]
 fn wrong_arguments_are_refused() {
     let context = &every_tier()[0];
     let x = Tensor::from_f32(context, &[0.0; 96], &[2, 48]).unwrap();

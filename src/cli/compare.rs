@@ -140,7 +140,12 @@ fn train_missing(
     for (number, planned) in plan.iter().enumerate() {
         if records.get(&planned.name).is_none() {
             display.label = format!("{}/{} {}", number + 1, plan.len(), planned.name);
-            let teacher = teacher(plan, planned, dir, records)?;
+            let teacher = teacher(plan, planned, records)?;
+            if let Some(teacher) = teacher.filter(|teacher| !dir.join(&teacher.name).exists()) {
+                // Of an earlier sitting there may be no more than its record.
+                train(teacher, None, dir, display, warn)?;
+            }
+            let teacher = teacher.map(|teacher| dir.join(&teacher.name));
             records.push(train(planned, teacher, dir, display, warn)?)?;
             draw(plan, dir, records)?;
         }
@@ -148,9 +153,9 @@ fn train_missing(
     Ok(())
 }
 
-/// The directory of the run that teaches `planned`, where it learns from one and none was named: of those in full precision with its steps
+/// The run that teaches `planned`, where it learns from one and none was named: of those in full precision with its steps
 /// and seed the one that ended lowest.
-fn teacher(plan: &[Planned], planned: &Planned, dir: &Path, records: &Records) -> Result<Option<PathBuf>> {
+fn teacher<'a>(plan: &'a [Planned], planned: &Planned, records: &Records) -> Result<Option<&'a Planned>> {
     if planned.config.method.distillation().is_none() || planned.config.teacher.is_some() {
         return Ok(None);
     }
@@ -158,13 +163,10 @@ fn teacher(plan: &[Planned], planned: &Planned, dir: &Path, records: &Records) -
     let best = teachers(plan, planned)
         .filter(|other| loss(other).is_some())
         .min_by(|a, b| loss(a).unwrap_or(f64::INFINITY).total_cmp(&loss(b).unwrap_or(f64::INFINITY)));
-    match best {
-        Some(best) => Ok(Some(dir.join(&best.name))),
-        None => {
-            let expected = "a run in full precision of the comparison with its steps and seed that did not diverge";
-            Err(Error::invalid(format!("the teacher of {}", planned.name), expected, "none"))
-        }
-    }
+    best.map(Some).ok_or_else(|| {
+        let expected = "a run in full precision of the comparison with its steps and seed that did not diverge";
+        Error::invalid(format!("the teacher of {}", planned.name), expected, "none")
+    })
 }
 
 /// Starts a run or goes on with it.

@@ -128,8 +128,9 @@ pub struct Summary {
     pub bytes: u64,
 }
 
-/// Quantizes tensors of a safetensors file into another one; the rest is copied. `progress` is called before each tensor, and after each piece of
-/// one that is copied, with its number, how many there are, and its name; an error from it ends the work and leaves no output.
+/// Quantizes tensors of a safetensors file into another one; the rest is copied. `progress` is called before each tensor, after each piece of one
+/// that is copied, and after the last tensor, with its number, how many there are, and its name; an error from it ends the work and leaves no
+/// output.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::File`] for a malformed input, values that are not finite, or such as need larger scales than the format stores;
@@ -195,6 +196,10 @@ pub fn quantize_file(
             summary.converted += 1;
             summary.elements += x.len() as u64;
         }
+        // Once more, so that who stops during the last one is heard.
+        if let Some(entry) = archive.entries().last() {
+            progress(count - 1, count, entry.name())?;
+        }
         Ok(summary)
     })
 }
@@ -238,6 +243,10 @@ pub fn dequantize_file(
             summary.converted += 1;
             summary.elements += values.len() as u64;
             summary.bytes += entry.bytes().unwrap_or(0);
+        }
+        // Once more, so that who stops during the last one is heard.
+        if let Some(entry) = archive.entries().last() {
+            progress(count - 1, count, entry.name())?;
         }
         Ok(summary)
     })

@@ -391,11 +391,11 @@ impl Plan {
 /// Blocks are row vectors: `x H`, or `x H^T` transposed; the order makes a difference for m = 20 and 28.
 ///
 /// # Errors
-/// [`Error::Invalid`] for a size that is not one of [`sizes`]; [`Error::Shape`] where n does not divide cols or buffers do not fit;
-/// and where terms are not as [`Hadamard::terms`] says; [`Error::Limit`] for more than 2^32 elements.
+/// [`Error::Invalid`] for a size that is not one of [`sizes`]; [`Error::Shape`] where n does not divide cols, where buffers do not fit, and
+/// where terms are not as [`Hadamard::terms`] says; [`Error::Limit`] for more than 2^32 elements.
 ///
 /// # Numerics
-/// Sums and differences in f32; the relative error of a block in the Euclidean norm is about `(k + sqrt(m) m + 2) 2^-24` at worst. f16
+/// Terms are added in f32, in a fixed order, with one rounding for each. Sums and differences in f32; the relative error of a block in the Euclidean norm is about `(k + sqrt(m) m + 2) 2^-24` at worst. f16
 /// results are rounded once. What the mask takes out is 0 even if it is not finite; NaN and infinity spread over their block.
 ///
 /// # Source
@@ -428,8 +428,9 @@ pub fn hadamard_with(
     }
     let len = rows.saturating_mul(cols);
     let source = x.unwrap_or(out);
-    if task.terms > 1 && (x.is_none() || source.dtype() != DType::F32 || !len.is_multiple_of(4)) {
-        let expected = "f32 terms of a multiple of four elements, apart from out";
+    let sum = x.is_some() && source.dtype() == DType::F32 && len.is_multiple_of(4);
+    if task.terms == 0 || (task.terms > 1 && !sum) {
+        let expected = "one term, or f32 terms of a multiple of four elements, apart from out";
         return Err(Error::shape(
             OP,
             expected,

@@ -4,7 +4,7 @@ use super::dim;
 use crate::buffer::Buffer;
 use crate::format::{Format, Grid, Layout, PackedMatrix, Span, Store};
 use crate::shader::{Define, Defines};
-use crate::{Context, DType, Result};
+use crate::{Context, DType, Error, Result};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A quantized matrix `[rows, cols]` on the device, in the layout of [`PackedMatrix`]. Clones share the memory.
@@ -85,6 +85,7 @@ impl Packed {
         let mut tally = self.0.tally.lock().unwrap_or_else(PoisonError::into_inner);
         match &*tally {
             Some(tally) => Ok(tally.clone()),
+            None if !context.owns(&self.0.side) => Err(Error::ContextMismatch { op: "quantize" }),
             None => Ok(tally.insert(context.tally()?).clone()),
         }
     }

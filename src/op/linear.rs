@@ -443,6 +443,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
                         // The transform adds them up as it loads.
                         Some(terms) if (n * k).is_multiple_of(4) => {
                             task.terms = terms.count;
+                            drop(rotated);
                             terms.buffer
                         }
                         Some(terms) => {

@@ -213,8 +213,8 @@ fn check(gpt: &Gpt, container: Container) -> Result<()> {
 }
 
 /// Writes the model into `path`: codes and scales of quantized weights as forward passes multiply them now, other parameters in f32.
-/// `progress` is called before each tensor with its number, how many there are, and its name; an error from it ends the work and leaves no
-/// output. `info.gpt` is the model's own configuration.
+/// `progress` is called before each tensor and after the last, with its number, how many there are, and its name; an error from it ends the work
+/// and leaves no output. `info.gpt` is the model's own configuration.
 ///
 /// # Errors
 /// [`Error::Invalid`] where the container cannot hold the model; [`Error::Io`]; of the device; those of `progress`.
@@ -281,6 +281,10 @@ pub fn export(
                 writer.plain(number, 0, &bytes[..elements * 4])?;
                 summary.copied += 1;
             }
+        }
+        // Once more, so that who stops during the last one is heard.
+        if let Some(name) = names.last() {
+            progress(count - 1, count, name)?;
         }
         Ok(summary)
     })
