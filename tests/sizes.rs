@@ -10,6 +10,9 @@ use walsh::kernel::embedding::{embedding, embedding_backward};
 use walsh::kernel::hidden_distance::{hidden_distance, hidden_distance_backward};
 use walsh::kernel::layer_norm::{ParameterGradients, layer_norm, layer_norm_backward};
 use walsh::kernel::mask::{mask, words};
+use walsh::kernel::matmul::{Dims, Epilogue, Form, Matmul, matmul};
+use walsh::kernel::packed::Packed;
+use walsh::kernel::packed_matmul::{Operand, PackedMatmul, packed_matmul};
 use walsh::kernel::pad_rows::pad_rows;
 use walsh::kernel::rms_norm::{rms_norm, rms_norm_backward};
 use walsh::kernel::rope::{Lane, Rope, RopePairs, rope};
@@ -36,6 +39,32 @@ fn products_of_sizes_that_overflow_are_refused() {
     let factors = Factors { factor: 1.0, state: None };
     let gradients = ParameterGradients { weight: x, bias: None, accumulate: false };
     let values = value_norm::Statistics { mean: x, rstd: x };
+    let product = Matmul {
+        form: Form::Nt,
+        dims: Dims::new(HALF, 1, HALF),
+        a: x,
+        b: x,
+        out: x,
+        alpha: 1.0,
+        bias: None,
+        epilogue: Epilogue::None,
+        accumulate: false,
+    };
+    let packed = &Packed::empty(context, "int4".parse().unwrap(), 0, HALF / 2).unwrap();
+    let packed_product = PackedMatmul {
+        form: Form::Nt,
+        m: 4 * HALF,
+        n: 0,
+        k: HALF / 2,
+        a: Operand::Dense(x),
+        b: packed,
+        out: x,
+        alpha: 1.0,
+        bias: None,
+        epilogue: Epilogue::None,
+        accumulate: false,
+        mask: None,
+    };
     let lane = Lane { stride: HALF, offset: 0 };
     let turn = |heads: usize| Rope {
         rows: HALF,
@@ -75,6 +104,8 @@ fn products_of_sizes_that_overflow_are_refused() {
         ("swiglu_backward", swiglu_backward(context, x, x, x, HALF, HALF)),
         ("value_norm", value_norm(context, x, x, None, x, values, shape, 1e-5)),
         ("value_norm_backward", value_norm_backward(context, x, x, x, values, x, false, x, false, shape)),
+        ("matmul", matmul(context, &product)),
+        ("packed_matmul", packed_matmul(context, &packed_product)),
     ];
     for (name, result) in refused {
         assert!(matches!(result, Err(Error::Limit { needed: u64::MAX, .. })), "{name}: {result:?}");

@@ -1,6 +1,6 @@
 //! Matrix products in the three forms that training needs, with what follows them fused in.
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, elements};
 use crate::context::Grid;
 use crate::kernel::dropout::dropout;
 use crate::kernel::unary::{unary, unary_backward};
@@ -704,9 +704,12 @@ fn check(spec: &Matmul<'_>) -> Result<()> {
             format!("{types:?}"),
         );
     }
-    let span = |one: usize, stride: usize| if batch == 0 { 0 } else { (batch - 1) * stride + one };
-    let needs =
-        [("a", spec.a, span(m * k, stride.0)), ("b", spec.b, span(k * n, stride.1)), ("out", spec.out, batch * m * n)];
+    let [of_a, of_b, of_out] = [elements(&[m, k])?, elements(&[k, n])?, elements(&[batch, m, n])?];
+    let span = |one: usize, stride: usize| match batch.checked_sub(1) {
+        Some(others) => others.saturating_mul(stride).saturating_add(one),
+        None => 0,
+    };
+    let needs = [("a", spec.a, span(of_a, stride.0)), ("b", spec.b, span(of_b, stride.1)), ("out", spec.out, of_out)];
     for (name, buffer, needed) in needs {
         if buffer.len() < needed {
             return fail(
@@ -718,13 +721,13 @@ fn check(spec: &Matmul<'_>) -> Result<()> {
     if spec.accumulate && matches!(spec.epilogue, Epilogue::Activation(..) | Epilogue::Residual(..)) {
         return fail("no accumulation into an activation or a residual sum".into(), format!("{:?}", spec.epilogue));
     }
-    if !matches!(spec.epilogue, Epilogue::None) && spec.out.len() != batch * m * n {
-        return fail(format!("a result of {} elements", batch * m * n), format!("{}", spec.out.len()));
+    if !matches!(spec.epilogue, Epilogue::None) && spec.out.len() != of_out {
+        return fail(format!("a result of {of_out} elements"), format!("{}", spec.out.len()));
     }
     let like_out = |name: &str, buffer: &Buffer, dtype: DType| {
-        if buffer.len() != batch * m * n || buffer.dtype() != dtype {
+        if buffer.len() != of_out || buffer.dtype() != dtype {
             return fail(
-                format!("{name} of {dtype} with {} elements", batch * m * n),
+                format!("{name} of {dtype} with {of_out} elements"),
                 format!("{} of {}", buffer.len(), buffer.dtype()),
             );
         }

@@ -10,7 +10,7 @@ use super::unary::{unary, unary_backward};
 use super::{
     Dropout, FLOATS, dim, packed_binary, packed_coop, packed_integer, packed_skinny, packed_tiled, packed_vector,
 };
-use crate::buffer::{Binding, Buffer};
+use crate::buffer::{Binding, Buffer, elements};
 use crate::shader::{Define, Defines, Scalar};
 use crate::{Context, DType, Error, Result};
 
@@ -497,6 +497,7 @@ const OP: &str = "packed_matmul";
 fn check(context: &Context, spec: &PackedMatmul<'_>) -> Result<()> {
     let PackedMatmul { form, m, n, k, .. } = *spec;
     let fail = |expected: String, got: String| Err(Error::shape(OP, expected, got));
+    let [of_a, of_out] = [elements(&[m, k])?, elements(&[m, n])?];
     let of = |name: &str, packed: &Packed, [rows, cols]: [usize; 2]| {
         let layout = packed.layout();
         if [layout.rows, layout.cols] != [rows, cols] {
@@ -511,8 +512,8 @@ fn check(context: &Context, spec: &PackedMatmul<'_>) -> Result<()> {
     match spec.a {
         Operand::Packed(_) if form == Form::Tn => return fail("a dense a".into(), format!("codes with {form:?}")),
         Operand::Packed(a) => of("a", a, [m, k])?,
-        Operand::Dense(a) if a.len() < m * k || !FLOATS.contains(&a.dtype()) => {
-            return fail(format!("a of at least {} elements, f32 or f16", m * k), describe(a));
+        Operand::Dense(a) if a.len() < of_a || !FLOATS.contains(&a.dtype()) => {
+            return fail(format!("a of at least {of_a} elements, f32 or f16"), describe(a));
         }
         Operand::Dense(_) => {}
     }
@@ -528,15 +529,15 @@ fn check(context: &Context, spec: &PackedMatmul<'_>) -> Result<()> {
         return Err(Error::Unsupported { what: format!("{OP} in f16"), why: "the device has no f16".into() });
     }
     let follows = !matches!(spec.epilogue, Epilogue::None);
-    if spec.out.len() < m * n || (follows && spec.out.len() != m * n) {
-        return fail(format!("out of {} elements", m * n), describe(spec.out));
+    if spec.out.len() < of_out || (follows && spec.out.len() != of_out) {
+        return fail(format!("out of {of_out} elements"), describe(spec.out));
     }
     if spec.accumulate && matches!(spec.epilogue, Epilogue::Activation(..) | Epilogue::Residual(..)) {
         return fail("no accumulation into an activation or a residual sum".into(), format!("{:?}", spec.epilogue));
     }
     let like_out = |name: &str, buffer: &Buffer, dtype: DType| {
-        if buffer.len() != m * n || buffer.dtype() != dtype {
-            return fail(format!("{name} of {} elements, {dtype}", m * n), describe(buffer));
+        if buffer.len() != of_out || buffer.dtype() != dtype {
+            return fail(format!("{name} of {of_out} elements, {dtype}"), describe(buffer));
         }
         Ok(())
     };

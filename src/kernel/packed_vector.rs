@@ -5,7 +5,7 @@ use super::packed::{B, Decode, PackedInfo};
 use super::packed_matmul::{Operand, PackedMatmul};
 use super::pad_rows::pad_rows;
 use super::{dim, expect};
-use crate::buffer::{Binding, Buffer};
+use crate::buffer::{Binding, Buffer, elements};
 use crate::context::Grid;
 use crate::format::{Format, Layout, Span, Store, UNIT};
 use crate::shader::{Define, Defines, Kernel};
@@ -355,17 +355,18 @@ pub(crate) fn check<'a>(spec: &PackedMatmul<'a>) -> Result<&'a Buffer> {
         }
         Ok(())
     };
-    at_least("a", a, m * k, &[DType::F32, DType::F16])?;
+    at_least("a", a, elements(&[m, k])?, &[DType::F32, DType::F16])?;
     let outs: &[DType] = if a.dtype() == DType::F32 { &[DType::F32] } else { &[DType::F32, DType::F16] };
-    at_least("out", spec.out, m * n, outs)?;
+    let of_out = elements(&[m, n])?;
+    at_least("out", spec.out, of_out, outs)?;
     if let Some(bias) = spec.bias {
         at_least("bias", bias, n, &[DType::F32])?;
     }
     match spec.epilogue {
-        Epilogue::Activation(_, pre) => expect("packed product", "pre", pre, m * n, &[spec.out.dtype()])?,
+        Epilogue::Activation(_, pre) => expect("packed product", "pre", pre, of_out, &[spec.out.dtype()])?,
         Epilogue::Residual(residual, _) => {
-            expect("packed product", "residual", residual, m * n, &[DType::F32])?;
-            at_least("out after a residual", spec.out, m * n, &[DType::F32])?;
+            expect("packed product", "residual", residual, of_out, &[DType::F32])?;
+            at_least("out after a residual", spec.out, of_out, &[DType::F32])?;
         }
         Epilogue::None | Epilogue::ActivationGrad(..) => {}
     }
