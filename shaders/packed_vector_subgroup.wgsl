@@ -44,8 +44,8 @@ struct Params {
 @group(0) @binding(6) var<storage, read> residual: array<f32>;
 #endif
 
-// Units of a on their way to registers. A unit's eight vec4 are rotated by its number, so that eight neighbours read from different banks.
-const STAGE: u32 = 128u;
+// Units of a on their way to registers, STAGE of them. A unit's eight vec4 are rotated by its number, so that eight neighbours read from
+// different banks. WHOLE: all that the subgroups have at a time are there at once, which a driver makes faster code of where shuffles decode.
 var<workgroup> stage: array<vec4<f32>, STAGE * 8u>;
 var<workgroup> parts: array<f32, 2048>;   // [slice of those at a time][column]
 
@@ -95,7 +95,13 @@ fn main(
     let minus = fma(vec4<f32>(zero), TIMES, vec4<f32>(MAGIC));
 #endif
     let slices = (params.units + size - 1u) / size;
+#if WHOLE
+    let most = min(subgroups, STAGE / size);
+    let chunks = (slices + most - 1u) / most;
+    let width = (slices + chunks - 1u) / chunks;
+#else
     let width = clamp(slices, 1u, subgroups);
+#endif
     let teams = subgroups / width;
     let team = subgroup / width;
     let end = min(begin + params.span, params.n);
@@ -124,6 +130,24 @@ fn main(
 #endfor
 #endif
 #endfor
+#if WHOLE
+        let base = chunk * size;
+        let count = min(width * size, params.units - base) * 8u;
+        workgroupBarrier();
+        for (var i = index; i < count; i += LANES) {
+            let u = i / 8u;
+            stage[u * 8u + ((i + u) & 7u)] = vec4<f32>(a[base * 8u + i]);
+        }
+        workgroupBarrier();
+        let u = unit - base;
+#for h 0 2
+#for i 0 2
+#for e 0 2
+        let x{h}_{i}_{e} = select(vec4<f32>(), stage[u * 8u + (({h}u * 4u + {i}u * 2u + {e}u + u) & 7u)], valid);
+#endfor
+#endfor
+#endfor
+#else
 #for h 0 2
 #for i 0 2
 #for e 0 2
@@ -150,6 +174,7 @@ fn main(
 #endfor
             }
         }
+#endif
 #if SUM
 #if HALVES
         let all0 = plain((x0_0_0 + x0_0_1) + (x0_1_0 + x0_1_1));

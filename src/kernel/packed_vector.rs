@@ -161,8 +161,10 @@ const STREAM_LANES: u32 = 256;
 /// hides how long shuffles and conversions take.
 const MANY_LANES: u32 = 1024;
 const MANY: usize = FULL * 64;
-/// Bytes of workgroup memory: what of `a` is on its way to registers, and sums.
-const STREAM_MEMORY: u32 = 16 * 1024 + SUMS * 4;
+/// Units of `a` on their way to registers.
+const STAGE: u32 = 128;
+/// With [`MANY_LANES`]: more than the 4096 columns of which it was measured need, and with it one workgroup for each multiprocessor.
+const MANY_STAGE: u32 = 256;
 /// Sums that a workgroup keeps.
 const SUMS: u32 = 2048;
 /// Workgroups of [`STREAM_LANES`] that fill a large GPU: two for each multiprocessor.
@@ -181,7 +183,7 @@ impl Streams {
             && caps.subgroup_size.0 == caps.subgroup_size.1
             && caps.subgroup_size.0 >= 16
             && STREAM_LANES.is_multiple_of(caps.subgroup_size.0)
-            && caps.limits.max_compute_workgroup_storage_size >= STREAM_MEMORY
+            && caps.limits.max_compute_workgroup_storage_size >= Self::memory(STAGE)
             && kind(decode, true) != 0
             && spec.n >= Self::columns(decode) as usize;
         let halves = halves(spec);
@@ -190,15 +192,32 @@ impl Streams {
             && caps.adapter.backend == wgpu::Backend::Vulkan
             && caps.subgroup_size.0 == 32;
         let limit = caps.limits.max_compute_invocations_per_workgroup.min(caps.limits.max_compute_workgroup_size_x);
-        let many = Self::may_be_many(decode, tail(&spec.epilogue).0) && spec.n >= MANY && MANY_LANES <= limit;
+        let many = Self::may_be_many(decode, tail(&spec.epilogue).0)
+            && spec.n >= MANY
+            && MANY_LANES <= limit
+            && caps.limits.max_compute_workgroup_storage_size >= Self::memory(MANY_STAGE);
         let store = if halves { 5 } else { store(&format) };
         fits.then_some(Self { lanes: if many { MANY_LANES } else { STREAM_LANES }, store, halves, loose })
     }
 
-    /// Whether there are variants of [`MANY_LANES`]: conversions of small floats gain by them, integers and tables lose, and codes of 8 bits leave
-    /// too few registers.
+    /// Bytes of workgroup memory: what of `a` is on its way to registers, 128 bytes a unit, and sums.
+    const fn memory(stage: u32) -> u32 {
+        128 * stage + 4 * SUMS
+    }
+
+    /// Whether there are variants of [`MANY_LANES`]: what shuffles decode gains by them, integers lose, and codes of 8 bits leave too few
+    /// registers.
     fn may_be_many(decode: Decode, tail: u32) -> bool {
-        tail == 0 && decode.grid == 2 && decode.bits < 8
+        tail == 0 && kind(decode, true) == 2
+    }
+
+    fn many(self) -> bool {
+        self.lanes == MANY_LANES
+    }
+
+    /// Units of `a` in workgroup memory.
+    fn stage(self) -> u32 {
+        if self.many() { MANY_STAGE } else { STAGE }
     }
 
     /// Columns that an invocation sums at a time.
@@ -223,10 +242,17 @@ impl Streams {
 
     /// Columns of a workgroup, for `n` in all, where `size` invocations are a subgroup.
     fn span(self, decode: Decode, [n, units]: [usize; 2], size: u32) -> usize {
-        let subgroups = self.lanes / size;
-        let width = units.div_ceil(size as usize).clamp(1, subgroups as usize);
-        let step = subgroups as usize / width * Self::columns(decode) as usize;
-        let groups = if self.lanes == MANY_LANES { FULL / 2 } else { FULL };
+        let (subgroups, size) = ((self.lanes / size) as usize, size as usize);
+        let slices = units.div_ceil(size).max(1);
+        let width = if self.many() {
+            let most = subgroups.min(self.stage() as usize / size);
+            slices.div_ceil(slices.div_ceil(most))
+        } else {
+            slices.min(subgroups)
+        };
+        let columns = Self::columns(decode) as usize;
+        // Subgroups need not all have as many columns where one workgroup more would be a multiprocessor's second.
+        let (groups, step) = if self.many() { (FULL / 2, columns) } else { (FULL, subgroups / width * columns) };
         let most = SUMS as usize / width / step * step;
         n.div_ceil(groups).next_multiple_of(step).min(most)
     }
@@ -264,6 +290,8 @@ impl Streams {
             ("HALF_COLS", Define::U32(columns / 2)),
             ("AHEAD", Self::ahead(decode).into()),
             ("LANES", self.lanes.into()),
+            ("WHOLE", self.many().into()),
+            ("STAGE", self.stage().into()),
             ("HUGE", true.into()),
             ("EPILOGUE", tail.into()),
         ]);
