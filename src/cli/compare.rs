@@ -141,9 +141,12 @@ fn train_missing(
         if records.get(&planned.name).is_none() {
             display.label = format!("{}/{} {}", number + 1, plan.len(), planned.name);
             let teacher = teacher(plan, planned, records)?;
-            if let Some(teacher) = teacher.filter(|teacher| !dir.join(&teacher.name).exists()) {
-                // Of an earlier sitting there may be no more than its record.
-                train(teacher, None, dir, display, warn)?;
+            if let Some(teacher) = teacher {
+                // Of an earlier sitting there may be no more than its record, or part of the run that is done again for that.
+                let found = Found::look(&dir.join(&teacher.name), true, warn)?;
+                if !matches!(found, Found::Checkpoint(ref last) if last.state.step >= teacher.config.steps) {
+                    train(teacher, None, dir, display, warn)?;
+                }
             }
             let teacher = teacher.map(|teacher| dir.join(&teacher.name));
             records.push(train(planned, teacher, dir, display, warn)?)?;
