@@ -1,5 +1,5 @@
 //! A GPT with its optimizer in float64, composed of the references of its parts. What its blocks' linear layers multiply, and what becomes of their
-//! gradients, is [`quantized_linear`]'s.
+//! gradients, is [`super::quantized_linear`]'s.
 
 use super::adamw::{self, adamw};
 use super::learned_scale_backward::{Learned, lsq_start};
