@@ -262,7 +262,7 @@ fn initialize(what: &str, gpt: &Gpt, twin: &mut reference::Gpt, from: u64) {
 /// Losses, gradients, scales and updates, each from the device's parameters and moments of that step.
 #[test]
 fn steps_agree_with_float64_where_rounding_decides_nothing() {
-    const STEPS: u32 = 6;
+    const STEPS: u32 = 4;
     for context in every_tier() {
         for case in methods(STEPS).into_iter().chain(others(STEPS)) {
             follow(&context, &case, STEPS);
@@ -400,7 +400,12 @@ fn free_device(case: &Case, run: &mut GptRun, steps: u32) -> Run {
 #[test]
 fn free_runs_are_no_farther_from_the_twin_than_its_own_with_other_levels() {
     const STEPS: u32 = 24;
-    let contexts = every_tier();
+    // The best tier of each adapter: single steps are compared on all.
+    let mut contexts: Vec<Context> = Vec::new();
+    for context in every_tier() {
+        contexts.retain(|c| c.capabilities().adapter != context.capabilities().adapter);
+        contexts.push(context);
+    }
     for case in methods(STEPS) {
         let mut twins = None;
         for context in &contexts {
