@@ -12,7 +12,7 @@ use walsh::op::{LinearOptions, linear};
 use walsh::optim::{AdamWOptions, Init, ParameterBuilder, Schedule};
 use walsh::qat::{LearnedScales, Quantizer};
 use walsh::reference::hadamard::hadamard;
-use walsh::reference::learned_scale_backward::{Learned, learned_scale_backward};
+use walsh::reference::learned_scale_backward::{Learned, learned_scale_backward, lsq_factor, lsq_start};
 use walsh::train::{BatchShape, GptRun, Model, PendingStats};
 use walsh::{Context, DType, Gradients, Tensor};
 
@@ -37,7 +37,7 @@ fn learned(method: &str, format: Format, scale: f32, offset: f32) -> Learned {
 }
 
 fn factor(method: &str, format: Format, len: usize) -> f64 {
-    if method == "learned" { 1.0 } else { 1.0 / (len as f64 * grid(format).1.max(1.0)).sqrt() }
+    if method == "learned" { 1.0 } else { lsq_factor(len, grid(format).1) }
 }
 
 /// Values in units of which nothing is near a middle or an end, so that float64 and the device take the same levels.
@@ -282,12 +282,10 @@ fn scales_start_where_the_papers_say() {
             };
             let first = linear(&x, &weight, with(true)).unwrap().to_vec().unwrap();
             let [got_w, got_x, got_o] = [&ws, &xs, &xo].map(|t| f64::from(t.to_vec().unwrap()[0]));
-            let qp = |format: Format| grid(format).1.max(1.0);
-            let mean = |v: &[f32]| v.iter().map(|v| f64::from(v.abs())).sum::<f64>() / v.len() as f64;
             let (want_w, want_x, want_o) = match method {
                 "lsq" => (
-                    2.0 * mean(&w_values) / qp(quantizer.weights).sqrt(),
-                    2.0 * mean(&x_values) / qp(quantizer.activations.unwrap()).sqrt(),
+                    lsq_start(&wide(&w_values), grid(quantizer.weights).1),
+                    lsq_start(&wide(&x_values), grid(quantizer.activations.unwrap()).1),
                     7.0,
                 ),
                 "learned" => (f64::from(0.01f32), f64::from(0.01f32), 7.0),

@@ -3,42 +3,17 @@
 
 mod common;
 
-use common::{Gen, U16, U32, assert_within, dtypes, every_tier, floats, stored, wide};
+use common::{Gen, U16, U32, assert_within, dtypes, encoded, every_tier, floats, stored, wide};
 use walsh::format::{Format, Grid, Minifloat, Rule};
-use walsh::kernel::mask::words;
-use walsh::kernel::packed::Packed;
-use walsh::kernel::quantize::{Options as QuantizeOptions, quantize};
 use walsh::op::{LinearOptions, linear};
 use walsh::qat::{Coding, Method, Quantizer};
 use walsh::reference::hadamard::hadamard;
-use walsh::{Context, DType, Gradients, Tensor};
+use walsh::reference::quantized_linear::CLIP;
+use walsh::{DType, Gradients, Tensor};
 
 fn quantizer(method: &str, weights: &str, activations: &str, hadamard: Option<u32>) -> Quantizer {
     let activations = (!activations.is_empty()).then(|| activations.parse().unwrap());
     Quantizer::new(method.parse().unwrap(), weights.parse().unwrap(), activations, hadamard).unwrap()
-}
-
-/// `x`, rotated, quantized as the coding says, and its mask, from the device.
-fn encoded(
-    context: &Context,
-    x: &Tensor,
-    [rows, cols]: [usize; 2],
-    coding: &Coding,
-) -> (Vec<f64>, Vec<f64>, Vec<bool>) {
-    let packed = Packed::empty(context, coding.format, rows, cols).unwrap();
-    let mask = Tensor::zeros(context, &[words(rows, cols)], DType::U32).unwrap();
-    let options = QuantizeOptions {
-        hadamard: coding.hadamard.map(|block| block as usize),
-        mask: coding.bound.map(|bound| (mask.buffer(), bound)),
-        ..Default::default()
-    };
-    quantize(context, x.buffer(), &packed, options).unwrap();
-    let bits = mask.to_vec_u32().unwrap();
-    let open = |row: usize, col: usize| bits[row * cols.div_ceil(32) + col / 32] >> (col % 32) & 1 == 1;
-    let passes = (0..rows * cols).map(|i| coding.bound.is_none() || open(i / cols, i % cols)).collect();
-    let host = packed.to_host(context).unwrap();
-    let scales = (0..rows * cols).map(|i| host.scale(i / cols, i % cols / coding.format.group(cols), false)).collect();
-    (host.dequantize(), scales, passes)
 }
 
 /// Rotated by blocks, row by row.
@@ -95,10 +70,7 @@ fn limit(method: Method, format: Format, hadamard: bool) -> Option<f64> {
         return None;
     }
     let clip = match format.grid() {
-        Grid::Centred { bits } => {
-            [0.797_884_558_714_091_3, 1.493_534_620_001_591_3, 2.051_068_354_131_873, 2.513_930_578_568_423]
-                [bits as usize - 1]
-        }
+        Grid::Centred { bits } => CLIP[bits as usize - 1],
         Grid::Float(Minifloat::E2M1) => 6.0 * 0.487_079_483_934_662,
         _ => return None,
     };

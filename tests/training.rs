@@ -36,17 +36,8 @@ fn learning_rate(step: u32) -> f64 {
     s.min_lr + 0.5 * (1.0 + (std::f64::consts::PI * r).cos()) * (s.lr - s.min_lr)
 }
 
-/// Text with structure, so that there is something to learn: each token depends on the one before it.
 fn batch(seed: u64, count: usize) -> (Vec<u32>, Vec<u32>) {
-    let mut random = Gen::new(seed);
-    let mut token = 0u32;
-    let all: Vec<u32> = (0..=count)
-        .map(|_| {
-            token = (token * 3 + 1 + random.below(3) as u32) % 21;
-            token
-        })
-        .collect();
-    (all[..count].to_vec(), all[1..].to_vec())
+    common::text(seed, count, 21)
 }
 
 fn precisions(context: &Context) -> Vec<DType> {
@@ -156,6 +147,7 @@ fn training_follows_the_float64_loss_curve_for_20_steps() {
                     eps: o.eps,
                     weight_decay: o.weight_decay,
                     clip: o.clip,
+                    pull: None,
                 };
                 let norm = model.update(&grads, update, |i| decays[i]);
                 // Adam divides by the root of the second moment, so for parameters whose gradient is near zero a relative error of the gradient

@@ -18,6 +18,13 @@ pub struct Learned {
 }
 
 impl Learned {
+    /// The integers of `bits` bits, two's complement, without an offset.
+    #[must_use]
+    pub fn integers(bits: u32, scale: f64) -> Self {
+        let half = 2f64.powi(bits as i32 - 1);
+        Self { scale, offset: 0.0, low: -half, high: half - 1.0, centre: 0.0, rounded_first: false }
+    }
+
     /// `(x - offset) / scale - centre`.
     #[must_use]
     pub fn place(&self, x: f64) -> f64 {
@@ -66,4 +73,16 @@ pub fn learned_scale_backward(x: &[f64], dy: &[f64], learned: Learned, factor: f
         offset += dy * by_offset;
     }
     (dx, factor * scale, factor * offset)
+}
+
+/// LSQ's factor on the gradient of the scale of `len` elements, where the largest level less the centre is `high`.
+#[must_use]
+pub fn lsq_factor(len: usize, high: f64) -> f64 {
+    1.0 / (len as f64 * high.max(1.0)).sqrt()
+}
+
+/// The scale that LSQ starts from.
+#[must_use]
+pub fn lsq_start(x: &[f64], high: f64) -> f64 {
+    2.0 * (x.iter().map(|v| v.abs()).sum::<f64>() / x.len() as f64) / high.max(1.0).sqrt()
 }

@@ -21,6 +21,7 @@ pub mod matmul;
 pub mod multiply_peak;
 pub mod pad_rows;
 pub mod quantize;
+pub mod quantized_linear;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;

@@ -103,6 +103,19 @@ impl Gen {
     }
 }
 
+/// Text with structure, so that there is something to learn: each token depends on the one before it. Inputs, and targets one further.
+pub fn text(seed: u64, count: usize, vocab: u32) -> (Vec<u32>, Vec<u32>) {
+    let mut random = Gen::new(seed);
+    let mut token = 0u32;
+    let all: Vec<u32> = (0..=count)
+        .map(|_| {
+            token = (token * 3 + 1 + random.below(3) as u32) % vocab;
+            token
+        })
+        .collect();
+    (all[..count].to_vec(), all[1..].to_vec())
+}
+
 /// Asserts |got - want| <= bound for every element; the bound may differ by element.
 #[track_caller]
 pub fn assert_within(what: &str, got: &[f32], want: &[f64], bound: impl Fn(usize) -> f64) {
@@ -163,6 +176,30 @@ pub fn floats(context: &Context, data: &[f32], shape: &[usize], dtype: walsh::DT
 pub fn stored(dtype: walsh::DType, value: f64) -> f64 {
     // Half the distance of f16 subnormals is 2^-25.
     if dtype == walsh::DType::F16 { 1.01 * U16 * value.abs() + f64::from(2.0f32.powi(-25)) } else { 0.0 }
+}
+
+/// `x`, rotated, quantized as the coding says, with scales and mask, from the device as a layer does it.
+pub fn encoded(
+    context: &Context,
+    x: &Tensor,
+    [rows, cols]: [usize; 2],
+    coding: &walsh::qat::Coding,
+) -> (Vec<f64>, Vec<f64>, Vec<bool>) {
+    let packed = walsh::kernel::packed::Packed::empty(context, coding.format, rows, cols).unwrap();
+    let mask = Tensor::zeros(context, &[walsh::kernel::mask::words(rows, cols)], walsh::DType::U32).unwrap();
+    let options = walsh::kernel::quantize::Options {
+        hadamard: coding.hadamard.map(|block| block as usize),
+        mask: coding.bound.map(|bound| (mask.buffer(), bound)),
+        skip_norm: context.tier() < Tier::Coop,
+        ..Default::default()
+    };
+    walsh::kernel::quantize::quantize(context, x.buffer(), &packed, options).unwrap();
+    let bits = mask.to_vec_u32().unwrap();
+    let open = |row: usize, col: usize| bits[row * cols.div_ceil(32) + col / 32] >> (col % 32) & 1 == 1;
+    let passes = (0..rows * cols).map(|i| coding.bound.is_none() || open(i / cols, i % cols)).collect();
+    let host = packed.to_host(context).unwrap();
+    let scales = (0..rows * cols).map(|i| host.scale(i / cols, i % cols / coding.format.group(cols), false)).collect();
+    (host.dequantize(), scales, passes)
 }
 
 /// Asserts that `analytic` is the gradient at `x` of the scalar function `f`: central differences with h = 1e-5, whose truncation error is of
