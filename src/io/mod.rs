@@ -114,15 +114,15 @@ impl Container {
 
     /// Names of formats that the container has an encoding of its own for, with that encoding.
     #[must_use]
-    pub fn encodings(self) -> Vec<(&'static str, &'static str)> {
+    pub fn encodings(self) -> Vec<(&'static str, Format)> {
+        let [int2, int3, int4, int8] =
+            [("int2", 2), ("int3", 3), ("int4", 4), ("int8", 8)].map(|(name, bits)| (name, Format::asymmetric(bits)));
         match self {
             Self::Walsh => Vec::new(),
-            Self::Bitsandbytes => vec![("nf4", "nf4"), ("fp4", "fp4")],
-            Self::GptOss => vec![("mxfp4", "mxfp4")],
-            Self::Gptq | Self::GptqV2 => {
-                vec![("int2", "int2:asym"), ("int3", "int3:asym"), ("int4", "int4:asym"), ("int8", "int8:asym")]
-            }
-            Self::Awq => vec![("int4", "int4:asym")],
+            Self::Bitsandbytes => vec![("nf4", Format::NF4), ("fp4", Format::FP4)],
+            Self::GptOss => vec![("mxfp4", Format::MXFP4)],
+            Self::Gptq | Self::GptqV2 => vec![int2, int3, int4, int8],
+            Self::Awq => vec![int4],
             Self::Gguf => gguf::encodings().collect(),
         }
     }
@@ -133,7 +133,7 @@ impl Container {
     /// As [`Format::from_str`](std::str::FromStr::from_str).
     pub fn format(self, text: &str) -> Result<Format> {
         let own = self.encodings().into_iter().find(|(name, _)| *name == text);
-        own.map_or(text, |(_, encoding)| encoding).parse()
+        own.map_or_else(|| text.parse(), |(_, encoding)| Ok(encoding))
     }
 
     /// Rows and columns of the matrix that holds a tensor of this shape.
@@ -798,8 +798,8 @@ pub fn table() -> String {
     text.push('\n');
     let mut formats = Format::all();
     for (_, encoding) in Container::ALL.into_iter().flat_map(Container::encodings) {
-        if let Some(format) = encoding.parse().ok().filter(|format| !formats.contains(format)) {
-            formats.push(format);
+        if !formats.contains(&encoding) {
+            formats.push(encoding);
         }
     }
     let mut reasons: Vec<(Container, String, Vec<String>)> = Vec::new();

@@ -33,7 +33,7 @@ pub use quartet::Quartet;
 pub use quest::Quest;
 pub use ste::Ste;
 
-use crate::format::{Format, Grid, Store};
+use crate::format::{self, Format, Grid, Span, Store};
 use crate::kernel::dequantize::dequantize;
 use crate::kernel::hadamard::{Hadamard, hadamard};
 use crate::kernel::mask;
@@ -725,15 +725,13 @@ fn gaussian_rows(asked: Option<Asked>) -> Option<Format> {
     match asked? {
         Asked::Dense => None,
         Asked::Spelled(format) => Some(format),
-        Asked::Named(format) => {
-            let name = format.name();
-            let own = match format.grid() {
-                Grid::Int { .. } if name.starts_with("int") => format!("{name}:row:f32:centred:mse"),
-                Grid::Centred { .. } | Grid::Float(_) if format.store() == Store::F32 => format!("{name}:row:f32:mse"),
-                _ => return Some(format),
-            };
-            Some(own.parse().unwrap_or(format))
-        }
+        Asked::Named(format) => Some(match format.grid() {
+            Grid::Int { bits, .. } if format.name().starts_with("int") => Format::gaussian_row(bits),
+            Grid::Centred { .. } | Grid::Float(_) if format.store() == Store::F32 => {
+                Format { rule: format::Rule::Gaussian, ..format.scaled(Span::Row, Store::F32) }
+            }
+            _ => format,
+        }),
     }
 }
 
