@@ -908,3 +908,46 @@ fn of_the_configurations_beside_a_file_the_one_of_its_method_counts() {
     std::fs::write(path("quant_config.json"), r#"{"w_bit": 4, "q_group_size": 64}"#).unwrap();
     read("awq").unwrap();
 }
+
+#[test]
+fn an_older_configuration_counts_beside_a_readable_one_of_the_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let gptq = quantized(Container::Gptq, "int4:g32", &hard(8, 128), &[8, 128]);
+    write_to(&path("gptq"), Container::Gptq, "a.weight", &gptq).unwrap();
+    // As AutoGPTQ wrote it once: no method by name. That it counts shows in the grid, which without it would have zero points.
+    std::fs::write(path("quantize_config.json"), r#"{"bits": 4, "group_size": 32, "sym": true}"#).unwrap();
+    let format = || Archive::open(&path("gptq")).map(|archive| archive.entry("a.weight").unwrap().format().unwrap());
+    let symmetric = format().unwrap();
+    assert!(matches!(symmetric.grid(), Grid::Int { bits: 4, .. }), "{symmetric}");
+    // What a model says of itself is no quantization, whatever its fields are called; what it says of quantization comes first if it names the method.
+    for (model, zero_points) in [
+        (r#"{"model_type": "gpt2", "vocab_size": 50257}"#, false),
+        (r#"{"bits": "many", "group_size": "some"}"#, false),
+        (r#"{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": false}}"#, true),
+        (r#"{"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 64}}"#, false),
+        (r#"{"quantization_config": {"bits": 4, "group_size": 64}}"#, false),
+    ] {
+        std::fs::write(path("config.json"), model).unwrap();
+        let format = format().unwrap();
+        assert_eq!(matches!(format.grid(), Grid::ZeroPoint { .. }), zero_points, "{model}: {format}");
+    }
+    // One that cannot be read might have been the one that counts: it is named, not passed over.
+    let refused = |expected: &str| {
+        let error = format().unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{}: {expected}", path("config.json").display())), "{error}");
+    };
+    std::fs::write(path("config.json"), r#"{"quantization_config": {"#).unwrap();
+    refused("expected a configuration as JSON, found EOF");
+    std::fs::write(path("config.json"), " ".repeat((1 << 20) + 1)).unwrap();
+    refused("expected a configuration of at most 1048576 bytes, found more");
+    std::fs::remove_file(path("config.json")).unwrap();
+    std::fs::create_dir(path("config.json")).unwrap();
+    refused("cannot ");
+    #[cfg(unix)]
+    {
+        std::fs::remove_dir(path("config.json")).unwrap();
+        std::os::unix::fs::symlink(path("config.json"), path("config.json")).unwrap();
+        refused("cannot open");
+    }
+}

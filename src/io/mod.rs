@@ -354,25 +354,37 @@ impl std::fmt::Debug for Archive<'_> {
 }
 
 /// The files beside a model that may say how it is quantized, in the order in which they are asked.
-const SIDECARS: [&str; 3] = ["quantize_config.json", "quant_config.json", "config.json"];
+const SIDECARS: [&str; 3] = ["quantize_config.json", "quant_config.json", gptq::MODEL_CONFIG];
 /// The largest of these that is read.
 const SIDECAR_BYTES: u64 = 1 << 20;
 
 impl Archive<'static> {
     /// Opens a file and reads its header. The container is found out from the file. Version and symmetry of GPTQ are told by the configuration beside
-    /// it, else version 1 is taken for granted; where the only one is of AWQ, or of GPTQ beside a file of AWQ, the file is refused.
+    /// it, else version 1 is taken for granted; where the only one is of AWQ, or of GPTQ beside a file of AWQ, the file is refused. Of
+    /// `quantize_config.json`, `quant_config.json` and `config.json`, in this order, the first counts that names the file's method, else the
+    /// first that names none, as AutoGPTQ's older ones. Each that is asked must be readable: one that is not might have been the one.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::File`] with the tensor's name where something is malformed.
+    /// [`Error::Io`]; [`Error::File`] with the tensor's name, or the configuration's, where something is malformed.
     pub fn open(path: &Path) -> Result<Self> {
         let source = FileSource::open(path)?;
         let sidecar = |awq| {
             let dir = path.parent().unwrap_or(Path::new(""));
             let read = |name: &'static str| -> Result<Option<gptq::Config>> {
                 let path = dir.join(name);
-                let Ok(file) = File::open(&path) else { return Ok(None) };
+                let file = match File::open(&path) {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                    file => file.map_err(Error::io(&path, "open"))?,
+                };
                 let mut json = Vec::new();
-                file.take(SIDECAR_BYTES).read_to_end(&mut json).map_err(Error::io(&path, "read"))?;
+                file.take(SIDECAR_BYTES + 1).read_to_end(&mut json).map_err(Error::io(&path, "read"))?;
+                if json.len() as u64 > SIDECAR_BYTES {
+                    return Err(Error::file(
+                        &path,
+                        format!("a configuration of at most {SIDECAR_BYTES} bytes"),
+                        "more",
+                    ));
+                }
                 gptq::Config::parse(&json, name).map_err(|problem| problem.at(&path))
             };
             gptq::Config::suiting(awq, SIDECARS.into_iter().filter_map(|name| read(name).transpose()))
