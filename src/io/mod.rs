@@ -17,6 +17,7 @@ mod source;
 mod tensor;
 mod walsh;
 
+pub use crate::train::files::{Abandoned, abandon};
 pub use tensor::{Dtype, PackedTensor, floats};
 
 use crate::format::Format;
@@ -27,12 +28,6 @@ use source::{FileSource, Problem, Source, Span, shown};
 use std::fs::File;
 use std::io::{Read as _, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-
-/// The name under which a file is written before it takes its place.
-#[must_use]
-pub fn partial(path: &Path) -> PathBuf {
-    files::beside(path)
-}
 
 /// A file's way of holding quantized tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
