@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::every_tier;
+use common::{every_tier, quantizer};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use walsh::format::{PackedMatrix, Rounding};
@@ -18,11 +18,6 @@ use walsh::{Context, DType, Tensor};
 const BATCH: usize = 2;
 const BLOCK: usize = 8;
 const VOCAB: usize = 13;
-
-fn quantizer(method: &str, weights: &str, activations: Option<&str>, hadamard: Option<u32>) -> Quantizer {
-    let activations = activations.map(|format| format.parse().unwrap());
-    Quantizer::new(method.parse().unwrap(), weights.parse().unwrap(), activations, hadamard).unwrap()
-}
 
 fn config(quantizer: Option<Quantizer>) -> GptConfig {
     GptConfig { layers: 1, heads: 2, embd: 64, block: BLOCK, vocab: VOCAB, dropout: 0.1, bias: false, quantizer }

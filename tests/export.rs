@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::every_tier;
+use common::{every_tier, quantizer};
 use std::path::Path;
 use walsh::io::{Archive, Container, Metadata};
 use walsh::nn::{Gpt, GptConfig, KvCache};
@@ -15,11 +15,6 @@ use walsh::{Context, DType, Error, Tensor, Tier};
 
 const BLOCK: usize = 8;
 const VOCAB: &str = "\n abcdefghij\u{e9}\u{4e16}";
-
-fn quantizer(method: &str, weights: &str, activations: Option<&str>, hadamard: Option<u32>) -> Quantizer {
-    let activations = activations.map(|format| format.parse().unwrap());
-    Quantizer::new(method.parse().unwrap(), weights.parse().unwrap(), activations, hadamard).unwrap()
-}
 
 fn config(embd: usize, bias: bool, quantizer: Option<Quantizer>) -> GptConfig {
     let vocab = VOCAB.chars().count();
