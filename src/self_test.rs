@@ -1,6 +1,6 @@
 //! Products, dense and quantized, and attention by cooperative matrices against results of the host, before they may serve.
 
-use crate::format::{Format, PackedMatrix, Rounding};
+use crate::format::{Format, PackedMatrix, Rounding, Span, Store};
 use crate::kernel::attention::{AttentionDims, AttentionPath, attention_on};
 use crate::kernel::attention_backward::{AttentionGrads, attention_backward_on};
 use crate::kernel::matmul::{Choice, Dims, Epilogue, Form, Matmul, matmul_with};
@@ -155,7 +155,7 @@ fn finish((form, _, [m, n, k], _): Spec, Product { a, b, result }: &Product) -> 
 }
 
 /// A quantized product: kernel, form, format, whether the left operand is quantized as the right one is, and the sizes.
-type QuantizedSpec = (packed_matmul::Choice, Form, &'static str, bool, [usize; 3]);
+type QuantizedSpec = (packed_matmul::Choice, Form, Format, bool, [usize; 3]);
 
 const COOP: packed_matmul::Choice = packed_matmul::Choice::Coop { splits: 1 };
 const SKINNY: packed_matmul::Choice = packed_matmul::Choice::Skinny;
@@ -163,16 +163,16 @@ const SKINNY: packed_matmul::Choice = packed_matmul::Choice::Skinny;
 /// Integers and floats, tables and signs, scales in the operands and in the sums; ragged, and with a slice of K that is not full. Of few rows
 /// with one and two blocks of them, and with two scales to a unit of 32.
 const QUANTIZED: [QuantizedSpec; 10] = [
-    (COOP, Form::Nt, "int4:g32", false, [132, 140, 72]),
-    (COOP, Form::Nt, "binary", true, [132, 132, 100]),
-    (COOP, Form::Nt, "mxfp4", true, [36, 132, 64]),
-    (COOP, Form::Nn, "nf4", false, [132, 140, 44]),
-    (COOP, Form::Tn, "int4:centred:row:f32:mse", false, [132, 140, 68]),
-    (SKINNY, Form::Nt, "int4:g32", false, [9, 33, 100]),
-    (SKINNY, Form::Nt, "int8:row:f32", false, [20, 48, 72]),
-    (SKINNY, Form::Nt, "mxfp4", false, [2, 35, 640]),
-    (SKINNY, Form::Nt, "nvfp4", false, [16, 35, 260]),
-    (SKINNY, Form::Nt, "nf4", false, [32, 17, 96]),
+    (COOP, Form::Nt, Format::int(4).scaled(Span::Group(32), Store::F16), false, [132, 140, 72]),
+    (COOP, Form::Nt, Format::BINARY, true, [132, 132, 100]),
+    (COOP, Form::Nt, Format::MXFP4, true, [36, 132, 64]),
+    (COOP, Form::Nn, Format::NF4, false, [132, 140, 44]),
+    (COOP, Form::Tn, Format::gaussian_row(4), false, [132, 140, 68]),
+    (SKINNY, Form::Nt, Format::int(4).scaled(Span::Group(32), Store::F16), false, [9, 33, 100]),
+    (SKINNY, Form::Nt, Format::int(8).scaled(Span::Row, Store::F32), false, [20, 48, 72]),
+    (SKINNY, Form::Nt, Format::MXFP4, false, [2, 35, 640]),
+    (SKINNY, Form::Nt, Format::NVFP4, false, [16, 35, 260]),
+    (SKINNY, Form::Nt, Format::NF4, false, [32, 17, 96]),
 ];
 
 /// A quantized product on its way, with the values of its operands.
@@ -182,8 +182,7 @@ struct Quantized {
     result: Tensor,
 }
 
-fn start_quantized(context: &Context, (choice, form, name, both, [m, n, k]): QuantizedSpec) -> Result<Quantized> {
-    let format: Format = name.parse()?;
+fn start_quantized(context: &Context, (choice, form, format, both, [m, n, k]): QuantizedSpec) -> Result<Quantized> {
     let (x, w) = (numbers(m * k, 5, 30), numbers(k * n, 6, 30));
     let [rows, cols] = if form == Form::Nt { [n, k] } else { [k, n] };
     let right = PackedMatrix::quantize(format, &w, rows, cols, Rounding::Nearest)?;
@@ -317,7 +316,7 @@ fn pending(context: &Context) -> Vec<Pending> {
     }
     for spec in QUANTIZED {
         let (_, form, format, both, [m, n, k]) = spec;
-        let left = if both { format } else { "f16" };
+        let left = if both { format.to_string() } else { "f16".to_owned() };
         let started = start_quantized(&context.private(), spec);
         let name = format!("{form:?} of {left} and {format}, {m} x {n} x {k}");
         all.push((name, Box::new(move || finish_quantized(form, [m, n, k], &started?))));
@@ -398,7 +397,7 @@ mod tests {
             let b = case.b.iter().rev().copied().collect();
             let other = Quantized { b, ..case };
             assert!(finish_quantized(form, sizes, &other).unwrap().0 > sizes[0] * sizes[1] / 2, "{format}");
-            let coarse = Quantized { result: start("int2").result, ..start(format) };
+            let coarse = Quantized { result: start(Format::int(2)).result, ..start(format) };
             assert!(finish_quantized(form, sizes, &coarse).unwrap().0 > sizes[0] * sizes[1] / 2, "{format}");
         }
     }

@@ -1,11 +1,15 @@
 //! `walsh bench`: its lines and its table, and what it says to flags that select nothing.
 #![cfg(feature = "cli")]
 
+mod common;
+
+use common::command::walsh;
 use serde_json::Value;
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Output;
 
 fn bench(flags: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_walsh")).arg("bench").args(flags).output().unwrap()
+    walsh(Path::new("."), &[&["bench"], flags].concat()).output().unwrap()
 }
 
 #[track_caller]

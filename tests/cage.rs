@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{U32, assert_within, dtypes, every_tier};
+use common::{U32, assert_steady, assert_within, dtypes, every_tier, mean};
 use walsh::nn::{Gpt, GptConfig};
 use walsh::op::{LinearOptions, linear};
 use walsh::optim::{AdamWOptions, Correction, Quantized, Schedule};
@@ -132,7 +132,6 @@ fn weights_end_nearer_to_the_grid_and_what_was_learned_stays() {
                     step(&mut run, number);
                     losses.push(run.stats().unwrap().wait().unwrap().loss);
                 }
-                let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
                 (distance(&context, run.gpt()), mean(&losses[..10]), mean(&losses[STEPS - 10..]))
             };
             let plain = train(None);
@@ -165,16 +164,7 @@ fn a_step_creates_nothing_and_takes_no_arena_more() {
                     step(&mut run, number);
                 }
                 context.synchronize().unwrap();
-                let before = context.counts();
-                for number in 2..8 {
-                    step(&mut run, number);
-                }
-                let after = context.counts();
-                assert_eq!(
-                    (after.buffers, after.bind_groups, after.pipelines, after.shader_modules),
-                    (before.buffers, before.bind_groups, before.pipelines, before.shader_modules),
-                );
-                assert_eq!(after.submits - before.submits, 6);
+                assert_steady("cage", &context, 6, |number| step(&mut run, 2 + number as usize));
                 let weights: Vec<u64> =
                     run.gpt().quantized().into_iter().map(|i| run.gpt().parameters()[i].len() as u64 * 4).collect();
                 held.push((context.held_bytes(), weights));

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::every_tier;
+use common::{every_tier, quantizer};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use walsh::format::{PackedMatrix, Rounding};
@@ -18,11 +18,6 @@ use walsh::{Context, DType, Tensor};
 const BATCH: usize = 2;
 const BLOCK: usize = 8;
 const VOCAB: usize = 13;
-
-fn quantizer(method: &str, weights: &str, activations: Option<&str>, hadamard: Option<u32>) -> Quantizer {
-    let activations = activations.map(|format| format.parse().unwrap());
-    Quantizer::new(method.parse().unwrap(), weights.parse().unwrap(), activations, hadamard).unwrap()
-}
 
 fn config(quantizer: Option<Quantizer>) -> GptConfig {
     GptConfig { layers: 1, heads: 2, embd: 64, block: BLOCK, vocab: VOCAB, dropout: 0.1, bias: false, quantizer }
@@ -190,6 +185,34 @@ fn learned_scales_are_those_of_the_layer() {
             }
         }
     }
+}
+
+#[test]
+fn scales_at_the_end_of_their_storage_are_counted() {
+    let context = every_tier().pop().unwrap();
+    let find = |gpt: &Gpt, name: &str| {
+        gpt.parameters().iter().find(|(info, _)| info.name == name).map(|(_, tensor)| tensor.clone()).unwrap()
+    };
+    let of = |weights: &str, inputs: &str| {
+        let gpt =
+            Gpt::new(&context, config(Some(quantizer("ste", weights, Some(inputs), None))), 3, DType::F32).unwrap();
+        // Of 128 rows one whose scale, 1e6 / 7, is beyond f16; the inputs of another layer are about 1e8, and 1e8 / 127 is so too.
+        let weight = find(&gpt, "transformer.h.0.mlp.c_fc.weight");
+        let mut values = weight.to_vec().unwrap();
+        values[5] = 1e6;
+        weight.write(bytemuck::cast_slice(&values)).unwrap();
+        let norm = find(&gpt, "transformer.h.0.ln_1.weight");
+        norm.write(bytemuck::cast_slice(&vec![1e8f32; norm.len()])).unwrap();
+        let rows = weight.shape()[0] as f64;
+        let found = run(&gpt, &mut Masks::default());
+        let layer = |name: &str| found[&format!("transformer.h.0.{name}")];
+        (layer("mlp.c_fc").saturated_weights, layer("attn.c_attn"), rows)
+    };
+    let (weights, attention, rows) = of("int4:row:f16", "int8:row:f16");
+    assert_eq!(weights, Some(1.0 / rows));
+    assert_eq!((attention.saturated_weights, attention.saturated_inputs), (Some(0.0), Some(1.0)));
+    let (weights, attention, _) = of("int4:row:f32", "int8:row:f32");
+    assert_eq!((weights, attention.saturated_weights, attention.saturated_inputs), (None, None, None));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::every_tier;
+use common::{every_tier, quantizer};
 use std::path::Path;
 use walsh::io::{Archive, Container, Metadata};
 use walsh::nn::{Gpt, GptConfig, KvCache};
@@ -15,11 +15,6 @@ use walsh::{Context, DType, Error, Tensor, Tier};
 
 const BLOCK: usize = 8;
 const VOCAB: &str = "\n abcdefghij\u{e9}\u{4e16}";
-
-fn quantizer(method: &str, weights: &str, activations: Option<&str>, hadamard: Option<u32>) -> Quantizer {
-    let activations = activations.map(|format| format.parse().unwrap());
-    Quantizer::new(method.parse().unwrap(), weights.parse().unwrap(), activations, hadamard).unwrap()
-}
 
 fn config(embd: usize, bias: bool, quantizer: Option<Quantizer>) -> GptConfig {
     let vocab = VOCAB.chars().count();
@@ -131,6 +126,45 @@ fn what_is_read_back_gives_the_same_logits_to_the_bit() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn weights_whose_scales_saturate_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let context = every_tier().remove(0);
+    // Of 1e5 an int4 scale is 14286; rotated, a group of equal values is one of 32^(1/2) times as much, whose scale is beyond f16.
+    for (weights, hadamard, value, refused) in [
+        ("int4:g32", None, 1e5, None),
+        ("int4:g32", Some(32), 1e5, Some("at most 65504 (f16)")),
+        ("int4:g32", None, 1e6, Some("at most 65504 (f16)")),
+        ("int4:g32:f32", None, 1e6, None),
+        ("nvfp4:ue4m3", None, 1e4, Some("at most 448 (ue4m3)")),
+        ("nvfp4", None, 1e4, None),
+    ] {
+        let gpt = model(&context, config(64, false, Some(quantizer("ste", weights, None, hadamard))), DType::F32);
+        let name = "transformer.h.0.mlp.c_fc.weight";
+        let (_, tensor) = gpt.parameters().iter().find(|(info, _)| info.name == name).unwrap();
+        let mut values = tensor.to_vec().unwrap();
+        // The second group of 32 of the third row.
+        values[2 * 64 + 32..3 * 64].fill(value);
+        tensor.write(bytemuck::cast_slice(&values)).unwrap();
+        let path = dir.path().join("model");
+        let written = write(&gpt, &path, Container::Walsh);
+        match refused {
+            None => written.unwrap(),
+            Some(stored) => {
+                let error = written.unwrap_err();
+                assert!(matches!(error, Error::Invalid { .. }), "{error}");
+                let group = if weights.starts_with("nvfp4") { 2 } else { 1 };
+                let expected = format!("export: expected scales of {stored} in tensor `{name}` for {weights}, found ");
+                let error = error.to_string();
+                assert!(error.starts_with(&expected), "{error}");
+                assert!(error.contains(&format!(" in row 2, group {group}; ")), "{error}");
+                assert!(!path.exists());
+            }
+        }
+        let _ = std::fs::remove_file(path);
     }
 }
 

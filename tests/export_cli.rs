@@ -71,6 +71,23 @@ fn an_exported_model_says_what_the_run_says() {
 }
 
 #[test]
+fn scales_that_saturate_are_told_in_training_and_refused_after_it() {
+    let place = Place::new();
+    // The first step moves each weight by the rate; scales of more than 448, of weights beyond 2688, saturate.
+    let args = ["train", "--text", "text.txt", "--preset", "nano", "--out", "run", "--layers", "1", "--embd", "32"];
+    let rate = ["--block", "16", "--batch", "4", "--lr", "1e4", "--warmup", "0", "--weights", "nvfp4:ue4m3"];
+    let steps = ["--steps", "1", "--eval-batches", "1"];
+    let (_, message) = place.runs(&[&args[..], &rate, &steps].concat());
+    for layer in ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"] {
+        let tensor = format!("transformer.h.0.{layer}.weight");
+        let warning = format!("warning: scales of `{tensor}` are beyond what nvfp4:ue4m3 stores and saturate");
+        assert_eq!(message.matches(&warning).count(), 1, "{message}");
+    }
+    let parts = ["export: expected scales of at most 448 (ue4m3) in tensor `transformer.h.0.attn.c_attn.weight`"];
+    place.refuses(&["export", "run", "model"], &parts);
+}
+
+#[test]
 fn rotated_weights_are_for_walshs_own_files() {
     let place = Place::new();
     place.train("run", &["--method", "quest", "--weights", "int4", "--activations", "int4", "--diagnostics", "5"]);

@@ -579,7 +579,7 @@ fn every_format_comes_back_from_every_container_that_holds_it() {
     let more = ["int2:g64", "int3:g32:asym", "int8:row", "nf4:g128:dq", "fp4:g4096", "int4:g32", "nvfp4:ue4m3"];
     formats.extend(more.iter().map(|f| f.parse::<Format>().unwrap()));
     for container in Container::ALL {
-        formats.extend(container.encodings().iter().map(|(_, f)| f.parse::<Format>().unwrap()));
+        formats.extend(container.encodings().iter().map(|(_, format)| *format));
     }
     let dir = tempfile::tempdir().unwrap();
     let mut held = 0;
@@ -620,7 +620,7 @@ fn every_format_comes_back_from_every_container_that_holds_it() {
                 }
             }
             assert_eq!(a.dequantize(), b.dequantize(), "{format} in {container}");
-            let own = container.encodings().iter().any(|(_, f)| f.parse::<Format>().unwrap() == format);
+            let own = container.encodings().iter().any(|(_, own)| *own == format);
             if container == Container::Walsh || own {
                 assert_eq!(a, b, "{format} in {container}");
             }
@@ -907,4 +907,47 @@ fn of_the_configurations_beside_a_file_the_one_of_its_method_counts() {
     // One that names no method is taken before one that names another.
     std::fs::write(path("quant_config.json"), r#"{"w_bit": 4, "q_group_size": 64}"#).unwrap();
     read("awq").unwrap();
+}
+
+#[test]
+fn an_older_configuration_counts_beside_a_readable_one_of_the_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let gptq = quantized(Container::Gptq, "int4:g32", &hard(8, 128), &[8, 128]);
+    write_to(&path("gptq"), Container::Gptq, "a.weight", &gptq).unwrap();
+    // As AutoGPTQ wrote it once: no method by name. That it counts shows in the grid, which without it would have zero points.
+    std::fs::write(path("quantize_config.json"), r#"{"bits": 4, "group_size": 32, "sym": true}"#).unwrap();
+    let format = || Archive::open(&path("gptq")).map(|archive| archive.entry("a.weight").unwrap().format().unwrap());
+    let symmetric = format().unwrap();
+    assert!(matches!(symmetric.grid(), Grid::Int { bits: 4, .. }), "{symmetric}");
+    // What a model says of itself is no quantization, whatever its fields are called; what it says of quantization comes first if it names the method.
+    for (model, zero_points) in [
+        (r#"{"model_type": "gpt2", "vocab_size": 50257}"#, false),
+        (r#"{"bits": "many", "group_size": "some"}"#, false),
+        (r#"{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": false}}"#, true),
+        (r#"{"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 64}}"#, false),
+        (r#"{"quantization_config": {"bits": 4, "group_size": 64}}"#, false),
+    ] {
+        std::fs::write(path("config.json"), model).unwrap();
+        let format = format().unwrap();
+        assert_eq!(matches!(format.grid(), Grid::ZeroPoint { .. }), zero_points, "{model}: {format}");
+    }
+    // One that cannot be read might have been the one that counts: it is named, not passed over.
+    let refused = |expected: &str| {
+        let error = format().unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{}: {expected}", path("config.json").display())), "{error}");
+    };
+    std::fs::write(path("config.json"), r#"{"quantization_config": {"#).unwrap();
+    refused("expected a configuration as JSON, found EOF");
+    std::fs::write(path("config.json"), " ".repeat((1 << 20) + 1)).unwrap();
+    refused("expected a configuration of at most 1048576 bytes, found more");
+    std::fs::remove_file(path("config.json")).unwrap();
+    std::fs::create_dir(path("config.json")).unwrap();
+    refused("cannot ");
+    #[cfg(unix)]
+    {
+        std::fs::remove_dir(path("config.json")).unwrap();
+        std::os::unix::fs::symlink(path("config.json"), path("config.json")).unwrap();
+        refused("cannot open");
+    }
 }

@@ -260,6 +260,46 @@ fn ctrl_c_leaves_no_half_written_file() {
     }
 }
 
+/// A configuration is written in an instant; a pipe that nobody reads, in its place, makes that last.
+#[cfg(unix)]
+#[test]
+fn a_second_ctrl_c_removes_the_configuration_too() {
+    use std::io::{BufRead, BufReader};
+    let mut pause = std::time::Duration::from_millis(200);
+    // Until the first signal comes when all tensors are written; one before ends the process in order.
+    for _ in 0..6 {
+        let dir = tempfile::tempdir().unwrap();
+        model(dir.path());
+        std::fs::write(dir.path().join("out"), "old").unwrap();
+        let pipe = dir.path().join("quantize_config.json.partial");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let flags = ["--format", "int4:g32", "--container", "gptq", "--include", "h.0.mlp.weight"];
+        let mut command = walsh(dir.path(), &[&["quantize", "model.safetensors", "out"], &flags[..]].concat());
+        let mut child = command.env("VK_DRIVER_FILES", "none").spawn().unwrap();
+        wait_for(&mut child, "file", || dir.path().join("out.partial").exists());
+        std::thread::sleep(pause);
+        pause *= 2;
+        let id = child.id().to_string();
+        let signal = || std::process::Command::new("kill").args(["-INT", &id]).status().unwrap();
+        signal();
+        let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        assert!(said.any(|line| line.contains("stopping after this tensor (again: at once)")));
+        signal();
+        let status = child.wait().unwrap();
+        let rest: Vec<String> = said.collect();
+        assert_eq!(status.code(), Some(1), "{rest:?}");
+        assert_eq!(std::fs::read(dir.path().join("out")).unwrap(), b"old");
+        if rest.is_empty() {
+            let left = |name: &str| dir.path().join(name).symlink_metadata().is_ok();
+            assert!(!left("out.partial"), "half an output is left");
+            assert!(!left("quantize_config.json.partial"), "half a configuration is left");
+            return;
+        }
+        assert!(rest.iter().any(|line| line.contains("interrupted: out was not written")), "{rest:?}");
+    }
+    panic!("the first signal always came before the configuration");
+}
+
 #[test]
 fn an_error_of_the_callers_ends_a_conversion_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();

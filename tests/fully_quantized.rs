@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Gen, dtypes, every_tier, floats};
+use common::{Gen, assert_steady, dtypes, every_tier, floats};
 use walsh::nn::{GptConfig, TrainPass};
 use walsh::op::{LinearOptions, linear};
 use walsh::optim::{AdamWOptions, Schedule};
@@ -219,16 +219,7 @@ fn the_loss_falls_and_the_steady_state_creates_nothing() {
             for i in 1..60 {
                 step(&mut run, i);
             }
-            let before = context.counts();
-            for i in 60..64 {
-                step(&mut run, i);
-            }
-            let after = context.counts();
-            assert_eq!(
-                (after.buffers, after.bind_groups, after.pipelines, after.shader_modules),
-                (before.buffers, before.bind_groups, before.pipelines, before.shader_modules),
-                "{method} {dtype}"
-            );
+            assert_steady(&format!("{method} {dtype}"), &context, 4, |i| step(&mut run, 60 + u64::from(i)));
             let last = loss(&mut run);
             assert!(last < 0.85 * first, "{method} {dtype}: the loss went from {first} to {last}");
         }

@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Gen, U16, U32, assert_within, dtypes, every_tier, floats, stored, wide};
+use common::{
+    Gen, U16, U32, assert_steady, assert_within, best_tiers, dtypes, every_tier, floats, mean, quantizer, stored, wide,
+};
 use walsh::format::{Format, Grid};
 use walsh::kernel::matmul::Activation;
 use walsh::kernel::packed::Packed;
@@ -15,11 +17,6 @@ use walsh::reference::hadamard::hadamard;
 use walsh::reference::learned_scale_backward::{Learned, learned_scale_backward, lsq_factor, lsq_start};
 use walsh::train::{BatchShape, GptRun, Model, PendingStats};
 use walsh::{Context, DType, Gradients, Tensor};
-
-fn quantizer(method: &str, weights: &str, activations: &str, hadamard: Option<u32>) -> Quantizer {
-    let activations = (!activations.is_empty()).then(|| activations.parse().unwrap());
-    Quantizer::new(method.parse().unwrap(), weights.parse().unwrap(), activations, hadamard).unwrap()
-}
 
 /// The lowest and the highest level less the centre, and the centre.
 fn grid(format: Format) -> (f64, f64, f64) {
@@ -84,7 +81,7 @@ fn encoded(context: &Context, x: &Tensor, format: Format, block: Option<u32>, sc
 
 fn agrees(context: &Context, dtype: DType, case: &Layer) {
     let Layer { method, weights, activations, hadamard: block, scales, offset } = *case;
-    let quantizer = quantizer(method, weights, activations, block);
+    let quantizer = quantizer(method, weights, Some(activations).filter(|a| !a.is_empty()), block);
     let what = format!("{quantizer} in {dtype} on {}", context.tier());
     let mut random = Gen::new(16);
     let quantized = quantizer.activations.is_some();
@@ -265,7 +262,7 @@ fn scales_start_where_the_papers_say() {
             ("lsq:plus", "binary:tensor", "int3:tensor:f32:centred"),
             ("learned", "int8:tensor:f32:full", "int8:tensor:f32:full"),
         ] {
-            let quantizer = quantizer(method, weights, activations, None);
+            let quantizer = quantizer(method, weights, Some(activations).filter(|a| !a.is_empty()), None);
             let mut random = Gen::new(3);
             let x_values: Vec<f32> = random.normals(70 * 64).iter().map(|v| 3.0 + v).collect();
             let w_values = random.normals(33 * 64);
@@ -320,7 +317,7 @@ fn scales_start_where_the_papers_say() {
 fn what_follows_an_activation_hands_its_gradient_on() {
     for context in every_tier() {
         for dtype in dtypes(&context) {
-            let quantizer = quantizer("lsq", "int4:tensor:f32:full", "int4:tensor:f32:full", None);
+            let quantizer = quantizer("lsq", "int4:tensor:f32:full", Some("int4:tensor:f32:full"), None);
             let mut random = Gen::new(2);
             let (x, _) = floats(&context, &random.normals(5 * 32), &[5, 32], dtype);
             let first = Tensor::from_f32(&context, &random.normals(64 * 32), &[64, 32]).unwrap().with_grad();
@@ -351,7 +348,7 @@ fn what_follows_an_activation_hands_its_gradient_on() {
 #[test]
 fn gradients_in_an_arena_are_those_of_leaves_and_add_up() {
     let four = "int4:tensor:f32:full";
-    let quantizer = quantizer("lsq:plus", four, four, None);
+    let quantizer = quantizer("lsq:plus", four, Some(four), None);
     for context in every_tier() {
         let mut random = Gen::new(12);
         let w = random.normals(20 * 36);
@@ -443,25 +440,12 @@ fn step(run: &mut GptRun, number: u32) {
 fn methods() -> [Quantizer; 5] {
     let four = "int4:tensor:f32:full";
     [
-        quantizer("lsq", four, four, None),
-        quantizer("lsq", "binary:tensor", "", None),
-        quantizer("lsq:plus", four, four, None),
-        quantizer("lsq", "int3:tensor:f32:full", "int3:tensor:f32:full", Some(32)),
-        quantizer("learned", "int8:tensor:f32:full", "int8:tensor:f32:full", None),
+        quantizer("lsq", four, Some(four), None),
+        quantizer("lsq", "binary:tensor", None, None),
+        quantizer("lsq:plus", four, Some(four), None),
+        quantizer("lsq", "int3:tensor:f32:full", Some("int3:tensor:f32:full"), Some(32)),
+        quantizer("learned", "int8:tensor:f32:full", Some("int8:tensor:f32:full"), None),
     ]
-}
-
-/// The best tier of each adapter: kernels' tests cover the others.
-fn best_tiers() -> Vec<Context> {
-    let mut best: Vec<Context> = Vec::new();
-    for context in every_tier() {
-        let same = |c: &Context| c.capabilities().adapter == context.capabilities().adapter;
-        match best.iter_mut().find(|c| same(c)) {
-            Some(other) => *other = context,
-            None => best.push(context),
-        }
-    }
-    best
 }
 
 #[test]
@@ -485,7 +469,6 @@ fn the_loss_falls_and_the_scales_move() {
                     }
                 }
                 let losses: Vec<f64> = losses.into_iter().map(|l| l.wait().unwrap().loss).collect();
-                let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
                 let (first, last) = (mean(&losses[..10]), mean(&losses[10..]));
                 println!("{quantizer} {dtype}: {first:.3} -> {last:.3}");
                 // Chance is ln 16 = 2.77.
@@ -510,15 +493,7 @@ fn the_steady_state_creates_nothing() {
             let mut run = run(&context, quantizer, DType::F32, 20);
             (0..3).for_each(|number| step(&mut run, number));
             context.synchronize().unwrap();
-            let before = context.counts();
-            (3..8).for_each(|number| step(&mut run, number));
-            let after = context.counts();
-            assert_eq!(
-                (after.buffers, after.bind_groups, after.pipelines, after.shader_modules),
-                (before.buffers, before.bind_groups, before.pipelines, before.shader_modules),
-                "{quantizer}"
-            );
-            assert_eq!(after.submits - before.submits, 5);
+            assert_steady(&quantizer.to_string(), &context, 5, |number| step(&mut run, 3 + number));
         }
     }
 }
@@ -591,9 +566,9 @@ fn scales_and_methods_go_together() {
     ) -> Option<LearnedScales<'a>> {
         Some(LearnedScales { weight, input, offset, initialize: false })
     }
-    let lsq = quantizer("lsq", four, four, None);
-    let plus = quantizer("lsq:plus", four, four, None);
-    let alone = quantizer("lsq:plus", four, "", None);
+    let lsq = quantizer("lsq", four, Some(four), None);
+    let plus = quantizer("lsq:plus", four, Some(four), None);
+    let alone = quantizer("lsq:plus", four, None, None);
     run(lsq, scales(&one, Some(&one), None)).unwrap();
     run(plus, scales(&one, Some(&one), Some(&one))).unwrap();
     run(alone, scales(&one, None, None)).unwrap();
@@ -604,7 +579,7 @@ fn scales_and_methods_go_together() {
         (lsq, scales(&one, Some(&one), Some(&one)), "an offset beside --method lsq:plus"),
         (plus, scales(&one, Some(&one), None), "an offset beside --method lsq:plus"),
         (alone, scales(&one, Some(&one), None), "where these are quantized"),
-        (quantizer("ste", four, "", None), scales(&one, None, None), "a method that learns them"),
+        (quantizer("ste", four, None, None), scales(&one, None, None), "a method that learns them"),
     ] {
         let error = run(quantizer, learned).unwrap_err();
         assert!(error.contains(message), "{quantizer}: {error}");
@@ -616,6 +591,6 @@ fn scales_and_methods_go_together() {
     linear(&x, &weight, given).unwrap();
     assert!(linear(&x, &weight.with_grad(), given).unwrap_err().to_string().contains("more than codes"));
     assert!(lsq.weight(&weight).unwrap_err().to_string().contains("learned scales beside"));
-    let ste = quantizer("ste", four, "", None);
+    let ste = quantizer("ste", four, None, None);
     assert!(ste.weight_by(&weight, Some(&one)).unwrap_err().to_string().contains("no learned scale"));
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{dtypes, every_tier};
+use common::{assert_steady, best_tiers, dtypes, every_tier, mean};
 use walsh::nn::{GptConfig, KvCache};
 use walsh::op::LossOptions;
 use walsh::optim::{AdamWOptions, Schedule};
@@ -63,19 +63,6 @@ fn teacher(context: &Context, dtype: DType) -> (Vec<(String, TensorData)>, f64) 
     (parameters(&mut run), loss)
 }
 
-/// The best tier of each adapter: the kernels' own tests cover the others.
-fn best_tiers() -> Vec<Context> {
-    let mut best: Vec<Context> = Vec::new();
-    for context in every_tier() {
-        let same = |c: &Context| c.capabilities().adapter == context.capabilities().adapter;
-        match best.iter_mut().find(|c| same(c)) {
-            Some(other) => *other = context,
-            None => best.push(context),
-        }
-    }
-    best
-}
-
 #[test]
 fn a_student_starts_from_its_teacher_and_learns_from_it() {
     for context in best_tiers() {
@@ -97,7 +84,6 @@ fn a_student_starts_from_its_teacher_and_learns_from_it() {
             let before = nats(&mut student);
             let losses = train(&mut student, 100..160, 64);
             let after = nats(&mut student);
-            let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
             let (first, last) = (mean(&losses[..5]), mean(&losses[55..]));
             eprintln!("{dtype}: loss {first} to {last}; nats {before} to {after}, the teacher's {taught}");
             assert!(last < 0.7 * first, "{dtype}: from {first} to {last}");
@@ -179,16 +165,7 @@ fn the_steady_state_creates_nothing_and_submits_once() {
                 student.train_step(&inputs, &targets).unwrap();
             }
             context.synchronize().unwrap();
-            let before = context.counts();
-            for _ in 0..4 {
-                student.train_step(&inputs, &targets).unwrap();
-            }
-            let after = context.counts();
-            assert_eq!(
-                (after.buffers, after.bind_groups, after.pipelines, after.shader_modules),
-                (before.buffers, before.bind_groups, before.pipelines, before.shader_modules),
-            );
-            assert_eq!(after.submits - before.submits, 4);
+            assert_steady("onebit", &context, 4, |_| student.train_step(&inputs, &targets).unwrap());
         }
     }
 }

@@ -3,24 +3,22 @@
 
 mod common;
 
-use common::command::{Place, code};
+use common::command::{Place, code, wait_for};
 use serde_json::Value;
-use std::process::Output;
+use std::process::{Command, Output};
 use walsh::train::{Checkpoint, checkpoint, metrics};
 
 impl Place {
-    fn run(&self, command: &str, more: &[&str]) -> Output {
+    fn command(&self, command: &str, more: &[&str]) -> Command {
         let shared = ["--preset", "nano", "--layers", "1", "--embd", "32", "--block", "16", "--batch", "4"];
         let schedule = ["--dropout", "0.1", "--eval-every", "10", "--eval-batches", "2", "--log-every", "1"];
         let text: &[&str] = if more.contains(&"--text") { &[] } else { &["--text", "text.txt"] };
-        self.walsh(&[&[command], &shared[..], &schedule, text, more].concat()).output().unwrap()
+        self.walsh(&[&[command], &shared[..], &schedule, text, more].concat())
     }
 
     fn train(&self, out: &str, steps: &str, more: &[&str]) -> Output {
-        self.run(
-            "train",
-            &[&["--out", out, "--steps", steps, "--checkpoint-every", "10", "--keep", "9"], more].concat(),
-        )
+        let own = ["--out", out, "--steps", steps, "--checkpoint-every", "10", "--keep", "9"];
+        self.command("train", &[&own[..], more].concat()).output().unwrap()
     }
 
     #[track_caller]
@@ -111,11 +109,12 @@ fn a_run_learns_from_its_teacher_and_goes_on_with_it_to_the_bit() {
 #[test]
 fn a_comparison_takes_its_own_runs_in_full_precision_as_teachers() {
     let place = Place::new();
-    let compare = |more: &[&str]| {
+    let comparing = |more: &[&str]| {
         // An interval of checkpoints that misses evaluations: a teacher's best is there all the same.
         let shared = ["--steps", "30", "--seeds", "1,2", "--lr", "0.001,0.01", "--checkpoint-every", "15", "--json"];
-        place.run("compare", &[&shared[..], more].concat())
+        place.command("compare", &[&shared[..], more].concat())
     };
+    let compare = |more: &[&str]| comparing(more).output().unwrap();
     let message = code(&compare(&["--methods", "onebit", "--no-full", "--out", "x"]), 2);
     assert!(message.contains("--no-full: expected --teacher beside it"), "{message}");
     let message = code(&compare(&["--methods", "bwn", "--teacher", "nowhere", "--out", "x"]), 2);
@@ -153,19 +152,37 @@ fn a_comparison_takes_its_own_runs_in_full_precision_as_teachers() {
     let message = code(&compare(&["--methods", "onebit,none,bwn", "--out", "sweep"]), 0);
     assert!(message.contains("12 runs, 12 of them done"), "{message}");
 
-    // Of records alone the comparison goes on, too: a teacher that a run still needs is trained again, to the same bits.
+    // Of records alone the comparison goes on, too: a teacher that a run still needs is trained again, to the same bits, also after a stop.
     let sweep = place.path("sweep");
     let text = std::fs::read_to_string(sweep.join("compare.jsonl")).unwrap();
     let name = "onebit,weights=binary.tensor,lr=0.01,steps=30,seed=2";
     let kept: String = text.lines().filter(|line| !line.contains(name)).map(|line| format!("{line}\n")).collect();
+    let was = records.get(name).unwrap();
+    let teacher = was.info.config.teacher.as_deref().unwrap();
     std::fs::remove_dir_all(&sweep).unwrap();
     std::fs::create_dir(&sweep).unwrap();
-    std::fs::write(sweep.join("compare.jsonl"), kept).unwrap();
-    code(&compare(&["--methods", "onebit,none,bwn", "--out", "sweep"]), 0);
-    let again = walsh::train::compare::Records::read(&sweep).unwrap();
-    let (was, is) = (records.get(name).unwrap(), again.get(name).unwrap());
-    assert_eq!((was.best_val_loss, &was.info.teacher_digest), (is.best_val_loss, &is.info.teacher_digest));
-    let names = std::fs::read_dir(&sweep).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let runs: Vec<String> = names.filter(|name| name.contains("seed=")).collect();
-    assert!(runs.len() == 2 && runs.contains(&name.to_owned()), "{runs:?}");
+    std::fs::write(sweep.join("compare.jsonl"), &kept).unwrap();
+    let goes_on = || {
+        code(&compare(&["--methods", "onebit,none,bwn", "--out", "sweep"]), 0);
+        let again = walsh::train::compare::Records::read(&sweep).unwrap();
+        let is = again.get(name).unwrap();
+        assert_eq!((was.best_val_loss, &was.info.teacher_digest), (is.best_val_loss, &is.info.teacher_digest));
+        let names = std::fs::read_dir(&sweep).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut runs: Vec<String> = names.filter(|name| name.contains("seed=")).collect();
+        runs.sort();
+        assert_eq!(runs, [teacher.file_name().unwrap().to_str().unwrap(), name]);
+    };
+    let mut child = comparing(&["--methods", "onebit,none,bwn", "--out", "sweep"]).spawn().unwrap();
+    wait_for(&mut child, "teacher", || metrics::read(teacher).unwrap().len() >= 16);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    goes_on();
+    // Whenever that came: of the teacher there is a beginning, and nothing of the run that needs it.
+    std::fs::remove_dir_all(sweep.join(name)).unwrap();
+    for (_, path) in checkpoint::list(teacher).unwrap() {
+        std::fs::remove_file(path).unwrap();
+    }
+    std::fs::write(sweep.join("compare.jsonl"), &kept).unwrap();
+    goes_on();
+    assert!(checkpoint::path_of(teacher, 30).exists());
 }

@@ -3,18 +3,13 @@
 
 mod common;
 
-use common::{Gen, U16, U32, assert_within, dtypes, encoded, every_tier, floats, stored, wide};
+use common::{Gen, U16, U32, assert_within, dtypes, encoded, every_tier, floats, quantizer, stored, wide};
 use walsh::format::{Format, Grid, Minifloat, Rule};
 use walsh::op::{LinearOptions, linear};
-use walsh::qat::{Coding, Method, Quantizer};
+use walsh::qat::{Coding, Method};
 use walsh::reference::hadamard::hadamard;
 use walsh::reference::quantized_linear::CLIP;
 use walsh::{DType, Gradients, Tensor};
-
-fn quantizer(method: &str, weights: &str, activations: &str, hadamard: Option<u32>) -> Quantizer {
-    let activations = (!activations.is_empty()).then(|| activations.parse().unwrap());
-    Quantizer::new(method.parse().unwrap(), weights.parse().unwrap(), activations, hadamard).unwrap()
-}
 
 /// Rotated by blocks, row by row.
 fn rotated(x: &[f64], block: Option<u32>, transpose: bool) -> Vec<f64> {
@@ -43,7 +38,7 @@ fn constants_are_those_of_normal_data() {
     let x = Tensor::from_f32(context, &values, &[ROWS, COLS]).unwrap();
     let count = (ROWS * COLS) as f64;
     for (format, error, masked) in table {
-        let coding = quantizer("quest", format, "", None).weight_coding();
+        let coding = quantizer("quest", format, None, None).weight_coding();
         let (got, _, passes) = encoded(context, &x, [ROWS, COLS], &coding);
         let mse = got.iter().zip(&values).map(|(q, x)| (q - f64::from(*x)).powi(2)).sum::<f64>() / count;
         assert!((mse / error - 1.0).abs() < 0.01, "{format}: mean squared error {mse}, expected {error}");
@@ -56,7 +51,7 @@ fn constants_are_those_of_normal_data() {
     }
     // The clip bounds of one bit: P(|z| > 1.25 sqrt(2 / pi)) and, rotated, P(|z| > 1.30 sqrt(2 / pi)).
     for (hadamard, expected) in [(None, 0.318_57), (Some(128), 0.299_6)] {
-        let coding = quantizer("quest", "binary:mse", "", hadamard).weight_coding();
+        let coding = quantizer("quest", "binary:mse", None, hadamard).weight_coding();
         let (.., passes) = encoded(context, &x, [ROWS, COLS], &coding);
         let share = passes.iter().filter(|passes| !**passes).count() as f64 / count;
         assert!((share - expected).abs() < 0.005, "{share} masked with rotation {hadamard:?}, expected {expected}");
@@ -106,7 +101,7 @@ fn layers_agree_with_float64() {
                 ("quest:trust=1.1", "e2m1:mse", "e2m1:mse", None),
                 ("quest", "int4:row:f32:centred:mse", "", Some(32)),
             ] {
-                let quantizer = quantizer(method, weights, activations, block);
+                let quantizer = quantizer(method, weights, Some(activations).filter(|a| !a.is_empty()), block);
                 let what = format!("{quantizer} in {dtype} on {}", context.tier());
                 let mut random = Gen::new(6);
                 let (x, x_values) = floats(&context, &random.normals(m * k), &[m, k], dtype);
@@ -197,7 +192,7 @@ fn quantized_weights_that_were_made_before_give_the_same_values() {
         let x = Tensor::from_f32(&context, &random.normals(5 * 64), &[5, 64]).unwrap();
         let weight = Tensor::from_f32(&context, &random.normals(7 * 64), &[7, 64]).unwrap();
         let four = "int4:row:f32:centred:mse";
-        let quantizer = quantizer("quest", four, four, Some(64));
+        let quantizer = quantizer("quest", four, Some(four), Some(64));
         let options = LinearOptions { quantizer: Some(quantizer), ..Default::default() };
         let want = linear(&x, &weight, options).unwrap().to_vec().unwrap();
         let packed = quantizer.weight(&weight).unwrap();

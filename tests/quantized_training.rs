@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::every_tier;
+use common::best_tiers;
 use walsh::format::Format;
 use walsh::nn::{Gpt, GptConfig, KvCache, TrainPass};
 use walsh::op::LossOptions;
@@ -67,19 +67,6 @@ fn train(context: &Context, quantizer: Option<Quantizer>, dtype: DType) -> (f32,
     assert!(losses.iter().all(|l| l.is_finite()), "{quantizer:?}: a loss that is not finite");
     let mean = |part: &[f32]| part.iter().sum::<f32>() / part.len() as f32;
     (mean(&losses[..10]), mean(&losses[10..]))
-}
-
-/// The best tier of each adapter: the kernels' own tests cover the others.
-fn best_tiers() -> Vec<Context> {
-    let mut best: Vec<Context> = Vec::new();
-    for context in every_tier() {
-        let same = |c: &Context| c.capabilities().adapter == context.capabilities().adapter;
-        match best.iter_mut().find(|c| same(c)) {
-            Some(other) => *other = context,
-            None => best.push(context),
-        }
-    }
-    best
 }
 
 /// Every name, and the grids that only options give.

@@ -6,6 +6,7 @@ mod common;
 #[cfg(unix)]
 use common::command::interrupt;
 use common::command::{Place, code, wait_for};
+use common::mean;
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Child, Command, Output};
@@ -162,7 +163,6 @@ fn learned_scales_are_trained_saved_and_sampled_from() {
     ]);
     code(&command.args(["--eval-every", "60", "--eval-batches", "2"]).args(lsq).output().unwrap(), 0);
     let losses: Vec<f64> = metrics::read(&place.path("lsq")).unwrap().iter().filter_map(|r| r.train_loss).collect();
-    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
     let (first, last) = (mean(&losses[..5]), mean(&losses[losses.len() - 5..]));
     assert!(losses.len() == 60 && last < first - 0.5, "{first} to {last}");
     let saved = checkpoint::Checkpoint::load(&checkpoint::path_of(&place.path("lsq"), 60)).unwrap();

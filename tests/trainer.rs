@@ -22,6 +22,7 @@ struct Bigram {
     /// The readbacks that never arrive unless waited for.
     slow: bool,
     lr: f32,
+    exports: usize,
 }
 
 struct Readback(StepStats, bool);
@@ -48,6 +49,7 @@ impl Bigram {
             bad: None,
             slow: false,
             lr: lr as f32 * 100.0,
+            exports: 0,
         }
     }
 
@@ -105,7 +107,12 @@ impl Model for Bigram {
         Ok(self.run(inputs, targets, None))
     }
 
+    fn warnings(&self, tensors: &[(String, TensorData)]) -> Result<Vec<String>> {
+        Ok(vec![format!("{} is no GPU's", tensors[0].0)])
+    }
+
     fn export(&mut self) -> Result<Vec<(String, TensorData)>> {
+        self.exports += 1;
         let shape = [self.vocab, self.vocab];
         Ok(vec![
             ("model.weights".into(), TensorData::from_f32(&self.weights, &shape)),
@@ -142,6 +149,7 @@ struct Watch<'a> {
     stop_at: Option<u64>,
     steps: u64,
     evaluations: u64,
+    warnings: Vec<String>,
 }
 
 impl Progress for Watch<'_> {
@@ -151,6 +159,10 @@ impl Progress for Watch<'_> {
         if self.stop_at == Some(status.step) {
             self.stop.store(true, Ordering::Relaxed);
         }
+    }
+
+    fn warn(&mut self, message: &str) {
+        self.warnings.push(message.to_owned());
     }
 
     fn evaluated(&mut self, status: &Status, floor: Option<f64>) {
@@ -220,9 +232,12 @@ impl Job {
         (model.bad, model.slow) = (self.bad, self.slow);
         let mut run = Run::start(&self.dir, info, state)?;
         let stop = AtomicBool::new(false);
-        let mut watch = Watch { stop: &stop, stop_at: self.stop_at, steps: 0, evaluations: 0 };
+        let mut watch = Watch { stop: &stop, stop_at: self.stop_at, steps: 0, evaluations: 0, warnings: Vec::new() };
         let options = Options { stop: &stop, started: Instant::now(), progress: &mut watch };
-        train(&mut model, &data, &mut run, options)
+        let result = train(&mut model, &data, &mut run, options);
+        // At the first checkpoint, if there is one, and not again.
+        assert_eq!(watch.warnings, vec!["model.weights is no GPU's"; model.exports.min(1)]);
+        result
     }
 
     fn resumed(mut self) -> Self {

@@ -1,7 +1,7 @@
 //! Quantized matrices, in every format by its name: encoding, decoding, and products with packed weights or with both operands packed.
 
-use super::{Case, Prepared, Size, Work, format, packed_bytes, prepared, random, random_as, zeros, zeros_as};
-use crate::format::Format;
+use super::{Case, Prepared, Size, Work, packed_bytes, prepared, random, random_as, zeros, zeros_as};
+use crate::format::{Format, Grid, Span, Store};
 use crate::kernel::dequantize::dequantize;
 use crate::kernel::hadamard::{Signs, Step};
 use crate::kernel::learned_scale_backward::{Clip, LearnedScale, Outputs, learned_scale_backward};
@@ -35,18 +35,20 @@ pub fn cases(size: Size) -> Vec<Case> {
             all.push(product(Form::Tn, format, a, [4 * width, width, rows]));
         }
     }
-    for format in ["int4:tensor:f32:full", "int8:tensor:f32:full"].map(format) {
+    for bits in [4, 8] {
+        let format =
+            Format { grid: Grid::Int { bits, full: true }, ..Format::int(bits).scaled(Span::Tensor, Store::F32) };
         all.extend([encode_by_scale(format, [rows, width]), learned(format, [rows, width])]);
     }
-    for format in ["mxfp4", "nvfp4"].map(format) {
+    for format in [Format::MXFP4, Format::NVFP4] {
         all.extend([None, Some(format)].map(|from| transposed(from, format, [rows, width])));
     }
-    all.push(squares(format("nvfp4"), [4 * width, width]));
+    all.push(squares(Format::NVFP4, [4 * width, width]));
     all.push(signs([4 * width, width]));
     all.push(pad([rows - 1, width - 1], [rows, width]));
-    all.extend(PAIRS.map(|name| both(format(name), [rows, 4 * width, width])));
+    all.extend(PAIRS.map(|format| both(format, [rows, 4 * width, width])));
     if size.is_large() {
-        all.extend(PAIRS.map(|name| both(format(name), [4096; 3])));
+        all.extend(PAIRS.map(|format| both(format, [4096; 3])));
     }
     all
 }
@@ -58,11 +60,17 @@ pub fn products(mnk: [usize; 3]) -> Vec<Case> {
             .into_iter()
             .flat_map(move |activations| Form::ALL.map(|form| product(form, format, activations, mnk)))
     });
-    weights.chain(PAIRS.map(|name| both(format(name), mnk))).collect()
+    weights.chain(PAIRS.map(|format| both(format, mnk))).collect()
 }
 
 /// What activations and weights are both quantized to.
-const PAIRS: [&str; 5] = ["int8:row:f32", "int4:row:f32:centred:mse", "mxfp4", "nvfp4", "binary"];
+const PAIRS: [Format; 5] = [
+    Format::int(8).scaled(Span::Row, Store::F32),
+    Format::gaussian_row(4),
+    Format::MXFP4,
+    Format::NVFP4,
+    Format::BINARY,
+];
 
 /// f32, and where models are large f16 too.
 fn activations(size: Size) -> Vec<DType> {
@@ -160,7 +168,7 @@ fn signs([rows, cols]: [usize; 2]) -> Case {
     let n = rows * cols;
     let prepare = move |context: &Context| -> Result<Prepared> {
         let (w, dq, dw) = (random(context, n)?, random(context, n)?, zeros(context, n)?);
-        let packed = Packed::empty(context, "binary".parse()?, rows, cols)?;
+        let packed = Packed::empty(context, Format::BINARY, rows, cols)?;
         quantize(context, w.buffer(), &packed, Options::default())?;
         let c = context.clone();
         prepared(&[&dw.clone()], move || {

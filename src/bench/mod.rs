@@ -309,14 +309,6 @@ fn dropout(state: &Buffer) -> Dropout<'_> {
     Dropout { p: 0.2, seed: 1, op: 1, micro: 0, state }
 }
 
-/// A format of the table by its name.
-///
-/// # Panics
-/// Where the table misspells one: a case is not to go missing for that.
-fn format(name: &str) -> Format {
-    name.parse().unwrap_or_else(|error| panic!("a format of the benches' table: {error}"))
-}
-
 /// Codes and scales of a quantized matrix.
 #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
 fn packed_bytes(format: Format, [rows, cols]: [usize; 2]) -> usize {
@@ -325,13 +317,4 @@ fn packed_bytes(format: Format, [rows, cols]: [usize; 2]) -> usize {
 
 fn prepared(out: &[&Tensor], record: impl Fn() -> Result<()> + 'static) -> Result<Prepared> {
     Ok(Prepared { record: Box::new(record), out: out.iter().map(|t| (*t).clone()).collect() })
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    #[should_panic(expected = "`int99`")]
-    fn a_misspelt_format_of_the_table_is_named() {
-        super::format("int99");
-    }
 }

@@ -2,7 +2,7 @@
 
 use super::low_bit::packed;
 use super::{Case, Prepared, Size, Work, packed_bytes, prepared, random, random_as, zeros};
-use crate::format::Format;
+use crate::format::{Format, Span, Store};
 use crate::kernel::mask::{mask, words};
 use crate::kernel::matmul::{Epilogue, Form, Shape};
 use crate::kernel::packed_matmul::{Choice, Operand, PackedMatmul, packed_matmul_with};
@@ -18,13 +18,14 @@ pub fn cases(size: Size) -> Vec<Case> {
 pub fn products(mnk: [usize; 3]) -> Vec<Case> {
     let shape = if mnk[0].min(mnk[1]) < 1024 { Shape::Small } else { Shape::Wide };
     let (tiled, integer) = (Choice::Tiled { shape, splits: 1 }, Choice::Integer(shape));
-    let mut all: Vec<Case> = Form::ALL.iter().map(|form| product(tiled, *form, None, "int4", mnk)).collect();
+    let by_row = |bits| Format::int(bits).scaled(Span::Row, Store::F32);
+    let mut all: Vec<Case> = Form::ALL.iter().map(|form| product(tiled, *form, None, Format::int(4), mnk)).collect();
     for (choice, left, right) in [
-        (tiled, "nf4", "nf4"),
-        (integer, "int8:row:f32", "int4:row:f32"),
-        (integer, "int8", "int4"),
-        (Choice::Binary(shape), "binary", "binary"),
-        (Choice::Binary(shape), "binary:g128:f16", "binary"),
+        (tiled, Format::NF4, Format::NF4),
+        (integer, by_row(8), by_row(4)),
+        (integer, Format::int(8), Format::int(4)),
+        (Choice::Binary(shape), Format::BINARY, Format::BINARY),
+        (Choice::Binary(shape), Format::BINARY.scaled(Span::Group(128), Store::F16), Format::BINARY),
     ] {
         all.push(product(choice, Form::Nt, Some(left), right, mnk));
     }
@@ -32,16 +33,15 @@ pub fn products(mnk: [usize; 3]) -> Vec<Case> {
 }
 
 /// `left` is dense, of f32, where there is no format for it.
-fn product(choice: Choice, form: Form, left: Option<&'static str>, right: &'static str, mnk: [usize; 3]) -> Case {
+fn product(choice: Choice, form: Form, left: Option<Format>, right: Format, mnk: [usize; 3]) -> Case {
     let [m, n, k] = mnk;
     let shape_b = if form == Form::Nt { [n, k] } else { [k, n] };
-    let format = |text: &str| text.parse::<Format>().expect("a format of the table above");
-    let bytes_a = left.map_or(4 * m * k, |left| packed_bytes(format(left), [m, k]));
-    let work = Work::bytes(packed_bytes(format(right), shape_b) + bytes_a + 4 * m * n).flops(2 * m * n * k);
+    let bytes_a = left.map_or(4 * m * k, |left| packed_bytes(left, [m, k]));
+    let work = Work::bytes(packed_bytes(right, shape_b) + bytes_a + 4 * m * n).flops(2 * m * n * k);
     let prepare = move |context: &Context| -> Result<Prepared> {
         let dense = random_as(context, if left.is_some() { 1 } else { m * k }, DType::F32)?;
-        let codes = left.map(|left| packed(context, format(left), [m, k])).transpose()?;
-        let (b, out, c) = (packed(context, format(right), shape_b)?, zeros(context, m * n)?, context.clone());
+        let codes = left.map(|left| packed(context, left, [m, k])).transpose()?;
+        let (b, out, c) = (packed(context, right, shape_b)?, zeros(context, m * n)?, context.clone());
         prepared(&[&out.clone()], move || {
             let a = codes.as_ref().map_or(Operand::Dense(dense.buffer()), Operand::Packed);
             let (b, out, epilogue) = (&b, out.buffer(), Epilogue::None);
@@ -57,9 +57,9 @@ fn product(choice: Choice, form: Form, left: Option<&'static str>, right: &'stat
         (_, Form::Nn) => ("packed_tiled_nn", "packed_tiled"),
         (_, Form::Tn) => ("packed_tiled_tn", "packed_tiled"),
     };
-    let case = Case::new(name, mnk, work, prepare).format(right).kernels(&[kernels]);
+    let case = Case::new(name, mnk, work, prepare).format(right.to_string()).kernels(&[kernels]);
     match left {
-        Some(left) => case.packed_activations(format(left)),
+        Some(left) => case.packed_activations(left),
         None => case,
     }
 }

@@ -295,6 +295,10 @@ impl Progress for Display {
         let message = format!("{label}  {}", message(status));
         self.bar.update(self.done, message, false, |message| format!("{message}  step {}{left}", status.step));
     }
+
+    fn warn(&mut self, message: &str) {
+        self.line(&format!("warning: {message}"));
+    }
 }
 
 /// Columns as wide as what they hold; words to the left, numbers to the right.

@@ -24,7 +24,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     super::different(&args.input, &args.output)?;
     let context = context_or_host(args.adapter.as_deref(), args.max_tier.as_deref())?;
-    job::stop_writing_on_ctrl_c(&args.output)?;
+    job::stop_writing_on_ctrl_c()?;
     let (bar, step) = progress_bar(&args.output);
     let summary = dequantize_file(context.as_ref(), &args.input, &args.output, step);
     bar.finish_and_clear();

@@ -82,7 +82,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let gpt = model::build_gpt(&context, &info.gpt, &found.tensors)?;
     found.tensors.clear();
-    job::stop_writing_on_ctrl_c(&args.output)?;
+    job::stop_writing_on_ctrl_c()?;
     let (bar, step) = progress_bar(&args.output);
     let summary = export(&gpt, &info, &args.output, container, step);
     bar.finish_and_clear();

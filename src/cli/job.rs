@@ -16,24 +16,19 @@ static STOP: AtomicBool = AtomicBool::new(false);
 
 /// From now on Ctrl-C ends training after the step under way.
 pub fn stop_on_ctrl_c() -> Result<()> {
-    // The last checkpoint is whole at any moment.
-    on_ctrl_c("step", || {})
+    on_ctrl_c("step")
 }
 
-/// From now on Ctrl-C ends writing `output` after the tensor under way, where [`unless_stopped`] is asked before each of them.
-pub fn stop_writing_on_ctrl_c(output: &Path) -> Result<()> {
-    let partial = walsh::io::partial(output);
-    on_ctrl_c("tensor", move || {
-        // There may be none yet.
-        let _ = std::fs::remove_file(&partial);
-    })
+/// From now on Ctrl-C ends writing a file after the tensor under way, where [`unless_stopped`] is asked before each of them.
+pub fn stop_writing_on_ctrl_c() -> Result<()> {
+    on_ctrl_c("tensor")
 }
 
-/// The first Ctrl-C asks to stop after what is under way, the second ends the process; `leave` is done before that.
-fn on_ctrl_c(under_way: &'static str, leave: impl Fn() + Send + 'static) -> Result<()> {
+/// The first Ctrl-C asks to stop after what is under way, the second ends the process and leaves nothing half-written.
+fn on_ctrl_c(under_way: &'static str) -> Result<()> {
     ctrlc::set_handler(move || {
         if STOP.swap(true, Ordering::Relaxed) {
-            leave();
+            let _until_the_end = walsh::io::abandon();
             std::process::exit(1);
         }
         say(&format!("stopping after this {under_way} (again: at once)"));

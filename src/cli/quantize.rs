@@ -40,7 +40,7 @@ pub fn run(args: &Args) -> Result<()> {
     let selection = Selection { include: args.include.clone(), exclude: args.exclude.clone() };
     super::different(&args.input, &args.output)?;
     let context = context_or_host(args.adapter.as_deref(), args.max_tier.as_deref())?;
-    job::stop_writing_on_ctrl_c(&args.output)?;
+    job::stop_writing_on_ctrl_c()?;
     let (bar, step) = progress_bar(&args.output);
     let summary = quantize_file(context.as_ref(), &args.input, &args.output, format, container, &selection, step);
     bar.finish_and_clear();

@@ -120,6 +120,10 @@ impl Progress for Display {
         self.0.update(*step, message(status), *step == 1, |message| format!("step {step}/{steps}  {message}"));
     }
 
+    fn warn(&mut self, message: &str) {
+        self.0.line(&format!("warning: {message}"));
+    }
+
     fn evaluated(&mut self, status: &Status, entropy_floor: Option<f64>) {
         let Some(val) = status.val_loss else { return };
         let train = status.train_loss.map_or("-".to_owned(), |l| format!("{l:.4}"));

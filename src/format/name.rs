@@ -6,39 +6,69 @@ use std::fmt;
 
 /// Every name, with the field's defaults for it.
 const NAMES: &[(&str, Format)] = &[
-    ("int2", int(2)),
-    ("int3", int(3)),
-    ("int4", int(4)),
-    ("int5", int(5)),
-    ("int6", int(6)),
-    ("int7", int(7)),
-    ("int8", int(8)),
-    ("nf4", table(Grid::Nf4, 64, Store::F32, Ties::Down)),
+    ("int2", Format::int(2)),
+    ("int3", Format::int(3)),
+    ("int4", Format::int(4)),
+    ("int5", Format::int(5)),
+    ("int6", Format::int(6)),
+    ("int7", Format::int(7)),
+    ("int8", Format::int(8)),
+    ("nf4", Format::NF4),
     ("nf3", table(Grid::Nf3, 128, Store::F16, Ties::Zero)),
-    ("fp4", table(Grid::Fp4, 64, Store::F32, Ties::Zero)),
-    ("e2m1", format(Grid::Float(Minifloat::E2M1), Span::Row, Store::F32)),
-    ("mxfp4", microscaling(Grid::Float(Minifloat::E2M1), Power::Floor)),
+    ("fp4", Format::FP4),
+    ("e2m1", E2M1),
+    ("mxfp4", Format::MXFP4),
     ("mxfp6_e2m3", microscaling(Grid::Float(Minifloat::E2M3), Power::Floor)),
     ("mxfp6_e3m2", microscaling(Grid::Float(Minifloat::E3M2), Power::Floor)),
-    ("mxfp8_e4m3", microscaling(Grid::Float(Minifloat::E4M3), Power::Floor)),
+    ("mxfp8_e4m3", MXFP8_E4M3),
     ("mxfp8_e5m2", microscaling(Grid::Float(Minifloat::E5M2), Power::Floor)),
-    ("mxint8", microscaling(Grid::Int { bits: 8, full: false }, Power::Floor)),
+    ("mxint8", MXINT8),
     ("mxint4", microscaling(Grid::Int { bits: 4, full: false }, Power::RoundUp)),
-    ("nvfp4", format(Grid::Float(Minifloat::E2M1), Span::Group(16), Store::E4M3)),
+    ("nvfp4", Format::NVFP4),
     ("nvint4", format(Grid::Int { bits: 4, full: false }, Span::Group(16), Store::E4M3)),
-    (
-        "binary",
-        Format { rule: Rule::AbsMean, ties: Ties::Up, ..format(Grid::Centred { bits: 1 }, Span::Row, Store::F32) },
-    ),
-    ("ternary", Format { rule: Rule::AbsMean, ..format(Grid::Int { bits: 2, full: false }, Span::Tensor, Store::F32) }),
+    ("binary", Format::BINARY),
+    ("ternary", TERNARY),
 ];
+
+/// Beside the names with their defaults: options that change how codes or scales are read.
+const OPTIONS: &[Format] = &[
+    Format::gaussian_row(2),
+    Format::gaussian_row(3),
+    Format::int(4).scaled(Span::Row, Store::F32),
+    Format::gaussian_row(4),
+    Format::GGML_INT4,
+    Format::int(5).scaled(Span::Row, Store::F32),
+    Format::gaussian_row(6),
+    Format::asymmetric(7),
+    Format::int(8).scaled(Span::Row, Store::F32),
+    Format::gaussian_row(8),
+    Format::asymmetric(8),
+    Format::int(8).scaled(Span::Tensor, Store::F32),
+    Format::asymmetric(2),
+    Format::asymmetric(3),
+    Format::asymmetric(4),
+    Format::asymmetric(5).scaled(Span::Row, Store::F16),
+    Format { store: Store::Double, exact: true, ..Format::NF4 },
+    Format::NF4.scaled(Span::Row, Store::F32),
+    Format { store: Store::Double, exact: true, ..Format::FP4 },
+    Format::FP4.scaled(Span::Row, Store::F32),
+    Format { rule: Rule::Gaussian, ..E2M1 },
+    Format { store: Store::E8M0(Power::RoundUp), ..Format::MXFP4 },
+    Format { rule: Rule::Gaussian, ..Format::MXFP4 },
+    Format { store: Store::E8M0(Power::Even), ..MXFP8_E4M3 },
+    Format { store: Store::E8M0(Power::RoundUp), ..MXINT8 },
+    Format::BINARY.scaled(Span::Group(64), Store::F16),
+    TERNARY.scaled(Span::Row, Store::F32),
+];
+
+const E2M1: Format = format(Grid::Float(Minifloat::E2M1), Span::Row, Store::F32);
+const MXFP8_E4M3: Format = microscaling(Grid::Float(Minifloat::E4M3), Power::Floor);
+const MXINT8: Format = microscaling(Grid::Int { bits: 8, full: false }, Power::Floor);
+const TERNARY: Format =
+    Format { rule: Rule::AbsMean, ..format(Grid::Int { bits: 2, full: false }, Span::Tensor, Store::F32) };
 
 const fn format(grid: Grid, span: Span, store: Store) -> Format {
     Format { grid, span, store, rule: Rule::AbsMax, ties: Ties::Even, exact: false }
-}
-
-const fn int(bits: u32) -> Format {
-    format(Grid::Int { bits, full: false }, Span::Group(128), Store::F16)
 }
 
 const fn table(grid: Grid, group: u32, store: Store, ties: Ties) -> Format {
@@ -47,6 +77,45 @@ const fn table(grid: Grid, group: u32, store: Store, ties: Ties) -> Format {
 
 const fn microscaling(grid: Grid, power: Power) -> Format {
     format(grid, Span::Group(32), Store::E8M0(power))
+}
+
+/// Formats that tables elsewhere name: as constants they cannot be misspelt.
+impl Format {
+    pub(crate) const NF4: Self = table(Grid::Nf4, 64, Store::F32, Ties::Down);
+    pub(crate) const FP4: Self = table(Grid::Fp4, 64, Store::F32, Ties::Zero);
+    pub(crate) const MXFP4: Self = microscaling(Grid::Float(Minifloat::E2M1), Power::Floor);
+    pub(crate) const NVFP4: Self = format(Grid::Float(Minifloat::E2M1), Span::Group(16), Store::E4M3);
+    pub(crate) const BINARY: Self =
+        Self { rule: Rule::AbsMean, ties: Ties::Up, ..format(Grid::Centred { bits: 1 }, Span::Row, Store::F32) };
+    /// `int4:g32:full:signed:exact:half-up`, ggml's Q4_0.
+    pub(crate) const GGML_INT4: Self = Self {
+        grid: Grid::Int { bits: 4, full: true },
+        rule: Rule::SignedMax,
+        exact: true,
+        ties: Ties::Up,
+        ..Self::int(4).scaled(Span::Group(32), Store::F16)
+    };
+
+    /// `int{bits}`.
+    pub(crate) const fn int(bits: u32) -> Self {
+        format(Grid::Int { bits, full: false }, Span::Group(128), Store::F16)
+    }
+
+    /// `int{bits}:asym`.
+    pub(crate) const fn asymmetric(bits: u32) -> Self {
+        Self { grid: Grid::ZeroPoint { bits }, rule: Rule::MinMax, ..Self::int(bits) }
+    }
+
+    /// `int{bits}:centred:row:f32:mse`.
+    pub(crate) const fn gaussian_row(bits: u32) -> Self {
+        let grid = Grid::Centred { bits };
+        Self { grid, rule: Rule::Gaussian, ..Self::int(bits).scaled(Span::Row, Store::F32) }
+    }
+
+    /// With other scales.
+    pub(crate) const fn scaled(self, span: Span, store: Store) -> Self {
+        Self { span, store, ..self }
+    }
 }
 
 impl Format {
@@ -58,38 +127,7 @@ impl Format {
     /// Every kind of format at least once: the names with their defaults, and those options that change how codes or scales are read.
     #[must_use]
     pub fn all() -> Vec<Self> {
-        let mut all: Vec<Self> = NAMES.iter().map(|(_, f)| *f).collect();
-        let options = [
-            "int2:centred:row:f32:mse",
-            "int3:centred:row:f32:mse",
-            "int4:row:f32",
-            "int4:centred:row:f32:mse",
-            "int4:g32:full:signed:exact:half-up",
-            "int5:row:f32",
-            "int6:centred:row:f32:mse",
-            "int7:asym",
-            "int8:row:f32",
-            "int8:centred:row:f32:mse",
-            "int8:asym",
-            "int8:tensor:f32",
-            "int2:asym",
-            "int3:asym",
-            "int4:asym",
-            "int5:asym:row",
-            "nf4:dq",
-            "nf4:row",
-            "fp4:dq",
-            "fp4:row",
-            "e2m1:mse",
-            "mxfp4:roundup",
-            "mxfp4:mse",
-            "mxfp8_e4m3:even",
-            "mxint8:roundup",
-            "binary:g64:f16",
-            "ternary:row",
-        ];
-        all.extend(options.iter().filter_map(|o| o.parse::<Self>().ok()));
-        all
+        NAMES.iter().map(|(_, format)| *format).chain(OPTIONS.iter().copied()).collect()
     }
 
     /// The name without options.
@@ -379,10 +417,39 @@ mod tests {
     }
 
     #[test]
-    fn every_listed_option_parses() {
-        assert_eq!(Format::all().len(), NAMES.len() + 27);
-        let names: std::collections::HashSet<String> = Format::all().iter().map(Format::to_string).collect();
-        assert_eq!(names.len(), NAMES.len() + 27);
+    fn what_is_listed_is_what_its_spelling_says() {
+        let listed = [
+            "int2:centred:row:f32:mse",
+            "int3:centred:row:f32:mse",
+            "int4:row:f32",
+            "int4:centred:row:f32:mse",
+            "int4:g32:full:signed:exact:half-up",
+            "int5:row:f32",
+            "int6:centred:row:f32:mse",
+            "int7:asym",
+            "int8:row:f32",
+            "int8:centred:row:f32:mse",
+            "int8:asym",
+            "int8:tensor:f32",
+            "int2:asym",
+            "int3:asym",
+            "int4:asym",
+            "int5:asym:row",
+            "nf4:dq",
+            "nf4:row",
+            "fp4:dq",
+            "fp4:row",
+            "e2m1:mse",
+            "mxfp4:roundup",
+            "mxfp4:mse",
+            "mxfp8_e4m3:even",
+            "mxint8:roundup",
+            "binary:g64:f16",
+            "ternary:row",
+        ];
+        let all: Vec<Format> = NAMES.iter().map(|(name, _)| *name).chain(listed).map(|f| f.parse().unwrap()).collect();
+        assert_eq!(Format::all(), all);
+        assert_eq!(all.iter().collect::<std::collections::HashSet<_>>().len(), all.len());
     }
 
     #[test]

@@ -565,6 +565,20 @@ impl PackedMatrix {
         }
     }
 
+    /// How many scales there are, and how many of them are the largest one that the format stores, to which larger ones saturate; none for formats
+    /// where f32 values reach no such end, see [`Format::saturated_scale`].
+    #[must_use]
+    pub fn largest_scales(&self) -> Option<[usize; 2]> {
+        let [largest, _] = self.format.largest_scale()?;
+        let Layout { rows, groups, scales, .. } = self.layout;
+        let rows = if self.format.span == Span::Tensor { rows.min(1) } else { rows };
+        let signs = &[false, true][..scales];
+        let all =
+            (0..rows).flat_map(|row| (0..groups).flat_map(move |g| signs.iter().map(move |sign| (row, g, *sign))));
+        let at_end = all.filter(|(row, group, sign)| self.scale(*row, *group, *sign).abs() >= largest);
+        Some([rows * groups * scales, at_end.count()])
+    }
+
     /// Sets the header's normalizing power of two from the scales that are stored.
     pub fn set_norm(&mut self) {
         let Layout { rows, groups, .. } = self.layout;
@@ -633,12 +647,7 @@ impl Format {
         if rows.checked_mul(cols) != Some(x.len()) {
             return Err(Error::shape("scales", format!("{rows} x {cols} elements"), format!("{}", x.len())));
         }
-        // Half-way to what would be the next value: up to there a scale is rounded to the largest one.
-        let end = match self.store {
-            Store::F16 => 65520.0,
-            Store::Ue4m3 => 464.0,
-            Store::F32 | Store::E8M0(_) | Store::E4M3 | Store::Double => return Ok(None),
-        };
+        let Some([_, end]) = self.largest_scale() else { return Ok(None) };
         // No rule makes a scale of more than twice the largest magnitude.
         let largest = |x: &[f32]| x.iter().filter(|v| v.is_finite()).fold(0.0f64, |m, v| m.max(f64::from(*v).abs()));
         if 2.0 * largest(x) < end {
@@ -657,6 +666,21 @@ impl Format {
             }
         }
         Ok(None)
+    }
+
+    /// Whether there is a largest scale that f32 values reach.
+    pub(crate) fn saturates(&self) -> bool {
+        self.largest_scale().is_some()
+    }
+
+    /// The largest scale that is stored, and half-way to what would be the next one, up to which scales are rounded to it; none where f32
+    /// values reach no such end.
+    fn largest_scale(&self) -> Option<[f64; 2]> {
+        match self.store {
+            Store::F16 => Some([65504.0, 65520.0]),
+            Store::Ue4m3 => Some([448.0, 464.0]),
+            Store::F32 | Store::E8M0(_) | Store::E4M3 | Store::Double => None,
+        }
     }
 
     /// The header of a matrix before anything is known of its values.

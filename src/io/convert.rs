@@ -188,7 +188,8 @@ pub fn quantize_file(
             }
             let (rows, cols) = container.matrix_shape(&format, entry.shape());
             if let Some(scale) = format.saturated_scale(&x, rows, cols)? {
-                return Err(saturated(input, entry, format, scale));
+                let (expected, got) = saturated(entry.name(), format, scale);
+                return Err(Error::file(input, expected, got));
             }
             let matrix = quantize_tensor(context, format, &x, rows, cols)?;
             let tensor = PackedTensor { matrix, shape: entry.shape().to_vec(), dtype, order: None };
@@ -252,15 +253,16 @@ pub fn dequantize_file(
     })
 }
 
-/// The error for a tensor of values that are too large for the format's scales.
-fn saturated(input: &Path, entry: &Entry, format: Format, (row, group, scale): (usize, usize, f64)) -> Error {
+/// What was expected of a tensor whose values are too large for the format's scales, and what was found: by
+/// [`Format::saturated_scale`] its row, group and scale.
+pub(crate) fn saturated(tensor: &str, format: Format, (row, group, scale): (usize, usize, f64)) -> (String, String) {
     let (stored, other) = match format.store() {
         Store::Ue4m3 => ("at most 448 (ue4m3)", Format { store: Store::E4M3, ..format }),
         _ => ("at most 65504 (f16)", Format { store: Store::F32, exact: false, ..format }),
     };
-    let expected = format!("scales of {stored} in tensor `{}` for {format}", shown(entry.name()));
+    let expected = format!("scales of {stored} in tensor `{}` for {format}", shown(tensor));
     let got = format!("{scale:.5e} in row {row}, group {group}; {other} in the container walsh has scales for it");
-    Error::file(input, expected, got)
+    (expected, got)
 }
 
 fn copy(

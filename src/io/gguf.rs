@@ -16,7 +16,7 @@
 use super::source::{Problem, Source, Span, shown};
 use super::tensor::{Dtype, PackedTensor, check_scales, elements, rows_and_cols};
 use super::{Content, Entry, Item, ItemContent, Packed, Parts};
-use crate::format::{Format, Grid, Header as Side, Minifloat, PackedMatrix, Span as Sharing, Store};
+use crate::format::{Format, Grid, Header as Side, Minifloat, PackedMatrix, Span as Sharing, Store, Ties};
 
 const MAGIC: &[u8; 4] = b"GGUF";
 const VERSION: u32 = 3;
@@ -72,13 +72,17 @@ impl Block {
     }
 
     /// The format that ggml's encoder makes.
-    const fn encoding(self) -> &'static str {
+    const fn encoding(self) -> Format {
+        const fn integers(bits: u32, group: u32) -> Format {
+            let format = Format::int(bits).scaled(Sharing::Group(group), Store::F16);
+            Format { exact: true, ties: Ties::Away, ..format }
+        }
         match self {
-            Self::Q4_0 => "int4:g32:full:signed:exact:half-up",
-            Self::Q8_0 => "int8:g32:exact:half-away",
-            Self::Tq2_0 => "int2:g256:exact:half-away",
-            Self::Mxfp4 => "mxfp4:half-zero",
-            Self::Nvfp4 => "nvfp4:ue4m3:half-zero",
+            Self::Q4_0 => Format::GGML_INT4,
+            Self::Q8_0 => integers(8, 32),
+            Self::Tq2_0 => integers(2, 256),
+            Self::Mxfp4 => Format { ties: Ties::Zero, ..Format::MXFP4 },
+            Self::Nvfp4 => Format { store: Store::Ue4m3, ties: Ties::Zero, ..Format::NVFP4 },
         }
     }
 
@@ -163,7 +167,7 @@ pub fn supports(format: &Format, shape: &[usize]) -> Result<(), String> {
 }
 
 /// The formats that ggml's encoders make, by name.
-pub(super) fn encodings() -> impl Iterator<Item = (&'static str, &'static str)> {
+pub(super) fn encodings() -> impl Iterator<Item = (&'static str, Format)> {
     let names = |block| match block {
         Block::Q4_0 => &["int4"][..],
         Block::Q8_0 => &["int8"],
@@ -508,7 +512,7 @@ fn entry(info: Info, data: u64, alignment: u64, size: u64) -> Result<Entry, Prob
         (Some(block), _) => {
             let (rows, cols) = rows_and_cols(&shape);
             let parts = Parts::Gguf { block, data: span, factor: None };
-            let format = block.encoding().parse()?;
+            let format = block.encoding();
             Content::Packed(Box::new(Packed { format, dtype: Dtype::F32, matrix: [rows, cols], parts }))
         }
         (_, Some(dtype)) => Content::Plain { dtype, span },
@@ -534,7 +538,7 @@ fn factors(entries: &mut Vec<Entry>) -> Result<(), Problem> {
         if span.bytes != 4 {
             return Err(Problem::new("one f32", format!("{} bytes", span.bytes)).of(&name));
         }
-        let format: Format = "nvfp4:half-zero".parse()?;
+        let format = Format { ties: Ties::Zero, ..Format::NVFP4 };
         let parts = Parts::Gguf { block: Block::Nvfp4, data, factor: Some(span) };
         let packed = Packed { format, parts, dtype: packed.dtype, matrix: packed.matrix };
         entries[number].content = Content::Packed(Box::new(packed));

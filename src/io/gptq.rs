@@ -142,6 +142,9 @@ pub(crate) struct Config {
     file: &'static str,
 }
 
+/// The model's own configuration, most of which is not about quantization.
+pub(super) const MODEL_CONFIG: &str = "config.json";
+
 /// What `quant_method` calls AWQ, or else GPTQ.
 const fn method(awq: bool) -> &'static str {
     if awq { "awq" } else { "gptq" }
@@ -151,7 +154,9 @@ impl Config {
     /// From the content of a file of that name; none where it has nothing of it.
     pub fn parse(json: &[u8], file: &'static str) -> Result<Option<Self>, Problem> {
         let value: Value = serde_json::from_slice(json).map_err(|e| Problem::new("a configuration as JSON", e))?;
-        let config = value.get("quantization_config").unwrap_or(&value);
+        let Some(config) = value.get("quantization_config").or((file != MODEL_CONFIG).then_some(&value)) else {
+            return Ok(None);
+        };
         let number = |names: [&str; 2]| names.iter().find_map(|name| config.get(name));
         let wrong = |what: &str, got: &Value| Problem::new(format!("{what} as a number"), got);
         let bits = number(["bits", "w_bit"]);

@@ -17,6 +17,7 @@ mod source;
 mod tensor;
 mod walsh;
 
+pub use crate::train::files::{Abandoned, abandon};
 pub use tensor::{Dtype, PackedTensor, floats};
 
 use crate::format::Format;
@@ -27,12 +28,6 @@ use source::{FileSource, Problem, Source, Span, shown};
 use std::fs::File;
 use std::io::{Read as _, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-
-/// The name under which a file is written before it takes its place.
-#[must_use]
-pub fn partial(path: &Path) -> PathBuf {
-    files::beside(path)
-}
 
 /// A file's way of holding quantized tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -114,15 +109,15 @@ impl Container {
 
     /// Names of formats that the container has an encoding of its own for, with that encoding.
     #[must_use]
-    pub fn encodings(self) -> Vec<(&'static str, &'static str)> {
+    pub fn encodings(self) -> Vec<(&'static str, Format)> {
+        let [int2, int3, int4, int8] =
+            [("int2", 2), ("int3", 3), ("int4", 4), ("int8", 8)].map(|(name, bits)| (name, Format::asymmetric(bits)));
         match self {
             Self::Walsh => Vec::new(),
-            Self::Bitsandbytes => vec![("nf4", "nf4"), ("fp4", "fp4")],
-            Self::GptOss => vec![("mxfp4", "mxfp4")],
-            Self::Gptq | Self::GptqV2 => {
-                vec![("int2", "int2:asym"), ("int3", "int3:asym"), ("int4", "int4:asym"), ("int8", "int8:asym")]
-            }
-            Self::Awq => vec![("int4", "int4:asym")],
+            Self::Bitsandbytes => vec![("nf4", Format::NF4), ("fp4", Format::FP4)],
+            Self::GptOss => vec![("mxfp4", Format::MXFP4)],
+            Self::Gptq | Self::GptqV2 => vec![int2, int3, int4, int8],
+            Self::Awq => vec![int4],
             Self::Gguf => gguf::encodings().collect(),
         }
     }
@@ -133,7 +128,7 @@ impl Container {
     /// As [`Format::from_str`](std::str::FromStr::from_str).
     pub fn format(self, text: &str) -> Result<Format> {
         let own = self.encodings().into_iter().find(|(name, _)| *name == text);
-        own.map_or(text, |(_, encoding)| encoding).parse()
+        own.map_or_else(|| text.parse(), |(_, encoding)| Ok(encoding))
     }
 
     /// Rows and columns of the matrix that holds a tensor of this shape.
@@ -354,25 +349,37 @@ impl std::fmt::Debug for Archive<'_> {
 }
 
 /// The files beside a model that may say how it is quantized, in the order in which they are asked.
-const SIDECARS: [&str; 3] = ["quantize_config.json", "quant_config.json", "config.json"];
+const SIDECARS: [&str; 3] = ["quantize_config.json", "quant_config.json", gptq::MODEL_CONFIG];
 /// The largest of these that is read.
 const SIDECAR_BYTES: u64 = 1 << 20;
 
 impl Archive<'static> {
     /// Opens a file and reads its header. The container is found out from the file. Version and symmetry of GPTQ are told by the configuration beside
-    /// it, else version 1 is taken for granted; where the only one is of AWQ, or of GPTQ beside a file of AWQ, the file is refused.
+    /// it, else version 1 is taken for granted; where the only one is of AWQ, or of GPTQ beside a file of AWQ, the file is refused. Of
+    /// `quantize_config.json`, `quant_config.json` and `config.json`, in this order, the first counts that names the file's method, else the
+    /// first that names none, as AutoGPTQ's older ones. Each that is asked must be readable: one that is not might have been the one.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::File`] with the tensor's name where something is malformed.
+    /// [`Error::Io`]; [`Error::File`] with the tensor's name, or the configuration's, where something is malformed.
     pub fn open(path: &Path) -> Result<Self> {
         let source = FileSource::open(path)?;
         let sidecar = |awq| {
             let dir = path.parent().unwrap_or(Path::new(""));
             let read = |name: &'static str| -> Result<Option<gptq::Config>> {
                 let path = dir.join(name);
-                let Ok(file) = File::open(&path) else { return Ok(None) };
+                let file = match File::open(&path) {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                    file => file.map_err(Error::io(&path, "open"))?,
+                };
                 let mut json = Vec::new();
-                file.take(SIDECAR_BYTES).read_to_end(&mut json).map_err(Error::io(&path, "read"))?;
+                file.take(SIDECAR_BYTES + 1).read_to_end(&mut json).map_err(Error::io(&path, "read"))?;
+                if json.len() as u64 > SIDECAR_BYTES {
+                    return Err(Error::file(
+                        &path,
+                        format!("a configuration of at most {SIDECAR_BYTES} bytes"),
+                        "more",
+                    ));
+                }
                 gptq::Config::parse(&json, name).map_err(|problem| problem.at(&path))
             };
             gptq::Config::suiting(awq, SIDECARS.into_iter().filter_map(|name| read(name).transpose()))
@@ -798,8 +805,8 @@ pub fn table() -> String {
     text.push('\n');
     let mut formats = Format::all();
     for (_, encoding) in Container::ALL.into_iter().flat_map(Container::encodings) {
-        if let Some(format) = encoding.parse().ok().filter(|format| !formats.contains(format)) {
-            formats.push(format);
+        if !formats.contains(&encoding) {
+            formats.push(encoding);
         }
     }
     let mut reasons: Vec<(Container, String, Vec<String>)> = Vec::new();

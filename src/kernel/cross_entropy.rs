@@ -1,6 +1,6 @@
 //! Cross-entropy of logits with integer targets: mean loss, losses per row, and the gradient in the same pass.
 
-use super::{FLOATS, check_state, dim, each, expect, product, row_shape, row_shapes, rows_of, width};
+use super::{FLOATS, Rows, check_state, dim, expect, row_shape, row_shapes, row_variants};
 use crate::buffer::{Buffer, elements};
 use crate::context::Grid;
 use crate::shader::{Define, Defines, Kernel, Scalar};
@@ -44,16 +44,17 @@ fn variants() -> Vec<Defines> {
     for state in [false, true] {
         kinds.extend([kind(Scalar::F32, 1, state), kind(Scalar::F32, 2, state), kind(Scalar::F16, 2, state)]);
     }
-    product(&[each("WIDTH", &[1u32, 4]), kinds, row_shapes()])
+    row_variants(&[kinds])
 }
 
+/// Of a loss over rows of logits, [`super::soft_cross_entropy`]'s too.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    rows: u32,
-    units: u32,
-    classes: u32,
-    factor: f32,
+pub(super) struct Params {
+    pub rows: u32,
+    pub units: u32,
+    pub classes: u32,
+    pub factor: f32,
 }
 
 #[repr(C)]
@@ -123,8 +124,6 @@ pub fn cross_entropy(
     let params = CountParams { rows: rows32, classes: classes32 };
     context.dispatch(&COUNT, &single, &params, &[targets.read(), count.write()], Grid::Linear(1))?;
 
-    let width = width(columns);
-    let units = dim(columns)? / width;
     let in_place = gradient.is_some_and(|g| g.out.is_none());
     let out = gradient.and_then(|g| g.out);
     let state = gradient.and_then(|g| g.state);
@@ -136,15 +135,15 @@ pub fn cross_entropy(
         expect(op, "gradient", out, elements(&[rows, columns])?, FLOATS)?;
         bindings.push(out.write());
     }
-    let mut defines = vec![
-        ("WIDTH", width.into()),
+    let own = [
         ("Elem", out.map_or(DType::F32, Buffer::dtype).into()),
         ("GRAD", Define::U32(if in_place { 1 } else { 2 * u32::from(out.is_some()) })),
         ("HAS_STATE", Define::Bool(state.is_some())),
     ];
-    defines.extend(row_shape(context, units));
-    let params = Params { rows: rows32, units, classes: classes32, factor: gradient.map_or(0.0, |g| g.factor) };
-    context.dispatch(&KERNEL, &defines, &params, &bindings, Grid::Linear(rows.div_ceil(rows_of(&defines)) as u64))?;
+    let by = Rows::new(context, columns, &own)?;
+    let factor = gradient.map_or(0.0, |g| g.factor);
+    let params = Params { rows: rows32, units: by.units, classes: classes32, factor };
+    context.dispatch(&KERNEL, &by.defines, &params, &bindings, by.grid(rows))?;
     let bindings = [losses.read(), count.read(), loss.write()];
     context.dispatch(&MEAN, &single, &MeanParams { rows: rows32 }, &bindings, Grid::Linear(1))
 }

@@ -2,9 +2,8 @@
 
 use super::reduce::{Reduction, reduce};
 use super::soft_cross_entropy::Factors;
-use super::{check_state, dim, expect, product, row_shape, row_shapes, rows_of, width};
+use super::{Rows, check_state, dim, expect, row_variants};
 use crate::buffer::{Buffer, elements};
-use crate::context::Grid;
 use crate::shader::{Define, Defines, Kernel};
 use crate::{Context, DType, Result, Tier};
 
@@ -19,8 +18,7 @@ pub static KERNEL: Kernel = Kernel {
 
 fn variants() -> Vec<Defines> {
     let kind = |grad: bool, state: bool| vec![("GRAD", Define::Bool(grad)), ("HAS_STATE", Define::Bool(state))];
-    let kinds = vec![kind(false, false), kind(true, false), kind(true, true)];
-    product(&[super::each("WIDTH", &[1u32, 4]), kinds, row_shapes()])
+    row_variants(&[vec![kind(false, false), kind(true, false), kind(true, true)]])
 }
 
 #[repr(C)]
@@ -91,21 +89,15 @@ fn dispatch(
     let op = KERNEL.name;
     expect(op, "a", a, elements(&[rows, cols])?, &[DType::F32])?;
     expect(op, "b", b, elements(&[rows, cols])?, &[DType::F32])?;
-    let width = width(cols);
-    let units = dim(cols)? / width;
     let state = gradient.and_then(|g| g.state);
     let mut bindings = vec![a.read(), b.read(), out.write()];
     if let Some(state) = state {
         check_state(op, state)?;
         bindings.push(state.read());
     }
-    let mut defines = vec![
-        ("WIDTH", width.into()),
-        ("GRAD", Define::Bool(gradient.is_some())),
-        ("HAS_STATE", Define::Bool(state.is_some())),
-    ];
-    defines.extend(row_shape(context, units));
+    let own = [("GRAD", Define::Bool(gradient.is_some())), ("HAS_STATE", Define::Bool(state.is_some()))];
+    let by = Rows::new(context, cols, &own)?;
     let factor = gradient.map_or(0.0, |g| g.factor / rows.max(1) as f32);
-    let params = Params { rows: dim(rows)?, units, accumulate: accumulate.into(), factor };
-    context.dispatch(&KERNEL, &defines, &params, &bindings, Grid::Linear(rows.div_ceil(rows_of(&defines)) as u64))
+    let params = Params { rows: dim(rows)?, units: by.units, accumulate: accumulate.into(), factor };
+    context.dispatch(&KERNEL, &by.defines, &params, &bindings, by.grid(rows))
 }

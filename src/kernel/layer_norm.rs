@@ -1,6 +1,6 @@
 //! Layer normalisation, forward and backward; the RMS norm shares its shaders.
 
-use super::{FLOATS, column_sum, dim, each, expect, product, row_shape, row_shapes, rows_of, width};
+use super::{FLOATS, Rows, column_sum, dim, each, expect, row_variants};
 use crate::buffer::{Buffer, elements};
 use crate::context::Grid;
 use crate::shader::{Define, Defines, Kernel, Scalar};
@@ -32,13 +32,11 @@ fn variants() -> Vec<Defines> {
 }
 
 pub(super) fn norm_variants(centered: bool, bias: &[bool], inputs: &[Scalar]) -> Vec<Defines> {
-    product(&[
-        each("WIDTH", &[1u32, 4]),
+    row_variants(&[
         each("In", inputs),
         each("Elem", &[Scalar::F32, Scalar::F16]),
         each("CENTERED", &[centered]),
         each("HAS_BIAS", bias),
-        row_shapes(),
     ])
 }
 
@@ -51,15 +49,33 @@ struct Params {
     eps: f32,
 }
 
+/// Of the backward pass of a norm, [`super::value_norm`]'s too: each workgroup takes a chunk of rows.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct BackwardParams {
+pub(super) struct BackwardParams {
     rows: u32,
     units: u32,
     chunk: u32,
     chunks: u32,
     accumulate: u32,
     inv_cols: f32,
+}
+
+impl BackwardParams {
+    /// In so many workgroups at most; they are the second value.
+    pub fn new([rows, cols]: [usize; 2], by: &Rows, target: usize, accumulate: bool) -> Result<(Self, usize)> {
+        let chunk = rows.div_ceil(target).max(1);
+        let chunks = rows.div_ceil(chunk).max(1);
+        let params = Self {
+            rows: dim(rows)?,
+            units: by.units,
+            chunk: dim(chunk)?,
+            chunks: dim(chunks)?,
+            accumulate: accumulate.into(),
+            inv_cols: 1.0 / cols as f32,
+        };
+        Ok((params, chunks))
+    }
 }
 
 /// What the forward pass keeps per row for the backward pass.
@@ -150,24 +166,10 @@ pub fn layer_norm_backward(
     )
 }
 
-fn defines(
-    context: &Context,
-    [input, elem]: [DType; 2],
-    cols: usize,
-    centered: bool,
-    bias: bool,
-) -> Result<(u32, Defines)> {
-    let width = width(cols);
-    let units = dim(cols)? / width;
-    let mut defines = vec![
-        ("WIDTH", width.into()),
-        ("In", input.into()),
-        ("Elem", elem.into()),
-        ("CENTERED", Define::Bool(centered)),
-        ("HAS_BIAS", Define::Bool(bias)),
-    ];
-    defines.extend(row_shape(context, units));
-    Ok((units, defines))
+fn rows_by(context: &Context, [input, elem]: [DType; 2], cols: usize, centered: bool, bias: bool) -> Result<Rows> {
+    let (centered, bias) = (Define::Bool(centered), Define::Bool(bias));
+    let own = [("In", input.into()), ("Elem", elem.into()), ("CENTERED", centered), ("HAS_BIAS", bias)];
+    Rows::new(context, cols, &own)
 }
 
 /// Types of the input: a layer norm's is the residual stream; an RMS norm may stand before any layer.
@@ -203,9 +205,9 @@ pub(super) fn forward(
     if cols == 0 {
         return Ok(()); // nothing to write but statistics of nothing
     }
-    let (units, defines) = defines(context, [x.dtype(), out.dtype()], cols, statistics.mean.is_some(), bias.is_some())?;
-    let params = Params { rows: dim(rows)?, units, inv_cols: 1.0 / cols as f32, eps };
-    context.dispatch(kernel, &defines, &params, &bindings, Grid::Linear(rows.div_ceil(rows_of(&defines)) as u64))
+    let by = rows_by(context, [x.dtype(), out.dtype()], cols, statistics.mean.is_some(), bias.is_some())?;
+    let params = Params { rows: dim(rows)?, units: by.units, inv_cols: 1.0 / cols as f32, eps };
+    context.dispatch(kernel, &by.defines, &params, &bindings, by.grid(rows))
 }
 
 #[expect(clippy::too_many_arguments, reason = "one argument per tensor")]
@@ -234,33 +236,24 @@ pub(super) fn backward(
     if cols == 0 {
         return Ok(());
     }
-    let (units, defines) = defines(context, [x.dtype(), dy.dtype()], cols, statistics.mean.is_some(), outs.len() == 2)?;
+    let by = rows_by(context, [x.dtype(), dy.dtype()], cols, statistics.mean.is_some(), outs.len() == 2)?;
     // So many workgroups that the device is full; each has a row of sums in the workspace.
     let target = if context.capabilities().is_cpu() {
         16
     } else {
-        match units {
-            0..=128 => 2112 / rows_of(&defines).min(2),
+        match by.units {
+            0..=128 => 2112 / by.slots().min(2),
             129..=256 => 1056,
             _ => 528,
         }
     };
-    let chunk = rows.div_ceil(target).max(1);
-    let chunks = rows.div_ceil(chunk).max(1);
+    let (params, chunks) = BackwardParams::new([rows, cols], &by, target, accumulate)?;
     let partial = context.alloc(chunks * outs.len() * cols, DType::F32)?;
-    let params = BackwardParams {
-        rows: dim(rows)?,
-        units,
-        chunk: dim(chunk)?,
-        chunks: dim(chunks)?,
-        accumulate: accumulate.into(),
-        inv_cols: 1.0 / cols as f32,
-    };
     let mut bindings = vec![dy.read(), x.read(), weight.read(), statistics.rstd.read(), dx.write(), partial.write()];
     if let Some(mean) = statistics.mean {
         expect(op, "mean", mean, rows, &[DType::F32])?;
         bindings.push(mean.read());
     }
-    context.dispatch(kernel, &defines, &params, &bindings, Grid::Linear(chunks as u64))?;
+    context.dispatch(kernel, &by.defines, &params, &bindings, Grid::Linear(chunks as u64))?;
     column_sum::sum(context, &partial, &outs, [chunks, outs.len() * cols], 1.0, gradients.accumulate)
 }

@@ -47,6 +47,7 @@ pub mod swiglu;
 pub mod unary;
 pub mod value_norm;
 
+use crate::context::Grid;
 use crate::shader::{Define, Defines, Kernel};
 use crate::{Buffer, Context, DType, Error, Result, Tier};
 
@@ -241,11 +242,6 @@ pub(crate) fn row_shape(context: &Context, units: u32) -> [(&'static str, Define
     [("WG_SIZE", Define::U32(size)), ("ROWS", Define::U32(rows)), ("ONE_SUBGROUP", Define::Bool(one))]
 }
 
-/// The `ROWS` of what [`row_shape`] chose.
-pub(crate) fn rows_of(defines: &[(&'static str, Define)]) -> usize {
-    if defines.contains(&("ROWS", Define::U32(4))) { 4 } else { 1 }
-}
-
 /// Everything that [`row_shape`] may choose.
 pub(crate) fn row_shapes() -> Vec<Defines> {
     // No adapter has subgroups of 256 or more.
@@ -263,6 +259,41 @@ pub(crate) fn row_shapes() -> Vec<Defines> {
         vec![("WG_SIZE", Define::U32(size)), ("ROWS", Define::U32(rows)), ("ONE_SUBGROUP", Define::Bool(one))]
     })
     .to_vec()
+}
+
+/// The variants of a kernel that goes over matrices by [`Rows`], with each of the kernel's own defines.
+pub(crate) fn row_variants(own: &[Vec<Defines>]) -> Vec<Defines> {
+    product(&[&[each("WIDTH", &[1u32, 4])], own, &[row_shapes()]].concat())
+}
+
+/// How a kernel whose workgroups share rows goes over a matrix.
+pub(crate) struct Rows {
+    /// Columns, or vec4 of columns, of a row.
+    pub units: u32,
+    /// Those of the variant.
+    pub defines: Defines,
+}
+
+impl Rows {
+    /// For rows of `cols`, by the variant with these defines of the kernel's own.
+    pub fn new(context: &Context, cols: usize, own: &[(&'static str, Define)]) -> Result<Self> {
+        let width = width(cols);
+        let units = dim(cols)? / width;
+        let mut defines = vec![("WIDTH", width.into())];
+        defines.extend_from_slice(own);
+        defines.extend(row_shape(context, units));
+        Ok(Self { units, defines })
+    }
+
+    /// Rows of a workgroup.
+    pub fn slots(&self) -> usize {
+        if self.defines.contains(&("ROWS", Define::U32(4))) { 4 } else { 1 }
+    }
+
+    /// A workgroup for as many rows as it shares.
+    pub fn grid(&self, rows: usize) -> Grid {
+        Grid::Linear(rows.div_ceil(self.slots()) as u64)
+    }
 }
 
 /// The product of lists of defines: every way to take one set of each.

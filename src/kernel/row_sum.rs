@@ -1,8 +1,7 @@
 //! Sums over the columns of a matrix.
 
-use super::{FLOATS, dim, each, expect, product, row_shape, row_shapes, rows_of, width};
+use super::{FLOATS, Rows, dim, each, expect, row_variants};
 use crate::buffer::{Buffer, elements};
-use crate::context::Grid;
 use crate::shader::{Defines, Kernel, Scalar};
 use crate::{Context, DType, Result, Tier};
 
@@ -16,7 +15,7 @@ pub static KERNEL: Kernel = Kernel {
 };
 
 fn variants() -> Vec<Defines> {
-    product(&[each("WIDTH", &[1u32, 4]), each("Elem", &[Scalar::F32, Scalar::F16]), row_shapes()])
+    row_variants(&[each("Elem", &[Scalar::F32, Scalar::F16])])
 }
 
 #[repr(C)]
@@ -51,16 +50,7 @@ pub fn row_sum(
 ) -> Result<()> {
     expect(KERNEL.name, "x", x, elements(&[rows, cols])?, FLOATS)?;
     expect(KERNEL.name, "out", out, rows, &[DType::F32])?;
-    let width = width(cols);
-    let units = dim(cols)? / width;
-    let mut defines = vec![("WIDTH", width.into()), ("Elem", x.dtype().into())];
-    defines.extend(row_shape(context, units));
-    let params = Params { rows: dim(rows)?, units, accumulate: accumulate.into(), factor };
-    context.dispatch(
-        &KERNEL,
-        &defines,
-        &params,
-        &[x.read(), out.write()],
-        Grid::Linear(rows.div_ceil(rows_of(&defines)) as u64),
-    )
+    let by = Rows::new(context, cols, &[("Elem", x.dtype().into())])?;
+    let params = Params { rows: dim(rows)?, units: by.units, accumulate: accumulate.into(), factor };
+    context.dispatch(&KERNEL, &by.defines, &params, &[x.read(), out.write()], by.grid(rows))
 }

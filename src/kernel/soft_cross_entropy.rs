@@ -1,9 +1,9 @@
 //! Cross-entropy of logits with a teacher's distribution, and its gradient in the same pass.
 
+use super::cross_entropy::Params;
 use super::reduce::{Reduction, reduce};
-use super::{FLOATS, check_state, dim, each, expect, product, row_shape, row_shapes, rows_of, width};
+use super::{FLOATS, Rows, check_state, dim, each, expect, row_variants};
 use crate::buffer::{Buffer, elements};
-use crate::context::Grid;
 use crate::shader::{Define, Defines, Kernel, Scalar};
 use crate::{Context, DType, Error, Result, Tier};
 
@@ -17,17 +17,7 @@ pub static KERNEL: Kernel = Kernel {
 };
 
 fn variants() -> Vec<Defines> {
-    let elems = each("Elem", &[Scalar::F32, Scalar::F16]);
-    product(&[each("WIDTH", &[1u32, 4]), elems, each("HAS_STATE", &[false, true]), row_shapes()])
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    rows: u32,
-    units: u32,
-    classes: u32,
-    factor: f32,
+    row_variants(&[each("Elem", &[Scalar::F32, Scalar::F16]), each("HAS_STATE", &[false, true])])
 }
 
 /// What the loss and its gradient are multiplied by.
@@ -76,21 +66,15 @@ pub fn soft_cross_entropy(
     if classes == 0 || classes > columns {
         return Err(Error::shape(op, format!("1 to {columns} classes, one per column"), classes.to_string()));
     }
-    let width = width(columns);
-    let units = dim(columns)? / width;
     let mut bindings = vec![logits.read(), teacher.read(), losses.write(), grad.write()];
     if let Some(state) = factors.state {
         check_state(op, state)?;
         bindings.push(state.read());
     }
-    let mut defines = vec![
-        ("WIDTH", width.into()),
-        ("Elem", grad.dtype().into()),
-        ("HAS_STATE", Define::Bool(factors.state.is_some())),
-    ];
-    defines.extend(row_shape(context, units));
+    let own = [("Elem", grad.dtype().into()), ("HAS_STATE", Define::Bool(factors.state.is_some()))];
+    let by = Rows::new(context, columns, &own)?;
     let factor = factors.factor / rows.max(1) as f32;
-    let params = Params { rows: dim(rows)?, units, classes: dim(classes)?, factor };
-    context.dispatch(&KERNEL, &defines, &params, &bindings, Grid::Linear(rows.div_ceil(rows_of(&defines)) as u64))?;
+    let params = Params { rows: dim(rows)?, units: by.units, classes: dim(classes)?, factor };
+    context.dispatch(&KERNEL, &by.defines, &params, &bindings, by.grid(rows))?;
     reduce(context, losses, loss, Reduction::Sum(factor))
 }

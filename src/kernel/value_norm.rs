@@ -1,6 +1,7 @@
 //! Columns times a number each, then a layer norm without parameters, forward and backward.
 
-use super::{FLOATS, column_sum, dim, each, expect, product, row_shape, row_shapes, rows_of, width};
+use super::layer_norm::BackwardParams;
+use super::{FLOATS, Rows, column_sum, dim, expect, row_variants};
 use crate::buffer::{Buffer, elements};
 use crate::context::Grid;
 use crate::shader::{Defines, Kernel, Scalar};
@@ -27,8 +28,7 @@ pub static BACKWARD: Kernel = Kernel {
 fn variants() -> Vec<Defines> {
     use Scalar::{F16, F32};
     let types = [(F32, F32), (F16, F32), (F16, F16), (F32, F16)];
-    let types = types.map(|(input, elem)| vec![("In", input.into()), ("Elem", elem.into())]).to_vec();
-    product(&[each("WIDTH", &[1u32, 4]), types, row_shapes()])
+    row_variants(&[types.map(|(input, elem)| vec![("In", input.into()), ("Elem", elem.into())]).to_vec()])
 }
 
 #[repr(C)]
@@ -41,17 +41,6 @@ struct Params {
     eps: f32,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct BackwardParams {
-    rows: u32,
-    units: u32,
-    chunk: u32,
-    chunks: u32,
-    accumulate: u32,
-    inv_cols: f32,
-}
-
 /// What the forward pass keeps per row for the backward pass, `[rows]` f32 both.
 #[derive(Clone, Copy, Debug)]
 pub struct Statistics<'a> {
@@ -59,14 +48,6 @@ pub struct Statistics<'a> {
     pub mean: &'a Buffer,
     /// Reciprocal standard deviations of it.
     pub rstd: &'a Buffer,
-}
-
-fn defines(context: &Context, input: DType, elem: DType, cols: usize) -> Result<(u32, Defines)> {
-    let width = width(cols);
-    let units = dim(cols)? / width;
-    let mut defines = vec![("WIDTH", width.into()), ("In", input.into()), ("Elem", elem.into())];
-    defines.extend(row_shape(context, units));
-    Ok((units, defines))
 }
 
 /// `out = (v - mean) rstd + bias` over each row of `v = u values`, and the statistics that the backward pass needs.
@@ -103,12 +84,12 @@ pub fn value_norm(
     if cols == 0 {
         return Ok(());
     }
-    let (units, defines) = defines(context, u.dtype(), out.dtype(), cols)?;
+    let by = Rows::new(context, cols, &[("In", u.dtype().into()), ("Elem", out.dtype().into())])?;
     let biased = bias.is_some().into();
-    let params = Params { rows: dim(rows)?, units, biased, inv_cols: 1.0 / cols as f32, eps };
+    let params = Params { rows: dim(rows)?, units: by.units, biased, inv_cols: 1.0 / cols as f32, eps };
     let Statistics { mean, rstd } = statistics;
     let bindings = [u.read(), values.read(), bias.unwrap_or(values).read(), out.write(), mean.write(), rstd.write()];
-    context.dispatch(&KERNEL, &defines, &params, &bindings, Grid::Linear(rows.div_ceil(rows_of(&defines)) as u64))
+    context.dispatch(&KERNEL, &by.defines, &params, &bindings, by.grid(rows))
 }
 
 /// Gradients of [`value_norm`]: `du` and `dvalues`, each set or added to. That of the bias is the sum of the rows of `dz`.
@@ -146,23 +127,14 @@ pub fn value_norm_backward(
     if cols == 0 {
         return Ok(());
     }
-    let (units, defines) = defines(context, u.dtype(), dz.dtype(), cols)?;
-    let slots = rows_of(&defines);
+    let by = Rows::new(context, cols, &[("In", u.dtype().into()), ("Elem", dz.dtype().into())])?;
+    let slots = by.slots();
     // So many workgroups that the device is full; each has a row of sums per slot in the workspace.
     let target = if context.capabilities().is_cpu() { 16 } else { 528 };
-    let chunk = rows.div_ceil(target).max(1);
-    let chunks = rows.div_ceil(chunk).max(1);
+    let (params, chunks) = BackwardParams::new([rows, cols], &by, target, accumulate)?;
     let partial = context.alloc(chunks * slots * cols, DType::F32)?;
-    let params = BackwardParams {
-        rows: dim(rows)?,
-        units,
-        chunk: dim(chunk)?,
-        chunks: dim(chunks)?,
-        accumulate: accumulate.into(),
-        inv_cols: 1.0 / cols as f32,
-    };
     let Statistics { mean, rstd } = statistics;
     let bindings = [dz.read(), u.read(), values.read(), mean.read(), rstd.read(), du.write(), partial.write()];
-    context.dispatch(&BACKWARD, &defines, &params, &bindings, Grid::Linear(chunks as u64))?;
+    context.dispatch(&BACKWARD, &by.defines, &params, &bindings, Grid::Linear(chunks as u64))?;
     column_sum::sum(context, &partial, &[dvalues], [chunks * slots, cols], 1.0, accumulate_values)
 }

@@ -614,7 +614,24 @@ impl Gpt {
         quantizer.weight_by(&p[index], scale).map(Some)
     }
 
-    /// All of these.
+    /// Row, group and scale of the first group of parameter `index`, if it had these values and were quantized, whose scale saturates: as
+    /// [`Quantizer::saturated_scale`].
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where these are not as many values as the parameter has.
+    pub fn saturated_scale(&self, index: usize, values: &[f32]) -> Result<Option<(usize, usize, f64)>> {
+        match (self.config.quantizer.filter(|_| self.is_quantized(index)), self.parameters[index].shape()) {
+            (Some(quantizer), &[n, k]) => quantizer.saturated_scale(values, [n, k]),
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether parameter `index` is nothing but codes, which were given.
+    pub(crate) fn is_given(&self, index: usize) -> bool {
+        self.given.contains_key(&index)
+    }
+
+    /// All parameters as [`Gpt::packed_weight`] has them, those that are quantized.
     fn packed_weights(&self) -> Result<HashMap<usize, Packed>> {
         let all = self.quantized_projections();
         all.filter_map(|l| Some(self.packed_weight(l.weight).transpose()?.map(|packed| (l.weight, packed)))).collect()

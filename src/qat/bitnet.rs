@@ -11,8 +11,12 @@ use std::fmt;
 /// Each quantized layer has a norm right before it. Where the model has one there already, before the queries, keys and values and before
 /// the MLP, that is it; the two projections onto the residual stream get an RMS norm without bias (`<module>.norm.weight`, first 1).
 ///
-/// Queries, keys and values are one matrix here and have one scale. The authors' code gives each of the three its own; at the same
-/// initialisation they start equal. A token whose largest magnitude is below 1e-5 still has its own scale.
+/// Queries, keys and values are one matrix here and have one scale, the mean magnitude of all three; the authors' code gives each its own. At the
+/// same initialisation they start equal, and part as training goes. Formats have no [`Span`](crate::format::Span) of so many rows: a matrix has
+/// one factor in its header, or each row or group has a scale, and every product takes it from there. Three matrices instead would be three
+/// products, and three quantizations of their input. `--weights ternary:row` has finer scales than the authors'.
+///
+/// A token whose largest magnitude is below 1e-5 still has its own scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BitNet;
 

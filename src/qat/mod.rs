@@ -33,7 +33,7 @@ pub use quartet::Quartet;
 pub use quest::Quest;
 pub use ste::Ste;
 
-use crate::format::{Format, Grid, Store};
+use crate::format::{self, Format, Grid, Span, Store};
 use crate::kernel::dequantize::dequantize;
 use crate::kernel::hadamard::{Hadamard, hadamard};
 use crate::kernel::mask;
@@ -586,6 +586,29 @@ impl Quantizer {
         Ok(self.weight_coding().encode(weight, [n, k], false)?.packed)
     }
 
+    /// The first group of a weight `[n, k]` with these values whose scale is beyond the largest one that the format stores, to which it
+    /// saturates: row, group and the scale, see [`Format::saturated_scale`]. None where scales do not come from what is quantized.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the weight does not have `n * k` values.
+    ///
+    /// # Numerics
+    /// On the host: where the method rotates, in float64, so that a scale at the very end may fall to the other side than on the device.
+    pub fn saturated_scale(&self, weight: &[f32], [n, k]: [usize; 2]) -> Result<Option<(usize, usize, f64)>> {
+        let coding = self.weight_coding();
+        if self.learned().is_some() || coding.scale != Scale::Computed {
+            return Ok(None);
+        }
+        let Some(block) = coding.hadamard.filter(|_| weight.len() == n * k) else {
+            return self.weights.saturated_scale(weight, n, k);
+        };
+        let mut wide: Vec<f64> = weight.iter().map(|value| f64::from(*value)).collect();
+        rotate(&mut wide, block as usize);
+        #[expect(clippy::cast_possible_truncation, reason = "as the device has it")]
+        let rotated: Vec<f32> = wide.into_iter().map(|value| value as f32).collect();
+        self.weights.saturated_scale(&rotated, n, k)
+    }
+
     /// Writes the values of `packed`, a weight that this quantized, to `out`: rotated back where it rotates, so that they stand beside those of the
     /// weight itself.
     ///
@@ -709,6 +732,25 @@ impl Coding {
     }
 }
 
+/// The orthonormal Walsh-Hadamard transform of every block, in place.
+pub(crate) fn rotate(row: &mut [f64], block: usize) {
+    #[expect(clippy::cast_precision_loss, reason = "at most 256")]
+    let scale = (block as f64).sqrt().recip();
+    for values in row.chunks_exact_mut(block) {
+        let mut span = 1;
+        while span < block {
+            for pair in values.chunks_exact_mut(2 * span) {
+                let (low, high) = pair.split_at_mut(span);
+                for (a, b) in low.iter_mut().zip(high) {
+                    (*a, *b) = (*a + *b, *a - *b);
+                }
+            }
+            span *= 2;
+        }
+        values.iter_mut().for_each(|value| *value *= scale);
+    }
+}
+
 /// The way back of a gradient of quantized values to those that were quantized: masked, then transformed back, `(M . g) H^T`.
 pub(crate) fn pass_back(mask: Option<&Buffer>, block: Option<u32>, [rows, cols]: [usize; 2]) -> Hadamard<'_> {
     Hadamard { transpose: true, mask, ..Hadamard::new(rows, cols, block.map_or(1, |block| block as usize)) }
@@ -725,15 +767,13 @@ fn gaussian_rows(asked: Option<Asked>) -> Option<Format> {
     match asked? {
         Asked::Dense => None,
         Asked::Spelled(format) => Some(format),
-        Asked::Named(format) => {
-            let name = format.name();
-            let own = match format.grid() {
-                Grid::Int { .. } if name.starts_with("int") => format!("{name}:row:f32:centred:mse"),
-                Grid::Centred { .. } | Grid::Float(_) if format.store() == Store::F32 => format!("{name}:row:f32:mse"),
-                _ => return Some(format),
-            };
-            Some(own.parse().unwrap_or(format))
-        }
+        Asked::Named(format) => Some(match format.grid() {
+            Grid::Int { bits, .. } if format.name().starts_with("int") => Format::gaussian_row(bits),
+            Grid::Centred { .. } | Grid::Float(_) if format.store() == Store::F32 => {
+                Format { rule: format::Rule::Gaussian, ..format.scaled(Span::Row, Store::F32) }
+            }
+            _ => format,
+        }),
     }
 }
 
@@ -790,6 +830,23 @@ fn refuse_without_bound(method: &str, operand: Operand, format: Format) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rotations_keep_norms_and_undo_themselves() {
+        let x: Vec<f64> = (0..96).map(|i| f64::from((i * 37) % 23) - 11.0).collect();
+        let mut y = x.clone();
+        rotate(&mut y, 32);
+        // By the definition: entry (i, j) of the matrix is -1 to the number of bits that i and j share.
+        let sign = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+        for (x, y) in x.chunks(32).zip(y.chunks(32)) {
+            for (i, y) in y.iter().enumerate() {
+                let expected = (0..32).map(|j| sign(i, j) * x[j]).sum::<f64>() / 32f64.sqrt();
+                assert!((y - expected).abs() < 1e-12, "{y} {expected}");
+            }
+        }
+        rotate(&mut y, 32);
+        assert!(x.iter().zip(&y).all(|(x, y)| (x - y).abs() < 1e-12));
+    }
 
     fn asked(weights: &str, activations: &str, hadamard: &str) -> Settings {
         fn read<T: FromStr<Err = Error>>(text: &str) -> Option<T> {

@@ -3,7 +3,7 @@
 use crate::kernel::mask;
 use crate::nn::{Gpt, Probe};
 use crate::op::LossOptions;
-use crate::qat::{self, Coding, Encoded, Lsq};
+use crate::qat::{self, Coding, Encoded, Lsq, rotate};
 use crate::{Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -31,6 +31,13 @@ pub struct LayerDiagnostics {
     /// Of the weights that were masked at the time before, the share that is masked again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub still_masked: Option<f64>,
+    /// Share of the weight's scales that are the largest one its format stores, to which larger ones saturate; none where values reach no such
+    /// end ([`crate::format::Format::saturated_scale`]).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub saturated_weights: Option<f64>,
+    /// The same of the inputs' scales.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub saturated_inputs: Option<f64>,
     /// Cosine between the gradient of the weight and that in full precision.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cosine: Option<f64>,
@@ -64,25 +71,7 @@ impl Mask {
 struct Loss {
     error: Option<f64>,
     mask: Option<Mask>,
-}
-
-/// The orthonormal Walsh-Hadamard transform of every block, in place.
-fn rotate(row: &mut [f64], block: usize) {
-    #[expect(clippy::cast_precision_loss, reason = "at most 256")]
-    let scale = (block as f64).sqrt().recip();
-    for values in row.chunks_exact_mut(block) {
-        let mut span = 1;
-        while span < block {
-            for pair in values.chunks_exact_mut(2 * span) {
-                let (low, high) = pair.split_at_mut(span);
-                for (a, b) in low.iter_mut().zip(high) {
-                    (*a, *b) = (*a + *b, *a - *b);
-                }
-            }
-            span *= 2;
-        }
-        values.iter_mut().for_each(|value| *value *= scale);
-    }
+    saturated: Option<f64>,
 }
 
 /// A learned scale and offset, and where they lead gradients.
@@ -134,7 +123,9 @@ fn loss(x: &Tensor, coding: &Coding, lsq: Option<Lsq>, scales: [Option<&Tensor>;
         words = bytemuck::pod_collect_to_vec(&read.wait()?);
     }
     let mask = (!words.is_empty()).then_some(Mask { words, cols });
-    Ok(Loss { error: finite(error / norm), mask })
+    #[expect(clippy::cast_precision_loss, reason = "a share for people")]
+    let saturated = matrix.largest_scales().and_then(|[all, largest]| finite(largest as f64 / all as f64));
+    Ok(Loss { error: finite(error / norm), mask, saturated })
 }
 
 fn finite(value: f64) -> Option<f64> {
@@ -200,9 +191,15 @@ pub fn diagnose(
     let input = |index: usize, x: &Tensor| {
         let Some(coding) = quantizer.activation_coding() else { return Ok(()) };
         let scales = gpt.learned_scales(index).map_or([None; 2], |scales| [scales.input, scales.offset]);
-        let Loss { error, mask } = loss(x, &coding, quantizer.learned(), scales)?;
+        let Loss { error, mask, saturated } = loss(x, &coding, quantizer.learned(), scales)?;
         let masked_inputs = mask.and_then(|mask| share(mask.masked(), x.len() as u64));
-        found.borrow_mut().insert(index, LayerDiagnostics { input_error: error, masked_inputs, ..Default::default() });
+        let layer = LayerDiagnostics {
+            input_error: error,
+            masked_inputs,
+            saturated_inputs: saturated,
+            ..LayerDiagnostics::default()
+        };
+        found.borrow_mut().insert(index, layer);
         Ok(())
     };
     let mut quantized = HashMap::new();
@@ -219,9 +216,10 @@ pub fn diagnose(
     let mut all = Diagnostics::new();
     for (index, (info, weight)) in parameters.iter().enumerate().filter(|(index, _)| gpt.is_quantized(*index)) {
         let scales = [gpt.learned_scales(index).map(|scales| scales.weight), None];
-        let Loss { error, mask } = loss(weight, &quantizer.weight_coding(), quantizer.learned(), scales)?;
+        let Loss { error, mask, saturated } = loss(weight, &quantizer.weight_coding(), quantizer.learned(), scales)?;
         let layer = found.entry(index).or_default();
         (layer.weight_error, layer.grid_distance) = (error, error.map(f64::sqrt));
+        layer.saturated_weights = saturated;
         if let Some(mask) = mask {
             layer.masked_weights = share(mask.masked(), weight.len() as u64);
             layer.still_masked = before.0.get(&index).and_then(|before| {
@@ -249,23 +247,6 @@ mod tests {
         let full = Mask { words: vec![0, 0], cols: 64 };
         assert_eq!(share(full.masked(), 64), Some(1.0));
         assert_eq!(share([].into_iter(), 0), None);
-    }
-
-    #[test]
-    fn rotations_keep_norms_and_undo_themselves() {
-        let x: Vec<f64> = (0..96).map(|i| f64::from((i * 37) % 23) - 11.0).collect();
-        let mut y = x.clone();
-        rotate(&mut y, 32);
-        // By the definition: entry (i, j) of the matrix is -1 to the number of bits that i and j share.
-        let sign = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
-        for (x, y) in x.chunks(32).zip(y.chunks(32)) {
-            for (i, y) in y.iter().enumerate() {
-                let expected = (0..32).map(|j| sign(i, j) * x[j]).sum::<f64>() / 32f64.sqrt();
-                assert!((y - expected).abs() < 1e-12, "{y} {expected}");
-            }
-        }
-        rotate(&mut y, 32);
-        assert!(x.iter().zip(&y).all(|(x, y)| (x - y).abs() < 1e-12));
     }
 
     #[test]

@@ -8,7 +8,8 @@ use super::config::Precision;
 use super::data::CharVocab;
 use crate::io::gguf::KeyValue;
 use crate::io::{
-    Archive, Container, Dtype, Entry, Item, ItemContent, Metadata, PackedTensor, Writer, convert::Summary,
+    Archive, Container, Dtype, Entry, Item, ItemContent, Metadata, PackedTensor, Writer,
+    convert::{Summary, saturated},
 };
 use crate::kernel::packed::Packed;
 use crate::nn::{Gpt, GptConfig};
@@ -212,12 +213,28 @@ fn check(gpt: &Gpt, container: Container) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a weight whose scales saturate, as quantizing it from a file would: what its codes stand for is not what was learned.
+fn check_scales(gpt: &Gpt, index: usize, name: &str) -> Result<()> {
+    // Of codes that were given nobody knows what they were made of.
+    let quantizer = gpt.config().quantizer.filter(|q| q.weights.saturates() && !gpt.is_given(index));
+    let Some(Quantizer { weights, .. }) = quantizer else { return Ok(()) };
+    let values: Vec<f32> = bytemuck::pod_collect_to_vec(&gpt.parameters()[index].read()?.wait()?);
+    match gpt.saturated_scale(index, &values)? {
+        None => Ok(()),
+        Some(found) => {
+            let (expected, got) = saturated(name, weights, found);
+            Err(Error::invalid("export", expected, got))
+        }
+    }
+}
+
 /// Writes the model into `path`: codes and scales of quantized weights as forward passes multiply them now, other parameters in f32.
 /// `progress` is called before each tensor and after the last, with its number, how many there are, and its name; an error from it ends the work
 /// and leaves no output. `info.gpt` is the model's own configuration.
 ///
 /// # Errors
-/// [`Error::Invalid`] where the container cannot hold the model; [`Error::Io`]; of the device; those of `progress`.
+/// [`Error::Invalid`] where the container cannot hold the model, and naming the tensor where a weight's scales are beyond what its format stores
+/// ([`Format::saturated_scale`](crate::format::Format::saturated_scale)); [`Error::Io`]; of the device; those of `progress`.
 pub fn export(
     gpt: &Gpt,
     info: &ModelInfo,
@@ -269,6 +286,7 @@ pub fn export(
                 continue;
             };
             if let Some(packed) = gpt.packed_weight(index)? {
+                check_scales(gpt, index, &names[number])?;
                 let mut matrix = packed.to_host(gpt.parameters().context())?;
                 // Encoding leaves it out where no kernel of the device asks for it.
                 matrix.set_norm();

@@ -3,12 +3,59 @@
 use crate::{Error, Result};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The name under which a file is written before it takes its place.
-pub(crate) fn beside(path: &Path) -> PathBuf {
+fn beside(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".partial");
     path.with_file_name(name)
+}
+
+/// What is being written at this moment, by all threads.
+static PARTIALS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+fn partials() -> MutexGuard<'static, Vec<PathBuf>> {
+    // A list of paths is as good as it was whoever panicked.
+    PARTIALS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A file's name in that list for as long as this lives.
+struct Partial(PathBuf);
+
+impl Partial {
+    fn of(path: &Path) -> Self {
+        let partial = beside(path);
+        partials().push(partial.clone());
+        Self(partial)
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        let mut all = partials();
+        if let Some(at) = all.iter().position(|path| *path == self.0) {
+            all.swap_remove(at);
+        }
+    }
+}
+
+/// While it lives, no file is begun and no writing of one ends.
+#[derive(Debug)]
+#[must_use = "to be kept until the process ends"]
+pub struct Abandoned {
+    _list: MutexGuard<'static, Vec<PathBuf>>,
+}
+
+/// Removes every file that is half-written, whoever writes it, and lets nobody begin another one: for a process that is about to end without
+/// waiting for them. Former files of their names stay.
+pub fn abandon() -> Abandoned {
+    let list = partials();
+    for path in &*list {
+        // It may not be there yet.
+        let _ = fs::remove_file(path);
+    }
+    Abandoned { _list: list }
 }
 
 /// Writes a file beside `path` with `write`, sees to it that it is on the disk, and renames it to `path`.
@@ -17,15 +64,16 @@ pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> R
     if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
         return Err(Error::file(path, "a regular file or none to write to", "something else of that name"));
     }
-    let partial = beside(path);
-    let result = write(&partial).and_then(|()| {
-        let file = File::options().write(true).open(&partial).map_err(Error::io(&partial, "open"))?;
-        file.sync_all().map_err(Error::io(&partial, "write"))?;
-        fs::rename(&partial, path).map_err(Error::io(path, "write"))
+    let listed = Partial::of(path);
+    let partial = listed.0.as_path();
+    let result = write(partial).and_then(|()| {
+        let file = File::options().write(true).open(partial).map_err(Error::io(partial, "open"))?;
+        file.sync_all().map_err(Error::io(partial, "write"))?;
+        fs::rename(partial, path).map_err(Error::io(path, "write"))
     });
     if result.is_err() {
         // Nothing half-written stays behind; the first error is the one to report.
-        let _ = fs::remove_file(&partial);
+        let _ = fs::remove_file(partial);
     } else if let Some(Ok(dir)) = path.parent().map(File::open) {
         // Makes the new name last through a power cut where the system can do that.
         let _ = dir.sync_all();

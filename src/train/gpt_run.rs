@@ -267,6 +267,28 @@ impl Model for GptRun {
         Ok(all)
     }
 
+    /// Of weights whose scales saturate. At checkpoints, whose values are on the host anyway: to ask in each step would take a readback, and
+    /// training may come back from it.
+    fn warnings(&self, tensors: &[(String, TensorData)]) -> Result<Vec<String>> {
+        let Some(quantizer) = self.gpt.config().quantizer.filter(|q| q.weights.saturates()) else {
+            return Ok(Vec::new());
+        };
+        let mut all = Vec::new();
+        for (index, (info, tensor)) in self.gpt.parameters().iter().enumerate() {
+            if !self.gpt.is_quantized(index) {
+                continue;
+            }
+            let data = find(tensors, &format!("model.{}", info.name), DType::F32, tensor.shape())?;
+            if self.gpt.saturated_scale(index, &data.to_f32().unwrap_or_default())?.is_some() {
+                let (name, format) = (&info.name, quantizer.weights);
+                all.push(format!(
+                    "scales of `{name}` are beyond what {format} stores and saturate: `walsh export` refuses such a checkpoint"
+                ));
+            }
+        }
+        Ok(all)
+    }
+
     fn import(&mut self, tensors: &[(String, TensorData)]) -> Result<()> {
         for (name, tensor) in self.named_tensors()? {
             let data = find(tensors, &name, tensor.dtype(), tensor.shape())?;

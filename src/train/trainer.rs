@@ -91,6 +91,16 @@ pub trait Model {
     /// Of the device.
     fn export(&mut self) -> Result<Vec<(String, TensorData)>>;
 
+    /// What training goes on with but people should know of tensors that [`Model::export`] gave: a sentence each, the same for the same tensor
+    /// at any step.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], [`Error::Shape`] for tensors of another model.
+    fn warnings(&self, tensors: &[(String, TensorData)]) -> Result<Vec<String>> {
+        let _ = tensors;
+        Ok(Vec::new())
+    }
+
     /// Takes over what [`Model::export`] gave.
     ///
     /// # Errors
@@ -132,6 +142,11 @@ pub trait Progress {
     /// A step was queued.
     fn step(&mut self, status: &Status) {
         let _ = status;
+    }
+
+    /// Something came up that does not end the run; each of it once.
+    fn warn(&mut self, message: &str) {
+        let _ = message;
     }
 
     /// The validation loss was measured.
@@ -218,6 +233,7 @@ pub fn train<M: Model>(model: &mut M, data: &Dataset, run: &mut Run, options: Op
         laps: Vec::new(),
         since_record: (0, 0.0),
         first_step_s: None,
+        warned: Vec::new(),
         run,
     };
     let result = trainer.all();
@@ -250,6 +266,7 @@ struct Trainer<'a, 'o, M: Model> {
     /// Steps and seconds since the last record.
     since_record: (u32, f64),
     first_step_s: Option<f64>,
+    warned: Vec<String>,
 }
 
 impl<M: Model> Trainer<'_, '_, M> {
@@ -485,6 +502,12 @@ impl<M: Model> Trainer<'_, '_, M> {
     fn save(&mut self) -> Result<()> {
         self.drain(false)?;
         let tensors = self.model.export()?;
+        for warning in self.model.warnings(&tensors)? {
+            if !self.warned.contains(&warning) {
+                self.options.progress.warn(&warning);
+                self.warned.push(warning);
+            }
+        }
         self.run.checkpoint(tensors)?;
         Ok(())
     }

@@ -5,6 +5,7 @@ pub mod bounds;
 #[cfg(feature = "cli")]
 pub mod command;
 
+use walsh::qat::Quantizer;
 use walsh::{Context, ContextOptions, Tensor, Tier};
 
 /// A context per tier on offer, on every adapter present or on those whose name contains `WALSH_TEST_ADAPTER`. The baseline one is made
@@ -37,6 +38,43 @@ pub fn every_tier() -> Vec<Context> {
     eprintln!("testing {} contexts, {skipped} tiers skipped", contexts.len());
     assert!(!contexts.is_empty(), "no adapter to test on; `cargo xtask test` installs a software driver");
     contexts
+}
+
+/// The best tier of each adapter: what kernels' own tests cover for the others.
+pub fn best_tiers() -> Vec<Context> {
+    let mut best: Vec<Context> = Vec::new();
+    for context in every_tier() {
+        let same = |c: &Context| c.capabilities().adapter == context.capabilities().adapter;
+        match best.iter_mut().find(|c| same(c)) {
+            Some(other) => *other = context,
+            None => best.push(context),
+        }
+    }
+    best
+}
+
+/// Takes so many steps, which must create nothing on the device and submit once each.
+#[track_caller]
+pub fn assert_steady(what: &str, context: &Context, steps: u32, step: impl FnMut(u32)) {
+    let before = context.counts();
+    (0..steps).for_each(step);
+    let after = context.counts();
+    assert_eq!(
+        (after.buffers, after.bind_groups, after.pipelines, after.shader_modules),
+        (before.buffers, before.bind_groups, before.pipelines, before.shader_modules),
+        "{what}"
+    );
+    assert_eq!(after.submits - before.submits, u64::from(steps), "{what}");
+}
+
+/// The quantizer with these settings; inputs stay dense where there is no format for them.
+pub fn quantizer(method: &str, weights: &str, activations: Option<&str>, hadamard: Option<u32>) -> Quantizer {
+    let activations = activations.map(|format| format.parse().unwrap());
+    Quantizer::new(method.parse().unwrap(), weights.parse().unwrap(), activations, hadamard).unwrap()
+}
+
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
 }
 
 /// Says that something was not tested and why. Cargo hides the output of tests that pass, so `cargo xtask test` names a file in
