@@ -70,7 +70,7 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 impl Inner {
     /// A plain tensor.
     pub fn plain(context: &Context, buffer: Buffer, shape: &[usize]) -> Self {
-        debug_assert_eq!(shape.iter().product::<usize>(), buffer.len());
+        debug_assert!(buffer.is_empty() || shape.iter().product::<usize>() == buffer.len());
         Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             context: context.clone(),
@@ -173,6 +173,11 @@ impl Tensor {
     #[must_use]
     pub fn shape(&self) -> &[usize] {
         &self.0.shape
+    }
+
+    /// One that stands in a graph for values that nobody will read; its gradient has this shape and type.
+    pub(crate) fn without_values(context: &Context, shape: &[usize], dtype: DType) -> Result<Self> {
+        Ok(Self::with(Inner::plain(context, context.alloc(0, dtype)?, shape)))
     }
 
     /// Number of elements.

@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::bounds::{RowError, row_error};
 use common::{Gen, U32, assert_gradient, assert_within, dtypes, floats, stored};
 use walsh::kernel::layer_norm::{ParameterGradients, layer_norm, layer_norm_backward};
 use walsh::kernel::rms_norm::{rms_norm, rms_norm_backward};
@@ -23,29 +24,6 @@ fn input(rng: &mut Gen, [rows, cols]: [usize; 2]) -> Vec<f32> {
         *v += 1000.0;
     }
     x
-}
-
-/// Bounds on the relative error of 1 / deviation and the absolute error of x - mean for one row.
-struct RowError {
-    mean: f64,
-    rstd: f64,
-    /// Relative error of rstd.
-    rho: f64,
-    /// Absolute error of the mean as the forward pass uses it.
-    delta: f64,
-}
-
-/// n terms summed in any order, twice: with e1 = (n + 3) u mean|x| for the first mean, the correction leaves delta = (n + 5) u mean|d| for
-/// differences d with mean|d| <= sd + e1; the squares' sum is off by (n + 8) u (var + 2 e1^2) + 2 e1 delta; inverseSqrt has 2 ulp.
-fn row_error(row: &[f64], centered: bool) -> RowError {
-    let n = row.len() as f64;
-    let mean = if centered { row.iter().sum::<f64>() / n } else { 0.0 };
-    let var = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
-    let e1 = if centered { (n + 3.0) * U32 * row.iter().map(|v| v.abs()).sum::<f64>() / n } else { 0.0 };
-    let delta = if centered { (n + 5.0) * U32 * (var.sqrt() + e1) } else { 0.0 };
-    let eps = f64::from(EPS);
-    let rho = 0.5 * ((n + 8.0) * U32 * (var + 2.0 * e1 * e1) + 2.0 * e1 * delta) / (var + eps) + 6.0 * U32;
-    RowError { mean, rstd: 1.0 / (var + eps).sqrt(), rho, delta }
 }
 
 fn check(
@@ -85,7 +63,7 @@ fn check(
     } else {
         rms_norm(context, x.buffer(), weight.buffer(), out.buffer(), rstd.buffer(), shape, EPS).unwrap();
     }
-    let errors: Vec<RowError> = x64.chunks_exact(cols).map(|row| row_error(row, centered)).collect();
+    let errors: Vec<RowError> = x64.chunks_exact(cols).map(|row| row_error(row, centered, f64::from(EPS))).collect();
     let want = if centered {
         let want = reference::layer_norm::forward(&x64, &w64, &b64, f64::from(EPS));
         assert_within(&format!("{what} mean"), &mean.to_vec().unwrap(), &want.mean, |r| {
@@ -99,11 +77,8 @@ fn check(
         want
     };
     assert_within(&format!("{what} out"), &out.to_vec().unwrap(), &want, |i| {
-        let (e, c) = (&errors[i / cols], i % cols);
-        let d = (x64[i] - e.mean).abs();
-        let normed = d * e.rstd;
-        let error = w64[c].abs() * (e.rstd * (e.delta + 2.0 * U32 * d) + normed * (e.rho + 3.0 * U32));
-        error + 2.0 * U32 * (b64[c].abs() + want[i].abs()) + stored(dtype, want[i].abs() + error)
+        let error = errors[i / cols].of_normed(x64[i], w64[i % cols], b64[i % cols], want[i]);
+        error + stored(dtype, want[i].abs() + error)
     });
 
     // A row of zeros multiplies gradients by 316, which f16 must hold.

@@ -2,11 +2,13 @@
 
 mod common;
 
-use common::{Gen, U32, dtypes, every_tier, floats};
+use common::bounds::{RowError, row_error};
+use common::{Gen, U32, assert_within, dtypes, every_tier, floats, wide};
 use walsh::format::tables::{GAUSSIAN_UNIT_E2M1, dynamic_map};
 use walsh::format::{Format, Grid, Header, PackedMatrix, Rounding, Rule, Span, Store, Uniform};
 use walsh::kernel::packed::Packed;
 use walsh::kernel::quantize::{self as kernel, Options, Step, quantize};
+use walsh::reference::{hadamard::hadamard, layer_norm};
 use walsh::{Context, DType, Error, Tensor};
 
 /// All formats, and those that only files have.
@@ -619,6 +621,116 @@ fn rotation_comes_before_everything_else() {
     }
 }
 
+/// Rows with a mean, some hard: with outliers, constant (their norm is the bias), tiny, huge.
+fn rows_with_means(rows: usize, cols: usize) -> Vec<f32> {
+    let mut random = Gen::new(8);
+    let row = |row: usize| -> Vec<f32> {
+        let (mean, factor) = [(0.5, 1.0), (-3.0, 1.0), (2.0, 0.0), (0.0, 1e-6), (1e4, 1e4)][row % 5];
+        random.hard(cols).into_iter().map(|v| mean + factor * v).collect()
+    };
+    (0..rows).flat_map(row).collect()
+}
+
+#[test]
+fn a_layer_norm_comes_before_the_rotation() {
+    const EPS: f32 = 1e-5;
+    let mut ran = 0;
+    for context in every_tier() {
+        for text in ["int4:centred:row:f32:mse", "binary:mse", "int8:row", "ternary:row"] {
+            for (rows, cols, block, biased) in
+                [(5, 48, Some(16), false), (33, 100, None, true), (7, 384, Some(128), true), (9, 1000, None, false)]
+            {
+                let format: Format = text.parse().unwrap();
+                if !kernel::normalizes(&context, &format, cols, block) {
+                    continue;
+                }
+                ran += 1;
+                let what = format!("{format}, {rows} x {cols}, block {block:?}, bias {biased}, {}", context.tier());
+                let x = rows_with_means(rows, cols);
+                let mut random = Gen::new(9);
+                let (w, b) = (random.normals(cols), if biased { random.normals(cols) } else { vec![0.0; cols] });
+                let [tensor, weight, bias] = [(&x, rows), (&w, 1), (&b, 1)]
+                    .map(|(v, rows)| Tensor::from_f32(&context, v, &[rows, cols]).unwrap());
+                let half = kernel::LayerNorm::second(rows);
+                let statistics = Tensor::zeros(&context, &[2 * half], DType::F32).unwrap();
+                let packed = Packed::empty(&context, format, rows, cols).unwrap();
+                let mask = Tensor::zeros(&context, &[rows, cols.div_ceil(32)], DType::U32).unwrap();
+                let bound = 1.25f32;
+                let norm = kernel::LayerNorm {
+                    weight: weight.buffer(),
+                    bias: biased.then(|| bias.buffer()),
+                    eps: EPS,
+                    statistics: statistics.buffer(),
+                };
+                let options = Options {
+                    norm: Some(norm),
+                    hadamard: block,
+                    mask: Some((mask.buffer(), bound)),
+                    ..Options::default()
+                };
+                quantize(&context, tensor.buffer(), &packed, options).unwrap();
+
+                let [x, w, b] = [&x, &w, &b].map(|v| wide(v));
+                let eps = f64::from(EPS);
+                let want = layer_norm::forward(&x, &w, &b, eps);
+                let rows_errors: Vec<RowError> = x.chunks(cols).map(|row| row_error(row, true, eps)).collect();
+                let got = statistics.to_vec().unwrap();
+                assert_within(&format!("{what}: mean"), &got[..rows], &want.mean, |r| {
+                    2.0 * U32 * want.mean[r].abs() + rows_errors[r].delta
+                });
+                let second = &got[half..half + rows];
+                assert_within(&format!("{what}: rstd"), second, &want.rstd, |r| rows_errors[r].rho * want.rstd[r]);
+
+                // The norm's errors spread over a block, and so do those of the transform's additions.
+                let n = block.unwrap_or(1);
+                let error_of = |i: usize| rows_errors[i / cols].of_normed(x[i], w[i % cols], b[i % cols], want.out[i]);
+                let norm_of = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+                let errors: Vec<f64> = (0..rows * cols)
+                    .map(|i| {
+                        let block = i / n * n..i / n * n + n;
+                        let own = norm_of(&mut block.clone().map(|i| want.out[i]));
+                        norm_of(&mut block.map(error_of)) + U32 * (f64::from(n.ilog2()) + 4.0) * own
+                    })
+                    .collect();
+                let values = hadamard(&want.out, n, false);
+                let narrow: Vec<f32> = values.iter().map(|v| *v as f32).collect();
+                let wanted = PackedMatrix::quantize(format, &narrow, rows, cols, Rounding::Nearest).unwrap();
+                let got = packed.to_host(&context).unwrap();
+                let mask = mask.to_vec_u32().unwrap();
+                for (i, v) in values.iter().enumerate() {
+                    let (row, col) = (i / cols, i % cols);
+                    let at = format!("{what}: row {row}, column {col}");
+                    let scale = got.scale(row, 0, false);
+                    let range = row * cols..(row + 1) * cols;
+                    // A scale is a norm of its row, or half a step of the largest magnitude, and rounded to its storage.
+                    let spread = norm_of(&mut errors[range].iter().copied());
+                    let ideal = wanted.scale(row, 0, false);
+                    let storage = if format.store() == Store::F16 { common::U16 } else { U32 };
+                    let near = 2.0 * spread + (scale_error(format, cols) + 4.0 * storage) * ideal;
+                    assert!((scale - ideal).abs() <= near, "{at}: scale {scale}, want {ideal}");
+                    // Where there is no scale, codes are those of zero.
+                    let [at_scale, error] = [*v, errors[i]].map(|v| if scale == 0.0 { 0.0 } else { v / scale });
+                    let d = slack(format, at_scale) + error;
+                    let code = got.code(row, col);
+                    let codes = [at_scale - d, at_scale + d].map(|v| format.nearest(v, 0));
+                    let (low, high) = (codes[0].min(codes[1]), codes[0].max(codes[1]));
+                    assert!(low <= code && code <= high, "{at}: {code} for {at_scale}, want {low} to {high}");
+                    let bit = mask[row * cols.div_ceil(32) + col / 32] >> (col % 32) & 1 == 1;
+                    let limit = f64::from(bound) * scale;
+                    if (v.abs() - limit).abs() > errors[i] + 3.0 * U32 * limit {
+                        assert_eq!(bit, v.abs() <= limit, "{at}: mask of {v} within {limit}");
+                    }
+                }
+            }
+        }
+        let format: Format = "int4".parse().unwrap();
+        assert!(!kernel::normalizes(&context, &format, 64, None), "groups have no norm");
+    }
+    if ran == 0 {
+        common::skip("a layer norm fused into quantization: no subgroups of a fixed size");
+    }
+}
+
 /// What a given scale is stored as.
 fn stored(format: Format, scale: f32) -> f64 {
     match format.store() {
@@ -875,6 +987,13 @@ fn wrong_arguments_are_refused() {
     let short = Tensor::from_u32(context, &[0; 3], &[3]).unwrap();
     let masked = Options { mask: Some((short.buffer(), 1.0)), ..Options::default() };
     assert!(matches!(q(&packed("int4", 48), masked), Err(Error::Shape { .. })));
+    let weight = Tensor::from_f32(context, &[1.0; 48], &[48]).unwrap();
+    let statistics = Tensor::zeros(context, &[128], DType::F32).unwrap();
+    let norm =
+        Some(kernel::LayerNorm { weight: weight.buffer(), bias: None, eps: 1e-5, statistics: statistics.buffer() });
+    for normed in [Options { norm, factor: Some(0.5), ..Options::default() }, Options { norm, ..Options::default() }] {
+        assert!(matches!(q(&packed("mxfp4", 48), normed), Err(Error::Invalid { .. })));
+    }
     let rounding = kernel::Rounding::Stochastic { seed: 0, op: 0, step: Step::State(short.buffer()) };
     assert!(matches!(q(&packed("int4", 48), Options { rounding, ..Options::default() }), Err(Error::Shape { .. })));
 }

@@ -2,12 +2,13 @@
 
 mod common;
 
-use common::{Gen, U32, assert_within, dtypes, every_tier, floats, stored};
+use common::{Gen, U32, assert_within, dtypes, every_tier, floats, stored, wide};
 use walsh::format::Format;
 use walsh::kernel::packed::Packed;
-use walsh::kernel::quantize::{Options as QuantizeOptions, quantize};
-use walsh::op::{LinearOptions, linear};
+use walsh::kernel::quantize::{self, Options as QuantizeOptions};
+use walsh::op::{LayerNorm, LinearOptions, linear, normed_linear};
 use walsh::qat::{Method, Quantizer, Ste};
+use walsh::reference::{hadamard::hadamard, layer_norm};
 use walsh::{Context, DType, Error, Gradients, Tensor};
 
 fn format(text: &str) -> Format {
@@ -21,7 +22,7 @@ fn ste(weights: Format, activations: Option<Format>) -> Quantizer {
 /// The values that `x` has once it is quantized.
 fn quantized(context: &Context, x: &Tensor, [rows, cols]: [usize; 2], format: Format) -> Vec<f64> {
     let packed = Packed::empty(context, format, rows, cols).unwrap();
-    quantize(context, x.buffer(), &packed, QuantizeOptions::default()).unwrap();
+    quantize::quantize(context, x.buffer(), &packed, QuantizeOptions::default()).unwrap();
     packed.to_host(context).unwrap().dequantize()
 }
 
@@ -156,4 +157,115 @@ fn operands_that_do_not_go_together_are_typed_errors() {
     let given = quantizer.weight(&weight).unwrap();
     let before = linear(&x, &weight, with(Some(quantizer), Some(&given))).unwrap().to_vec().unwrap();
     assert_eq!(linear(&x, &weight, with(Some(quantizer), None)).unwrap().to_vec().unwrap(), before);
+}
+
+#[test]
+fn a_norm_before_the_codes_has_its_gradients() {
+    const EPS: f32 = 1e-5;
+    let [m, n, k] = [9, 34, 96];
+    let mut fused = 0;
+    for context in every_tier() {
+        for dtype in dtypes(&context) {
+            for (method, text, block, biased) in [
+                ("quest", "int4:row:f32:centred:mse", Some(32), false),
+                ("ste", "int8:row", None, true),
+                ("ste", "mxfp4", None, true),
+            ] {
+                let format = format(text);
+                let quantizer = Quantizer::new(method.parse().unwrap(), format, Some(format), block).unwrap();
+                let coding = quantizer.activation_coding().unwrap();
+                let what = format!("{quantizer} in {dtype} on {}", context.tier());
+                let mut random = Gen::new(10);
+                let x = Tensor::from_f32(&context, &random.normals(m * k), &[m, k]).unwrap().with_grad();
+                let [scale, shift] =
+                    [(); 2].map(|()| Tensor::from_f32(&context, &random.normals(k), &[k]).unwrap().with_grad());
+                let bias = biased.then_some(&shift);
+                let weight = Tensor::from_f32(&context, &random.normals(n * k), &[n, k]).unwrap().with_grad();
+                let (dy, g) = floats(&context, &random.normals(m * n), &[m, n], dtype);
+                let options = LinearOptions { quantizer: Some(quantizer), ..Default::default() };
+                let norm = LayerNorm { weight: &scale, bias, eps: EPS, out: dtype };
+                let y = normed_linear(&x, norm, &weight, options).unwrap();
+                let got = y.to_vec().unwrap();
+                let mut gradients = Gradients::default();
+                y.backward_from(dy, &mut gradients).unwrap();
+
+                // The codes and the mask, by the same kernel or of the norm that was written.
+                let hadamard_block = block.map(|block| block as usize);
+                let mask = Tensor::zeros(&context, &[m, k / 32], DType::U32).unwrap();
+                let mut own = QuantizeOptions {
+                    hadamard: hadamard_block,
+                    mask: coding.bound.map(|bound| (mask.buffer(), bound)),
+                    ..Default::default()
+                };
+                let statistics = Tensor::zeros(&context, &[2 * quantize::LayerNorm::second(m)], DType::F32).unwrap();
+                let packed = Packed::empty(&context, format, m, k).unwrap();
+                let written;
+                let mut source = &x;
+                if quantize::normalizes(&context, &format, k, hadamard_block) {
+                    fused += 1;
+                    own.norm = Some(quantize::LayerNorm {
+                        weight: scale.buffer(),
+                        bias: bias.map(Tensor::buffer),
+                        eps: EPS,
+                        statistics: statistics.buffer(),
+                    });
+                } else {
+                    written = context.no_grad(|| x.layer_norm(&scale, bias, EPS, dtype)).unwrap();
+                    source = &written;
+                }
+                quantize::quantize(&context, source.buffer(), &packed, own).unwrap();
+                let x_hat = packed.to_host(&context).unwrap().dequantize();
+                let bits = mask.to_vec_u32().unwrap();
+                let open = |i: usize| coding.bound.is_none() || bits[i / 32] >> (i % 32) & 1 == 1;
+                let own = QuantizeOptions { hadamard: hadamard_block, ..Default::default() };
+                let packed = Packed::empty(&context, format, n, k).unwrap();
+                quantize::quantize(&context, weight.buffer(), &packed, own).unwrap();
+                let w_hat = packed.to_host(&context).unwrap().dequantize();
+
+                let unit = if dtype == DType::F16 { 4.0 * common::U16 } else { 0.0 };
+                let bound = |size: f64, terms: usize| (2.0 * (terms as f64 + 16.0) * U32 + unit) * size + 1e-30;
+                let (want, size) = product([m, n, k], |i, t| x_hat[i * k + t], |t, j| w_hat[j * k + t]);
+                assert_within(&format!("{what}: y"), &got, &want, |i| bound(size[i], k) + stored(dtype, want[i]));
+                let (mut sums, sizes) = product([m, k, n], |i, t| g[i * n + t], |t, j| w_hat[t * k + j]);
+                (0..m * k).filter(|i| !open(*i)).for_each(|i| sums[i] = 0.0);
+                // The gradient of the norm, whose error spreads over its block, and that through the norm.
+                let b = hadamard_block.unwrap_or(1);
+                let dnorm = hadamard(&sums, b, true);
+                let error: Vec<f64> = (0..m * k)
+                    .map(|i| {
+                        let spread = sizes[i / b * b..][..b].iter().sum::<f64>() / (b as f64).sqrt();
+                        bound(spread, n + 64) + stored(dtype, dnorm[i])
+                    })
+                    .collect();
+                let [x_values, scale_values] = [&x, &scale].map(|t| wide(&t.to_vec().unwrap()));
+                let want = layer_norm::backward(&dnorm, &x_values, &scale_values, f64::from(EPS));
+                let saved = layer_norm::forward(&x_values, &scale_values, &vec![0.0; k], f64::from(EPS));
+                let normed = |i: usize| ((x_values[i] - saved.mean[i / k]) * saved.rstd[i / k]).abs();
+                // Normal rows: the norm's own errors are some k u of its terms.
+                let own = 8.0 * (k as f64 + 8.0) * U32;
+                let dx = gradients.get(&x).unwrap().to_vec().unwrap();
+                assert_within(&format!("{what}: dx"), &dx, &want.dx, |i| {
+                    let row = i / k * k..i / k * k + k;
+                    let e = |j: usize| (error[j] + own * dnorm[j].abs()) * scale_values[j % k].abs();
+                    let mean = row.clone().map(e).sum::<f64>() / k as f64;
+                    let along = row.map(|j| e(j) * normed(j)).sum::<f64>() / k as f64;
+                    saved.rstd[i / k] * (e(i) + mean + normed(i) * along)
+                });
+                let columns = |f: &dyn Fn(usize) -> f64| -> Vec<f64> {
+                    (0..k).map(|c| (0..m).map(|r| f(r * k + c)).sum()).collect()
+                };
+                let size = columns(&|i| normed(i) * (error[i] + own * dnorm[i].abs()));
+                let dscale = gradients.get(&scale).unwrap().to_vec().unwrap();
+                assert_within(&format!("{what}: dweight of the norm"), &dscale, &want.dweight, |c| size[c]);
+                if biased {
+                    let size = columns(&|i| error[i] + own * dnorm[i].abs());
+                    let dshift = gradients.get(&shift).unwrap().to_vec().unwrap();
+                    assert_within(&format!("{what}: dbias of the norm"), &dshift, &want.dbias, |c| size[c]);
+                }
+            }
+        }
+    }
+    if fused == 0 {
+        common::skip("a layer norm fused into a linear layer: no subgroups of a fixed size");
+    }
 }

@@ -4,12 +4,13 @@ use super::{Case, Prepared, Size, Work, packed_bytes, prepared, random, random_a
 use crate::format::{Format, Grid, Span, Store};
 use crate::kernel::dequantize::dequantize;
 use crate::kernel::hadamard::{Signs, Step};
+use crate::kernel::layer_norm::layer_norm;
 use crate::kernel::learned_scale_backward::{Clip, LearnedScale, Outputs, learned_scale_backward};
 use crate::kernel::matmul::{Epilogue, Form};
 use crate::kernel::packed::Packed;
 use crate::kernel::packed_matmul::{Operand, PackedMatmul, packed_matmul};
 use crate::kernel::pad_rows::pad_rows;
-use crate::kernel::quantize::{Options, quantize};
+use crate::kernel::quantize::{LayerNorm, Options, normalizes, quantize};
 use crate::kernel::quantize_transposed::{Source, quantize_transposed};
 use crate::kernel::sign_gradient::{Factor, sign_gradient};
 use crate::{Context, DType, Error, Result, Tensor};
@@ -43,6 +44,7 @@ pub fn cases(size: Size) -> Vec<Case> {
     for format in [Format::MXFP4, Format::NVFP4] {
         all.extend([None, Some(format)].map(|from| transposed(from, format, [rows, width])));
     }
+    all.push(normed(Format::gaussian_row(4), [rows, width]));
     all.push(squares(Format::NVFP4, [4 * width, width]));
     all.push(signs([4 * width, width]));
     all.push(pad([rows - 1, width - 1], [rows, width]));
@@ -148,6 +150,34 @@ fn transposed(from: Option<Format>, format: Format, [rows, cols]: [usize; 2]) ->
     let case = Case::new("quantize_transposed", [rows, cols, 0], work, prepare).format(format.to_string());
     let case = case.kernels(&["quantize_transposed*", "quantize_tensor", "quantize_norm", "dequantize"]);
     if let Some(from) = from { case.packed_activations(from) } else { case }
+}
+
+/// Encoding of a layer norm, in one kernel where there is one.
+fn normed(format: Format, [rows, cols]: [usize; 2]) -> Case {
+    let work = Work::bytes(packed_bytes(format, [rows, cols]) + 4 * rows * cols);
+    let prepare = move |context: &Context| -> Result<Prepared> {
+        let (x, weight) = (random_as(context, rows * cols, DType::F32)?, random(context, cols)?);
+        let (out, statistics) = (zeros(context, rows * cols)?, zeros(context, 2 * LayerNorm::second(rows))?);
+        let (codes, c) = (Packed::empty(context, format, rows, cols)?, context.clone());
+        let fused = normalizes(context, &format, cols, None);
+        let encode = move |c: &Context| {
+            let (weight, statistics) = (weight.buffer(), statistics.buffer());
+            if fused {
+                let norm = Some(LayerNorm { weight, bias: None, eps: 1e-5, statistics });
+                quantize(c, x.buffer(), &codes, Options { norm, ..Options::default() })?;
+            } else {
+                let [normed, mean, rstd] = [rows * cols, rows, rows].map(|len| c.alloc(len, DType::F32));
+                let normed = normed?;
+                layer_norm(c, x.buffer(), weight, None, &normed, &mean?, &rstd?, [rows, cols], 1e-5)?;
+                quantize(c, &normed, &codes, Options::default())?;
+            }
+            Ok::<_, Error>(codes.clone())
+        };
+        dequantize(context, &encode(context)?, out.buffer())?;
+        prepared(&[&out], move || encode(&c).map(drop))
+    };
+    let case = Case::new("quantize_normed", [rows, cols, 0], work, prepare).format(format.to_string());
+    case.kernels(&["quantize*", "layer_norm"])
 }
 
 /// Scales of squares.

@@ -6,9 +6,7 @@ use super::quantize_transposed as transposed;
 use super::{FLOATS, check_state, dim, each, expect, product, width};
 use crate::buffer::{Binding, Buffer};
 use crate::context::Grid;
-use crate::format::{
-    Format, Grid as Levels, HEADER, Layout, PackedMatrix, Power, Rule, Span, Store, Ties, UNIT, tables,
-};
+use crate::format::{Format, Grid as Levels, HEADER, PackedMatrix, Power, Rule, Span, Store, Ties, UNIT, tables};
 use crate::shader::{Define, Defines, Kernel, Scalar};
 use crate::{Context, DType, Error, Result, Tier};
 
@@ -92,11 +90,17 @@ pub static ROWS_SUBGROUP: Kernel = Kernel {
     variants: || {
         // Only f32 has numbers that count as zero.
         let inputs = [(Scalar::F32, true), (Scalar::F16, false)];
-        let inputs = inputs.map(|(x, flush)| vec![("X", x.into()), ("FLUSH", flush.into())]).to_vec();
-        product(&[each("CLASS", &[0u32]), inputs, each("CHUNKS", &CHUNKS), each("TALLY", &[false, true])])
+        let inputs = inputs.map(|(x, flush)| rows_inputs(x, flush, false)).into_iter();
+        // What a layer norm is of is f32.
+        let inputs = inputs.chain([rows_inputs(Scalar::F32, true, true)]).collect();
+        product(&[inputs, each("CHUNKS", &CHUNKS), each("TALLY", &[false, true])])
     },
     proven_bounds: true,
 };
+
+fn rows_inputs(x: impl Into<Define>, flush: bool, norm: bool) -> Defines {
+    vec![("CLASS", 0u32.into()), ("X", x.into()), ("FLUSH", flush.into()), ("LAYER_NORM", norm.into())]
+}
 
 /// Runs of 16 columns that a lane of [`ROWS_SUBGROUP`] may have.
 const CHUNKS: [u32; 6] = [1, 2, 3, 4, 6, 8];
@@ -217,6 +221,9 @@ pub struct Options<'a> {
     /// Orthonormal Walsh-Hadamard transform of each block of so many columns before anything else: 16 to 256, a power of two that divides the
     /// columns.
     pub hadamard: Option<usize>,
+    /// A layer norm of each row before anything else: what is quantized is `(x - mean) / sqrt(var + eps) * weight + bias`. Where
+    /// [`normalizes`] says so.
+    pub norm: Option<LayerNorm<'a>>,
     /// Random signs of columns, before the transform.
     pub signs: Option<&'a Signs>,
     /// A factor on elements, not on their scales: codes are those of `factor * x` by the scales of `x`, as is the matrix's value. A factor
@@ -238,6 +245,35 @@ pub struct Options<'a> {
     pub offset: Option<&'a Buffer>,
     /// How the work is divided, instead of as suits the adapter.
     pub division: Option<Division>,
+}
+
+/// A layer norm that [`quantize`] begins with, which saves a matrix's way to memory and back.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerNorm<'a> {
+    /// `[cols]`, f32.
+    pub weight: &'a Buffer,
+    /// `[cols]`, f32.
+    pub bias: Option<&'a Buffer>,
+    /// Added to the variance.
+    pub eps: f32,
+    /// What the norm's backward pass needs: the means of the rows, and from element [`LayerNorm::second`] on their reciprocal standard
+    /// deviations; f32, twice as long as that.
+    pub statistics: &'a Buffer,
+}
+
+impl LayerNorm<'_> {
+    /// Where the second half of the statistics of so many rows begins.
+    #[must_use]
+    pub fn second(rows: usize) -> usize {
+        rows.next_multiple_of(64)
+    }
+}
+
+/// Whether [`quantize`] takes a layer norm of rows of so many columns, with this block of a rotation: before integers with a scale per row and no zero
+/// points, where the columns are a multiple of four and subgroups can share tiles of the work (see [`tiles`]).
+#[must_use]
+pub fn normalizes(context: &Context, format: &Format, cols: usize, hadamard: Option<usize>) -> bool {
+    tiles(context) && cols.is_multiple_of(4) && team(context, format, cols, hadamard).is_some()
 }
 
 /// How the work is divided among invocations. [`quantize`] chooses; this is for tests and measurements. Where a format or a shape does not
@@ -328,12 +364,15 @@ struct Recipe {
     flip_op: u32,
     flip_step: u32,
     flip_at_state: u32,
-    reserved: u32,
+    norm_eps: f32,
+    norm_biased: u32,
+    norm_rows: u32,
+    reserved: [u32; 2],
     a: PackedInfo,
     header: [u32; HEADER],
 }
 
-const _: () = assert!(std::mem::size_of::<Recipe>() == 48 + 60 * 4 + 48 + HEADER * 4);
+const _: () = assert!(std::mem::size_of::<Recipe>() == 48 + 64 * 4 + 48 + HEADER * 4);
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -575,6 +614,9 @@ pub(super) fn run(
         rotate(name, &mut recipe, block, layout.cols)?;
     }
     handed(&mut recipe, format, &options)?;
+    if let Some(norm) = &options.norm {
+        layer_norm(context, name, &mut recipe, input, out, norm, &options)?;
+    }
     if layout.rows * layout.cols == 0 {
         return context
             .upload(out.side(), bytemuck::cast_slice(PackedMatrix::zeros(format, layout.rows, layout.cols)?.side()));
@@ -642,24 +684,23 @@ fn encode(
         true if layout.rows * layout.units > 128 => Division::Tiles,
         true => Division::Units,
     };
+    let suiting = if options.norm.is_some() { Division::Rows } else { suiting };
     let division = if aligned && tiles(context) { options.division.unwrap_or(suiting) } else { Division::Units };
     let plain_rows = !stochastic && recipe.flips == 0 && recipe.factor.to_bits() == 1f32.to_bits();
     if division == Division::Rows
         && plain_rows
-        && let Some([team, chunks]) = team(context, &format, layout, options.hadamard)
+        && let Some([team, chunks]) = team(context, &format, layout.cols, options.hadamard)
     {
-        let f32 = input.x().dtype() == DType::F32;
-        let defines: Defines = vec![
-            ("CLASS", 0u32.into()),
-            ("X", input.x().dtype().into()),
-            ("FLUSH", f32.into()),
-            ("CHUNKS", chunks.into()),
-            ("TALLY", (!options.skip_norm).into()),
-        ];
+        let dtype = input.x().dtype();
+        let mut defines = rows_inputs(dtype, dtype == DType::F32, options.norm.is_some());
+        defines.extend([("CHUNKS", chunks.into()), ("TALLY", (!options.skip_norm).into())]);
         recipe.pieces = team;
         let workgroups = layout.rows.div_ceil(128 / team as usize);
         // Neither state nor scratch.
         let mut bindings = [&bindings[..1], &bindings[2..5]].concat();
+        if let Some(LayerNorm { weight, bias, statistics, .. }) = options.norm {
+            bindings.extend([weight.read(), bias.unwrap_or(weight).read(), statistics.write()]);
+        }
         let tally = if options.skip_norm { None } else { Some(out.tally(context)?) };
         bindings.extend(tally.as_ref().map(Buffer::write));
         context.dispatch(&ROWS_SUBGROUP, &defines, recipe, &bindings, Grid::Linear(workgroups as u64))?;
@@ -734,7 +775,7 @@ fn encode(
 
 /// Lanes, and runs of 16 columns of each, with which [`ROWS_SUBGROUP`] has a row, if it can: as many lanes as have work, up to a subgroup.
 /// (Fewer lanes with more runs, none of them idle, take a fifth longer for 16384 rows of 384: they want more registers.)
-fn team(context: &Context, format: &Format, layout: &Layout, hadamard: Option<usize>) -> Option<[u32; 2]> {
+fn team(context: &Context, format: &Format, cols: usize, hadamard: Option<usize>) -> Option<[u32; 2]> {
     let grid = matches!(format.grid(), Levels::Int { .. } | Levels::Centred { .. });
     // One bit has no levels in between for ties to matter but zero, which goes up.
     let ties = if format.bits() == 1 { format.ties() == Ties::Up } else { format.ties() == Ties::Even };
@@ -742,7 +783,7 @@ fn team(context: &Context, format: &Format, layout: &Layout, hadamard: Option<us
     if !(grid && ties && rule && format.span() == Span::Row) {
         return None;
     }
-    let halves = 2 * layout.units;
+    let halves = 2 * cols.div_ceil(UNIT);
     let team = halves.next_power_of_two().clamp(4, context.capabilities().subgroup_size.0.min(32) as usize);
     let chunks = CHUNKS.into_iter().find(|chunks| *chunks as usize * team >= halves)?;
     // A rotation's block is a team's in each of its runs.
@@ -779,6 +820,40 @@ fn handed(recipe: &mut Recipe, format: Format, options: &Options<'_>) -> Result<
         (None, Some(_)) => Err(Error::invalid(NAME, "a scale beside the offset", "an offset alone")),
         (None, None) => Ok(()),
     }
+}
+
+fn layer_norm(
+    context: &Context,
+    name: &'static str,
+    recipe: &mut Recipe,
+    input: &Input<'_>,
+    out: &Packed,
+    norm: &LayerNorm<'_>,
+    options: &Options<'_>,
+) -> Result<()> {
+    let (format, layout) = (out.format(), *out.layout());
+    let simple = matches!(options.rounding, Rounding::Nearest)
+        && options.signs.is_none()
+        && options.factor.is_none()
+        && !options.square
+        && options.division.unwrap_or(Division::Rows) == Division::Rows;
+    let rows = matches!(input, Input::Rows(_));
+    if !(simple && rows && normalizes(context, &format, layout.cols, options.hadamard)) {
+        let expected = "a layer norm before integers with a scale per row and no zero points, rounded to the nearest, in rows of a multiple \
+             of four columns, on a device with subgroups of a fixed size";
+        return Err(Error::invalid(name, expected, format!("`{format}`, {} columns", layout.cols)));
+    }
+    let LayerNorm { weight, bias, eps, statistics } = *norm;
+    expect(name, "x", input.x(), layout.rows * layout.cols, &[DType::F32])?;
+    expect(name, "statistics", statistics, 2 * LayerNorm::second(layout.rows), &[DType::F32])?;
+    for (what, buffer) in [("weight", Some(weight)), ("bias", bias)] {
+        let Some(buffer) = buffer else { continue };
+        expect(name, what, buffer, layout.cols, &[DType::F32])?;
+    }
+    recipe.norm_eps = eps;
+    recipe.norm_biased = u32::from(bias.is_some());
+    recipe.norm_rows = dim(LayerNorm::second(layout.rows))?;
+    Ok(())
 }
 
 fn rotate(name: &'static str, recipe: &mut Recipe, block: usize, cols: usize) -> Result<()> {

@@ -6,7 +6,7 @@ use crate::kernel::attention::HEAD_DIMS;
 use crate::kernel::attention_cached::{self, CacheDims, attention_cached, kv_append};
 use crate::kernel::matmul::Activation;
 use crate::kernel::packed::Packed;
-use crate::op::{LinearOptions, linear};
+use crate::op::{LayerNorm, LinearOptions, linear, normed_linear};
 use crate::optim::{Init, ParameterBuilder, Parameters, Quantized, padded_len};
 use crate::qat::lsq::START;
 use crate::qat::{Layer, LearnedScales, Noise, Quantizer, svid};
@@ -511,7 +511,6 @@ impl Gpt {
             ));
         }
         let p = &self.parameters;
-        let dtype = self.dtype;
         let mut op = 0;
         let mut dropout = || {
             op += 1;
@@ -520,14 +519,16 @@ impl Gpt {
             let p = self.config.dropout as f32;
             Some(Dropout { p, seed: pass.seed, op, micro: pass.micro, state: pass.state.clone() })
         };
-        let norm = |x: &Tensor, n: &Norm| x.layer_norm(&p[n.weight], n.bias.map(|b| &p[b]), EPS, dtype);
-        // One linear layer; what it does besides multiplying is the caller's.
+        // One linear layer, or a norm and it; what it does besides multiplying is the caller's.
         let given = !self.given.is_empty();
-        let project = |x: &Tensor, l: &Projection, options: LinearOptions<'_>| {
+        let project = |x: &Tensor, n: Option<&Norm>, l: &Projection, options: LinearOptions<'_>| {
             let quantizer = self.quantizer(l).filter(|q| given || train.is_none() || q.trains_quantized());
             let quantizer = quantizer.filter(|_| !probe.dense);
+            let norm = n.map(|n| self.layer_norm(n));
             if let (Some(_), Some(input)) = (quantizer, probe.input) {
-                input(l.weight, x)?;
+                let normed = |LayerNorm { weight, bias, eps, out }| x.layer_norm(weight, bias, eps, out);
+                let normed = norm.map(|norm| p.context().no_grad(|| normed(norm))).transpose()?;
+                input(l.weight, normed.as_ref().unwrap_or(x))?;
             }
             let noise = train.map(|pass| Noise {
                 seed: pass.seed,
@@ -538,35 +539,63 @@ impl Gpt {
             let packed_weight = self.given.get(&l.weight).filter(|_| !probe.dense);
             let learned = quantizer.and(l.scales.as_ref()).map(|scales| scales.learned(p, initialize));
             let noise = noise.as_ref();
-            self.project(x, l, LinearOptions { quantizer, packed_weight, learned, noise, ..options })
+            self.project(x, norm, l, LinearOptions { quantizer, packed_weight, learned, noise, ..options })
         };
         let mut x = tokens.embedding(&p[self.tokens], Some(&p[self.positions]), dropout().as_ref())?; // [b, t, c]
         for block in &self.blocks {
             before_block(&x);
-            let qkv = project(&norm(&x, &block.norm1)?, &block.qkv, LinearOptions::default())?; // [b, t, 3c]
+            let qkv = project(&x, Some(&block.norm1), &block.qkv, LinearOptions::default())?; // [b, t, 3c]
             let mixed = qkv.attention(self.config.heads, true, dropout().as_ref())?; // [b, t, c]
             let drop = dropout();
             x = project(
                 &mixed,
+                None,
                 &block.out,
                 LinearOptions { residual: Some(&x), dropout: drop.as_ref(), ..Default::default() },
             )?;
             let gelu = LinearOptions { activation: Some(Activation::Gelu), ..Default::default() };
-            let hidden = project(&norm(&x, &block.norm2)?, &block.up, gelu)?; // [b, t, 4c]
+            let hidden = project(&x, Some(&block.norm2), &block.up, gelu)?; // [b, t, 4c]
             let drop = dropout();
             x = project(
                 &hidden,
+                None,
                 &block.down,
                 LinearOptions { residual: Some(&x), dropout: drop.as_ref(), ..Default::default() },
             )?;
         }
-        linear(&norm(&x, &self.norm)?, &p[self.tokens], LinearOptions { out_f32: true, ..Default::default() })
+        self.head(&x)
     }
 
-    /// One linear layer with what its method adds to it.
-    fn project(&self, x: &Tensor, l: &Projection, options: LinearOptions<'_>) -> Result<Tensor> {
+    /// Logits of the last block's output.
+    fn head(&self, x: &Tensor) -> Result<Tensor> {
+        let options = LinearOptions { out_f32: true, ..Default::default() };
+        normed_linear(x, self.layer_norm(&self.norm), &self.parameters[self.tokens], options)
+    }
+
+    fn layer_norm(&self, n: &Norm) -> LayerNorm<'_> {
+        let p = &self.parameters;
+        LayerNorm { weight: &p[n.weight], bias: n.bias.map(|b| &p[b]), eps: EPS, out: self.dtype }
+    }
+
+    /// One linear layer, of the norm of `x` if there is one, with what its method adds to it.
+    fn project(
+        &self,
+        x: &Tensor,
+        norm: Option<LayerNorm<'_>>,
+        l: &Projection,
+        options: LinearOptions<'_>,
+    ) -> Result<Tensor> {
         let p = &self.parameters;
         let options = LinearOptions { bias: l.bias.map(|b| &p[b]), ..options };
+        let normed;
+        let x = match (norm, l.extra) {
+            (Some(norm), Extra::None) => return normed_linear(x, norm, &p[l.weight], options),
+            (Some(LayerNorm { weight, bias, eps, out }), _) => {
+                normed = x.layer_norm(weight, bias, eps, out)?;
+                &normed
+            }
+            (None, _) => x,
+        };
         match l.extra {
             Extra::None => linear(x, &p[l.weight], options),
             Extra::Norm(weight) => linear(&x.rms_norm(&p[weight], EPS, self.dtype)?, &p[l.weight], options),
@@ -681,12 +710,12 @@ impl Gpt {
         let logits = context.no_grad(|| {
             let p = &self.parameters;
             let c = self.config.embd;
-            let norm = |x: &Tensor, n: &Norm| x.layer_norm(&p[n.weight], n.bias.map(|b| &p[b]), EPS, self.dtype);
             let weights = &cache.weights;
-            let project = |x: &Tensor, l: &Projection, options: LinearOptions<'_>| {
+            let project = |x: &Tensor, n: Option<&Norm>, l: &Projection, options: LinearOptions<'_>| {
                 let (quantizer, packed_weight) = (self.quantizer(l), weights.get(&l.weight));
                 let learned = l.scales.as_ref().map(|scales| scales.learned(p, false));
-                self.project(x, l, LinearOptions { quantizer, learned, packed_weight, ..options })
+                let norm = n.map(|n| self.layer_norm(n));
+                self.project(x, norm, l, LinearOptions { quantizer, learned, packed_weight, ..options })
             };
             let dims = CacheDims {
                 batch: 1,
@@ -697,17 +726,17 @@ impl Gpt {
             let mut x =
                 cache.tokens.embed(&p[self.tokens], Some(&p[self.positions]), Some(cache.length.buffer()), None)?;
             for (block, [keys, values]) in self.blocks.iter().zip(&cache.layers) {
-                let qkv = project(&norm(&x, &block.norm1)?, &block.qkv, LinearOptions::default())?;
+                let qkv = project(&x, Some(&block.norm1), &block.qkv, LinearOptions::default())?;
                 let view = attention_cached::KvCache { keys, values, length: cache.length.buffer() };
                 kv_append(&context, qkv.buffer(), view, dims)?;
                 let mixed = Tensor::empty(&context, &[1, 1, c], self.dtype)?;
                 attention_cached(&context, qkv.buffer(), view, mixed.buffer(), dims)?;
-                x = project(&mixed, &block.out, LinearOptions { residual: Some(&x), ..Default::default() })?;
+                x = project(&mixed, None, &block.out, LinearOptions { residual: Some(&x), ..Default::default() })?;
                 let gelu = LinearOptions { activation: Some(Activation::Gelu), ..Default::default() };
-                let hidden = project(&norm(&x, &block.norm2)?, &block.up, gelu)?;
-                x = project(&hidden, &block.down, LinearOptions { residual: Some(&x), ..Default::default() })?;
+                let hidden = project(&x, Some(&block.norm2), &block.up, gelu)?;
+                x = project(&hidden, None, &block.down, LinearOptions { residual: Some(&x), ..Default::default() })?;
             }
-            linear(&norm(&x, &self.norm)?, &p[self.tokens], LinearOptions { out_f32: true, ..Default::default() })
+            self.head(&x)
         })?;
         // Only now: after a failure the next token takes this place.
         cache.len += 1;

@@ -8,6 +8,7 @@ use crate::kernel::packed_matmul::{self, PackedMatmul, packed_matmul_terms};
 use crate::kernel::sign_gradient::{Factor, sign_gradient};
 use crate::kernel::{self, FLOATS};
 use crate::nn::Dropout;
+use crate::op::norm::LayerNorm;
 use crate::qat::lsq::{Learned, offset_bias, with_offset};
 use crate::qat::{self, Coding, Encoded, LearnedScales, Lsq, Noise, Products, Quantizer, pass_back};
 use crate::tensor::Inner;
@@ -251,6 +252,36 @@ fn weight_side(weight: &Tensor, options: &LinearOptions<'_>, dtype: DType, diffe
 /// [`Error::Shape`] where they do not fit or options exclude each other; [`Error::Invalid`] for a dropout outside [0, 1);
 /// [`Error::ContextMismatch`]; [`Error::Limit`], [`Error::OutOfMemory`].
 pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result<Tensor> {
+    linear_of(x, None, weight, options)
+}
+
+/// [`linear`] of the layer norm of `x`. Where the input is quantized and that can begin with the norm, the norm itself is never written to
+/// memory, nor rounded to `norm.out`.
+///
+/// # Shapes
+/// `x` `[.., k]` f32, the rest as for [`linear`].
+///
+/// # Errors
+/// As [`Tensor::layer_norm`] and [`linear`].
+pub fn normed_linear(x: &Tensor, norm: LayerNorm<'_>, weight: &Tensor, options: LinearOptions<'_>) -> Result<Tensor> {
+    let own = |quantizer: &Quantizer| quantizer.learned().is_none() && quantizer.backward().is_none();
+    let coding = options.quantizer.filter(own).and_then(|quantizer| quantizer.activation_coding());
+    match coding.filter(|coding| coding.normalizes(x.context(), x.columns())) {
+        Some(coding) => {
+            let (normed, encoded) = x.encoded_layer_norm(norm, &coding)?;
+            linear_of(&normed, Some((encoded, coding)), weight, options)
+        }
+        None => linear(&x.layer_norm(norm.weight, norm.bias, norm.eps, norm.out)?, weight, options),
+    }
+}
+
+/// Of `x`, or of what it stands for.
+fn linear_of(
+    x: &Tensor,
+    encoded: Option<(Encoded, Coding)>,
+    weight: &Tensor,
+    options: LinearOptions<'_>,
+) -> Result<Tensor> {
     const OP: &str = "linear";
     let context = x.context();
     let &[n, k] = weight.shape() else {
@@ -312,7 +343,10 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
         && [Some(x), Some(weight), options.bias].into_iter().flatten().chain(scales()).any(Tensor::requires_grad);
     let learns = |t: &Tensor| context.grad_enabled() && t.requires_grad();
     let w = weight_side(weight, &options, dtype, learns(weight))?;
-    let input = input(x, &options, w.hadamard, m, learns(x))?;
+    let input = match encoded {
+        Some((encoded, coding)) => Side::encoded(encoded, &coding),
+        None => input(x, &options, w.hadamard, m, learns(x))?,
+    };
     let shifted = match (input.offset(), &w.operand) {
         (Some(offset), Operand::Packed(packed)) => Some(offset_bias(context, packed, offset, bias)?),
         _ => None,

@@ -2,7 +2,7 @@
 //!
 //! Most are methods of [`crate::Tensor`]: `linear`, `layer_norm`, `rms_norm`, `attention`, `embedding`, `cross_entropy`, `token_losses`,
 //! `soft_cross_entropy`, `hidden_distance`, `hadamard`. What takes options is here: [`linear()`] fuses bias, activation, dropout and
-//! residual into the product, and [`LossOptions`] are those of the loss.
+//! residual into the product, [`normed_linear`] a layer norm into its input's quantization, and [`LossOptions`] are those of the loss.
 //!
 //! Each checks its shapes before it takes memory, and records; see [`crate::Context::submit`].
 
@@ -25,5 +25,6 @@ mod values;
 
 pub use crate::kernel::matmul::Activation;
 pub use hadamard::HadamardOptions;
-pub use linear::{LinearOptions, linear};
+pub use linear::{LinearOptions, linear, normed_linear};
 pub use loss::LossOptions;
+pub use norm::LayerNorm;

@@ -2,8 +2,23 @@
 
 use crate::kernel::FLOATS;
 use crate::kernel::layer_norm::{ParameterGradients, layer_norm as forward, layer_norm_backward};
+use crate::kernel::quantize;
 use crate::kernel::rms_norm::{rms_norm as rms_forward, rms_norm_backward};
-use crate::{DType, Error, Result, Tensor};
+use crate::qat::{Coding, Encoded};
+use crate::{Buffer, DType, Error, Result, Tensor};
+
+/// A layer norm that [`crate::op::normed_linear`] begins with; see [`Tensor::layer_norm`].
+#[derive(Clone, Copy, Debug)]
+pub struct LayerNorm<'a> {
+    /// `[c]`, f32.
+    pub weight: &'a Tensor,
+    /// `[c]`, f32.
+    pub bias: Option<&'a Tensor>,
+    /// Added to the variance.
+    pub eps: f32,
+    /// Type of the result, where it is written, and of its gradient.
+    pub out: DType,
+}
 
 impl Tensor {
     /// `(x - mean) / sqrt(var + eps) * weight + bias` over the last dimension, in `out`'s type.
@@ -18,15 +33,11 @@ impl Tensor {
     /// # Source
     /// Ba, Kiros and Hinton, arXiv 1607.06450.
     pub fn layer_norm(&self, weight: &Tensor, bias: Option<&Tensor>, eps: f32, out: DType) -> Result<Tensor> {
-        let (context, shape) = (self.context(), [self.rows(), self.columns()]);
         check("layer_norm", self, weight, bias, &[DType::F32])?;
-        // One kernel writes all gradients: each needs a place of its own.
-        let weight = &weight.apart(&[self])?;
-        let bias = bias.map(|b| b.apart(&[self, weight])).transpose()?;
-        let bias = bias.as_ref();
+        let context = self.context();
         let y = Tensor::empty(context, self.shape(), out)?;
-        let mean = context.alloc(shape[0], DType::F32)?;
-        let rstd = context.alloc(shape[0], DType::F32)?;
+        let mean = context.alloc(self.rows(), DType::F32)?;
+        let rstd = context.alloc(self.rows(), DType::F32)?;
         forward(
             context,
             self.buffer(),
@@ -35,9 +46,39 @@ impl Tensor {
             y.buffer(),
             &mean,
             &rstd,
-            shape,
+            [self.rows(), self.columns()],
             eps,
         )?;
+        self.normed(weight, bias, y, mean, rstd)
+    }
+
+    /// The codes of [`Tensor::layer_norm`], where [`Coding::normalizes`] says so, and that itself without its values, for their gradient.
+    pub(crate) fn encoded_layer_norm(&self, norm: LayerNorm<'_>, coding: &Coding) -> Result<(Tensor, Encoded)> {
+        let LayerNorm { weight, bias, eps, out } = norm;
+        check("layer_norm", self, weight, bias, &[DType::F32])?;
+        let (context, shape) = (self.context(), [self.rows(), self.columns()]);
+        let half = quantize::LayerNorm::second(shape[0]);
+        let statistics = context.alloc(2 * half, DType::F32)?;
+        let norm = quantize::LayerNorm {
+            weight: weight.buffer(),
+            bias: bias.map(Tensor::buffer),
+            eps,
+            statistics: &statistics,
+        };
+        let all = [Some(self), Some(weight), bias];
+        let differentiable = context.grad_enabled() && all.into_iter().flatten().any(Tensor::requires_grad);
+        let encoded = coding.encode_normed(self, Some(norm), shape, differentiable)?;
+        let [mean, rstd] = [statistics.slice(0, shape[0])?, statistics.slice(half, shape[0])?];
+        Ok((self.normed(weight, bias, Tensor::without_values(context, self.shape(), out)?, mean, rstd)?, encoded))
+    }
+
+    /// `y`, which is the layer norm of this tensor, with its backward pass.
+    fn normed(&self, weight: &Tensor, bias: Option<&Tensor>, y: Tensor, mean: Buffer, rstd: Buffer) -> Result<Tensor> {
+        let shape = [self.rows(), self.columns()];
+        // One kernel writes all gradients: each needs a place of its own.
+        let weight = &weight.apart(&[self])?;
+        let bias = bias.map(|b| b.apart(&[self, weight])).transpose()?;
+        let bias = bias.as_ref();
         let inputs: Vec<&Tensor> = [Some(self), Some(weight), bias].into_iter().flatten().collect();
         let (x, w, b) = (self.clone(), weight.clone(), bias.cloned());
         Ok(Tensor::from_op(y, &inputs, move |gradient, gradients| {

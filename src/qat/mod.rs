@@ -38,9 +38,9 @@ use crate::kernel::dequantize::dequantize;
 use crate::kernel::hadamard::{Hadamard, hadamard};
 use crate::kernel::mask;
 use crate::kernel::packed::Packed;
-use crate::kernel::quantize::{Options as QuantizeOptions, quantize};
+use crate::kernel::quantize::{LayerNorm, Options as QuantizeOptions, normalizes, quantize};
 use crate::kernel::sign_gradient::Factor;
-use crate::{Buffer, DType, Error, Result, Tensor, Tier};
+use crate::{Buffer, Context, DType, Error, Result, Tensor, Tier};
 pub(crate) use lsq::Learned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -709,7 +709,24 @@ impl Coding {
     }
 
     /// Quantizes `x`, `[rows, cols]`; with a mask only if the gradient will ask for it.
-    pub(crate) fn encode(&self, x: &Tensor, [rows, cols]: [usize; 2], differentiable: bool) -> Result<Encoded> {
+    pub(crate) fn encode(&self, x: &Tensor, shape: [usize; 2], differentiable: bool) -> Result<Encoded> {
+        self.encode_normed(x, None, shape, differentiable)
+    }
+
+    /// Whether it can begin with a layer norm of rows of so many columns.
+    pub(crate) fn normalizes(&self, context: &Context, cols: usize) -> bool {
+        let block = self.hadamard.map(|block| block as usize);
+        self.scale == Scale::Computed && !self.square && normalizes(context, &self.format, cols, block)
+    }
+
+    /// As [`Coding::encode`], of the layer norm of `x`; where [`Coding::normalizes`] says so.
+    pub(crate) fn encode_normed(
+        &self,
+        x: &Tensor,
+        norm: Option<LayerNorm<'_>>,
+        [rows, cols]: [usize; 2],
+        differentiable: bool,
+    ) -> Result<Encoded> {
         let context = x.context();
         let packed = Packed::empty(context, self.format, rows, cols)?;
         let bound = self.bound.filter(|_| differentiable);
@@ -719,6 +736,7 @@ impl Coding {
         };
         let scale = self.scale.fixed(cols).map(|scale| context.constant(scale)).transpose()?;
         let options = QuantizeOptions {
+            norm,
             scale: scale.as_ref(),
             mask: mask.as_ref().map(|(mask, bound)| (mask, *bound)),
             hadamard: self.hadamard.map(|block| block as usize),

@@ -55,3 +55,35 @@ pub fn errors(function: Unary, x: f64) -> (f64, f64) {
         }
     }
 }
+
+/// Bounds on the errors of a layer norm or RMS norm of one row.
+pub struct RowError {
+    pub mean: f64,
+    pub rstd: f64,
+    /// Relative error of rstd.
+    pub rho: f64,
+    /// Absolute error of the mean as the forward pass uses it.
+    pub delta: f64,
+}
+
+/// n terms summed in any order, twice: with e1 = (n + 3) u mean|x| for the first mean, the correction leaves delta = (n + 5) u mean|d| for
+/// differences d with mean|d| <= sd + e1; the squares' sum is off by (n + 8) u (var + 2 e1^2) + 2 e1 delta; inverseSqrt has 2 ulp.
+pub fn row_error(row: &[f64], centered: bool, eps: f64) -> RowError {
+    let n = row.len() as f64;
+    let mean = if centered { row.iter().sum::<f64>() / n } else { 0.0 };
+    let var = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
+    let e1 = if centered { (n + 3.0) * U32 * row.iter().map(|v| v.abs()).sum::<f64>() / n } else { 0.0 };
+    let delta = if centered { (n + 5.0) * U32 * (var.sqrt() + e1) } else { 0.0 };
+    let rho = 0.5 * ((n + 8.0) * U32 * (var + 2.0 * e1 * e1) + 2.0 * e1 * delta) / (var + eps) + 6.0 * U32;
+    RowError { mean, rstd: 1.0 / (var + eps).sqrt(), rho, delta }
+}
+
+impl RowError {
+    /// Of `(x - mean) rstd weight + bias`, which is `want`.
+    pub fn of_normed(&self, x: f64, weight: f64, bias: f64, want: f64) -> f64 {
+        let d = (x - self.mean).abs();
+        let normed = d * self.rstd;
+        let error = weight.abs() * (self.rstd * (self.delta + 2.0 * U32 * d) + normed * (self.rho + 3.0 * U32));
+        error + 2.0 * U32 * (bias.abs() + want.abs())
+    }
+}
