@@ -4,8 +4,9 @@
 // additions, a conversion as much as eight, hence the rounding by a large addend; with whole units per lane shuffles are fewer, but so are the
 // lanes: rows of 384 take twice as long.) What is chosen at run time is chosen once per row. Bounds: a vec4 is loaded where the row has it, a word
 // written where the row has its unit; what is beyond the last row is a row of nothing. TALLY: with the header's norm, see
-// quantize_tally.wgsl. LAYER_NORM: of the layer norm of the row, as layer_norm.wgsl computes it. Tier: subgroup, of a fixed size that eight
-// divides.
+// quantize_tally.wgsl. LAYER_NORM: of the layer norm of the row, by layer_norm.wgsl's formulas; weight and bias are read where the row has the
+// vec4, cols / 4 of each, and the statistics are written at rows that there are and params.rstd_at behind them, at least as many (the wrapper
+// checks both). Loops over a team double up to it. Tier: subgroup, of a fixed size that eight divides.
 #import quantize_span
 @group(0) @binding(0) var<uniform> params: Recipe;
 @group(0) @binding(1) var<storage, read> x: array<vec4<X>>;
@@ -16,7 +17,7 @@
 #if LAYER_NORM
 @group(0) @binding(5) var<storage, read> weight: array<vec4<f32>>;          // [cols / 4]
 @group(0) @binding(6) var<storage, read> bias: array<vec4<f32>>;            // the same, where there is one
-@group(0) @binding(7) var<storage, read_write> statistics: array<f32>;      // means, from params.norm_rows on reciprocal standard deviations
+@group(0) @binding(7) var<storage, read_write> statistics: array<f32>;      // means, from params.rstd_at on reciprocal standard deviations
 #if TALLY
 #import quantize_tally AT=8
 #endif
@@ -34,13 +35,11 @@ struct Lane {
     @builtin(num_workgroups) grid: vec3<u32>,
 }
 fn sum(v: vec4<f32>) -> f32 { return (v.x + v.y) + (v.z + v.w); }
-#if LAYER_NORM
 fn team_sum(part: f32, team: u32) -> f32 {
     var all = part;
     for (var d = 1u; d < team; d *= 2u) { all += subgroupShuffleXor(all, d); }
     return all;
 }
-#endif
 fn join(c: vec4<u32>, width: u32) -> u32 { return c.x | c.y << width | c.z << (2u * width) | c.w << (3u * width); }
 
 @compute @workgroup_size(128)
@@ -65,14 +64,13 @@ fn main(lane: Lane) {
 #endfor
 #endfor
 #if LAYER_NORM
-    let inverse = 1.0 / f32(params.p.cols);
     var sums = vec4<f32>();
 #for u 0 CHUNKS
 #for q 0 4
     sums += v{u}_{q};
 #endfor
 #endfor
-    let mean = team_sum(sum(sums), team) * inverse;
+    let mean = team_sum(sum(sums), team) * params.inv_cols;
     var squares = vec4<f32>();
     var rest = vec4<f32>();
 #for u 0 CHUNKS
@@ -82,19 +80,19 @@ fn main(lane: Lane) {
     rest += v{u}_{q};
 #endfor
 #endfor
-    let correction = team_sum(sum(rest), team) * inverse;
-    let rstd = inverseSqrt(max(team_sum(sum(squares), team) * inverse - correction * correction, 0.0) + params.norm_eps);
+    let correction = team_sum(sum(rest), team) * params.inv_cols;
+    let rstd = inverseSqrt(max(team_sum(sum(squares), team) * params.inv_cols - correction * correction, 0.0) + params.layer_norm_eps);
 #for u 0 CHUNKS
 #for q 0 4
     if has{u}_{q} {
         v{u}_{q} = (v{u}_{q} - correction) * rstd * weight[half{u} * 4u + {q}u];
-        if params.norm_biased == 1u { v{u}_{q} += bias[half{u} * 4u + {q}u]; }
+        if params.biased == 1u { v{u}_{q} += bias[half{u} * 4u + {q}u]; }
     }
 #endfor
 #endfor
     if there && t == 0u {
         statistics[row] = mean + correction;
-        statistics[params.norm_rows + row] = rstd;
+        statistics[params.rstd_at + row] = rstd;
     }
 #endif
 
@@ -170,12 +168,8 @@ fn main(lane: Lane) {
 #endfor
 #endfor
         }
-        total.a = sum(small);
-        total.b = sum(large);
-        for (var d = 1u; d < team; d *= 2u) {
-            total.a += subgroupShuffleXor(total.a, d);
-            total.b += subgroupShuffleXor(total.b, d);
-        }
+        total.a = team_sum(sum(small), team);
+        total.b = team_sum(sum(large), team);
     }
 
     let stored = stored_of(total, f32(params.p.cols), 1.0);

@@ -65,7 +65,7 @@ impl Tensor {
         }
         let parents = inputs.iter().filter_map(|t| t.0.node.clone()).collect();
         let node = Node { output: value.id(), content: Mutex::new(Some((parents, Box::new(backward)))) };
-        let plain = Inner::plain(value.context(), value.buffer().clone(), value.shape());
+        let plain = Inner::of(value.context(), value.buffer().clone(), value.shape());
         // A view of a parameter has its f16 copy too.
         let half = value.0.half.clone();
         Tensor::with(Inner { id: value.id(), node: Some(Arc::new(node)), requires_grad: true, half, ..plain })

@@ -70,7 +70,12 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 impl Inner {
     /// A plain tensor.
     pub fn plain(context: &Context, buffer: Buffer, shape: &[usize]) -> Self {
-        debug_assert!(buffer.is_empty() || shape.iter().product::<usize>() == buffer.len());
+        debug_assert_eq!(shape.iter().product::<usize>(), buffer.len());
+        Self::of(context, buffer, shape)
+    }
+
+    /// The same, also where there are no values, see [`Tensor::shape_only`].
+    pub fn of(context: &Context, buffer: Buffer, shape: &[usize]) -> Self {
         Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             context: context.clone(),
@@ -103,10 +108,10 @@ impl Tensor {
         Ok(Self::new(context, context.alloc(elements(shape)?, dtype)?, shape))
     }
 
-    /// A shape without memory, for a weight that operations are given in another form. Whatever would read it finds its length wrong.
-    pub(crate) fn shape_only(context: &Context, shape: &[usize]) -> Result<Self> {
-        let nothing = Inner::plain(context, context.alloc(0, DType::F32)?, &[0]);
-        Ok(Self::with(Inner { shape: shape.to_vec(), ..nothing }))
+    /// A shape without memory, for what operations are given in another form; its gradient has this shape and type. Whatever would read it finds
+    /// its length wrong.
+    pub(crate) fn shape_only(context: &Context, shape: &[usize], dtype: DType) -> Result<Self> {
+        Ok(Self::with(Inner::of(context, context.alloc(0, dtype)?, shape)))
     }
 
     /// A tensor of zeros.
@@ -173,11 +178,6 @@ impl Tensor {
     #[must_use]
     pub fn shape(&self) -> &[usize] {
         &self.0.shape
-    }
-
-    /// One that stands in a graph for values that nobody will read; its gradient has this shape and type.
-    pub(crate) fn without_values(context: &Context, shape: &[usize], dtype: DType) -> Result<Self> {
-        Ok(Self::with(Inner::plain(context, context.alloc(0, dtype)?, shape)))
     }
 
     /// Number of elements.

@@ -64,7 +64,7 @@ fn rows(out: &str) -> Vec<Value> {
 
 #[test]
 fn json_has_a_line_per_case_and_nothing_else() {
-    let (out, message) = text(&bench(&["--kernel", "row_sum", "--kernel", "cop?", "--seconds", "1", "--json"]), 0);
+    let (out, message) = text(&bench(&["--kernel", "row_sum", "--kernel", "cop?", "--seconds", "30", "--json"]), 0);
     let rows = rows(&out);
     for kernel in ["row_sum", "copy"] {
         let row = rows.iter().find(|row| row["kernel"] == kernel).expect(kernel);

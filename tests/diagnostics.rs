@@ -6,7 +6,7 @@ use common::{every_tier, quantizer};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use walsh::format::{PackedMatrix, Rounding};
-use walsh::nn::{Gpt, GptConfig, Probe};
+use walsh::nn::{Gpt, GptConfig, Probe, ProbedInput};
 use walsh::op::LossOptions;
 use walsh::optim::{AdamWOptions, Schedule};
 use walsh::qat::Quantizer;
@@ -80,7 +80,7 @@ fn numbers_are_those_of_float64() {
         assert_eq!(found.len(), 4);
 
         let inputs = RefCell::new(HashMap::new());
-        let note = |index: usize, x: &Tensor| {
+        let note = |ProbedInput { index, values: x, .. }: ProbedInput<'_>| {
             inputs.borrow_mut().insert(index, (x.to_vec()?, x.columns()));
             Ok(())
         };
@@ -143,7 +143,7 @@ fn learned_scales_are_those_of_the_layer() {
             let [tokens, _] = batch(&context);
             gpt.initialize_scales(&tokens).unwrap();
             let inputs = RefCell::new(HashMap::new());
-            let note = |index: usize, x: &Tensor| {
+            let note = |ProbedInput { index, values: x, .. }: ProbedInput<'_>| {
                 inputs.borrow_mut().insert(index, x.to_vec()?);
                 Ok(())
             };

@@ -6,6 +6,7 @@ use common::bounds::{RowError, row_error};
 use common::{Gen, U32, assert_within, dtypes, every_tier, floats, wide};
 use walsh::format::tables::{GAUSSIAN_UNIT_E2M1, dynamic_map};
 use walsh::format::{Format, Grid, Header, PackedMatrix, Rounding, Rule, Span, Store, Uniform};
+use walsh::kernel::hadamard::{self as hadamard_kernel, Signs};
 use walsh::kernel::packed::Packed;
 use walsh::kernel::quantize::{self as kernel, Options, Step, quantize};
 use walsh::reference::{hadamard::hadamard, layer_norm};
@@ -651,19 +652,19 @@ fn a_layer_norm_comes_before_the_rotation() {
                 let (w, b) = (random.normals(cols), if biased { random.normals(cols) } else { vec![0.0; cols] });
                 let [tensor, weight, bias] = [(&x, rows), (&w, 1), (&b, 1)]
                     .map(|(v, rows)| Tensor::from_f32(&context, v, &[rows, cols]).unwrap());
-                let half = kernel::LayerNorm::second(rows);
+                let half = kernel::FusedLayerNorm::second(rows);
                 let statistics = Tensor::zeros(&context, &[2 * half], DType::F32).unwrap();
                 let packed = Packed::empty(&context, format, rows, cols).unwrap();
                 let mask = Tensor::zeros(&context, &[rows, cols.div_ceil(32)], DType::U32).unwrap();
                 let bound = 1.25f32;
-                let norm = kernel::LayerNorm {
+                let norm = kernel::FusedLayerNorm {
                     weight: weight.buffer(),
                     bias: biased.then(|| bias.buffer()),
                     eps: EPS,
                     statistics: statistics.buffer(),
                 };
                 let options = Options {
-                    norm: Some(norm),
+                    layer_norm: Some(norm),
                     hadamard: block,
                     mask: Some((mask.buffer(), bound)),
                     ..Options::default()
@@ -728,6 +729,53 @@ fn a_layer_norm_comes_before_the_rotation() {
     }
     if ran == 0 {
         common::skip("a layer norm fused into quantization: no subgroups of a fixed size");
+    }
+}
+
+#[test]
+fn a_layer_norm_that_does_not_go_with_the_rest_is_refused() {
+    for context in every_tier() {
+        let [rows, cols] = [2, 48];
+        let x = Tensor::zeros(&context, &[rows, cols], DType::F32).unwrap();
+        let weight = Tensor::from_f32(&context, &[1.0; 48], &[cols]).unwrap();
+        let statistics = Tensor::zeros(&context, &[2 * kernel::FusedLayerNorm::second(rows)], DType::F32).unwrap();
+        let packed = |text: &str| Packed::empty(&context, text.parse().unwrap(), rows, cols).unwrap();
+        let layer_norm =
+            kernel::FusedLayerNorm { weight: weight.buffer(), bias: None, eps: 1e-5, statistics: statistics.buffer() };
+        let plain = Options { layer_norm: Some(layer_norm), ..Options::default() };
+        let run = |text: &str, options: Options<'_>| quantize(&context, x.buffer(), &packed(text), options);
+        if !kernel::tiles(&context) {
+            assert!(matches!(run("int8:row", plain), Err(Error::Unsupported { .. })), "{}", context.tier());
+            continue;
+        }
+        run("int8:row", plain).unwrap();
+        let signs = Signs { seed: 1, op: 0, step: hadamard_kernel::Step::Number(0) };
+        let rounding = kernel::Rounding::Stochastic { seed: 0, op: 0, step: Step::Number(0) };
+        for (what, options) in [
+            ("factor", Options { factor: Some(0.5), ..plain }),
+            ("squares", Options { square: true, ..plain }),
+            ("signs", Options { signs: Some(&signs), hadamard: Some(16), ..plain }),
+            ("nearest", Options { rounding, ..plain }),
+            ("rows", Options { division: Some(kernel::Division::Tiles), ..plain }),
+        ] {
+            let error = run(if what == "squares" { "nvfp4" } else { "int8:row" }, options).unwrap_err();
+            assert!(matches!(error, Error::Invalid { .. }) && error.to_string().contains(what), "{what}: {error}");
+        }
+        for text in ["mxfp4", "int4", "int8:asym", "int4:tensor"] {
+            let error = run(text, plain).unwrap_err();
+            assert!(matches!(error, Error::Invalid { .. }), "{text}: {error}");
+        }
+        let [short, half] =
+            [Tensor::zeros(&context, &[cols - 1], DType::F32), Tensor::zeros(&context, &[64], DType::F32)]
+                .map(Result::unwrap);
+        for wrong in [
+            kernel::FusedLayerNorm { weight: short.buffer(), ..layer_norm },
+            kernel::FusedLayerNorm { bias: Some(short.buffer()), ..layer_norm },
+            kernel::FusedLayerNorm { statistics: half.buffer(), ..layer_norm },
+        ] {
+            let error = run("int8:row", Options { layer_norm: Some(wrong), ..Options::default() }).unwrap_err();
+            assert!(matches!(error, Error::Shape { .. }), "{error}");
+        }
     }
 }
 
@@ -987,13 +1035,6 @@ fn wrong_arguments_are_refused() {
     let short = Tensor::from_u32(context, &[0; 3], &[3]).unwrap();
     let masked = Options { mask: Some((short.buffer(), 1.0)), ..Options::default() };
     assert!(matches!(q(&packed("int4", 48), masked), Err(Error::Shape { .. })));
-    let weight = Tensor::from_f32(context, &[1.0; 48], &[48]).unwrap();
-    let statistics = Tensor::zeros(context, &[128], DType::F32).unwrap();
-    let norm =
-        Some(kernel::LayerNorm { weight: weight.buffer(), bias: None, eps: 1e-5, statistics: statistics.buffer() });
-    for normed in [Options { norm, factor: Some(0.5), ..Options::default() }, Options { norm, ..Options::default() }] {
-        assert!(matches!(q(&packed("mxfp4", 48), normed), Err(Error::Invalid { .. })));
-    }
     let rounding = kernel::Rounding::Stochastic { seed: 0, op: 0, step: Step::State(short.buffer()) };
     assert!(matches!(q(&packed("int4", 48), Options { rounding, ..Options::default() }), Err(Error::Shape { .. })));
 }

@@ -3,9 +3,9 @@
 
 mod common;
 
-use common::{Gen, U32, encoded, every_tier, text, wide};
+use common::{Gen, U32, best_tiers, encoded, every_tier, passes, text, wide};
 use std::cell::RefCell;
-use walsh::nn::{Gpt, GptConfig, Probe, TrainPass};
+use walsh::nn::{Gpt, GptConfig, Probe, ProbedInput, TrainPass};
 use walsh::op::LossOptions;
 use walsh::optim::{AdamW, AdamWOptions, Correction, Schedule, StepState};
 use walsh::qat;
@@ -186,7 +186,7 @@ struct Seen {
 fn look(gpt: &Gpt, twin: &reference::Gpt, tokens: &Tensor) -> Vec<Seen> {
     let context = gpt.parameters().context();
     let seen = RefCell::new(Vec::new());
-    let input = |index: usize, x: &Tensor| {
+    let input = |ProbedInput { index, values: x, codes }: ProbedInput<'_>| {
         let mut seen = seen.borrow_mut();
         assert_eq!(index, twin.weight_index(seen.len()));
         if twin.quantizer.learns()[1] {
@@ -194,7 +194,14 @@ fn look(gpt: &Gpt, twin: &reference::Gpt, tokens: &Tensor) -> Vec<Seen> {
             return Ok(());
         }
         let coding = gpt.config().quantizer.and_then(|quantizer| quantizer.activation_coding()).unwrap();
-        let (values, _, passes) = encoded(context, x, [x.rows(), x.columns()], &coding);
+        let shape = [x.rows(), x.columns()];
+        let (values, passes) = match codes {
+            Some((packed, mask)) => (packed.to_host(context)?.dequantize(), passes(shape, mask)),
+            None => {
+                let (values, _, passes) = encoded(context, x, shape, &coding);
+                (values, passes)
+            }
+        };
         seen.push(Seen { input: wide(&x.to_vec()?), values, passes });
         Ok(())
     };
@@ -400,12 +407,8 @@ fn free_device(case: &Case, run: &mut GptRun, steps: u32) -> Run {
 #[test]
 fn free_runs_are_no_farther_from_the_twin_than_its_own_with_other_levels() {
     const STEPS: u32 = 24;
-    // The best tier of each adapter: single steps are compared on all.
-    let mut contexts: Vec<Context> = Vec::new();
-    for context in every_tier() {
-        contexts.retain(|c| c.capabilities().adapter != context.capabilities().adapter);
-        contexts.push(context);
-    }
+    // Single steps are compared on all tiers.
+    let contexts = best_tiers();
     for case in methods(STEPS) {
         let mut twins = None;
         for context in &contexts {

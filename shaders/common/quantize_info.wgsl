@@ -61,11 +61,11 @@ struct Recipe {
     flip_op: u32,
     flip_step: u32,
     flip_at_state: u32,
-    norm_eps: f32,         // of the layer norm that comes first
-    norm_biased: u32,      // it has a bias
-    norm_rows: u32,        // where in the statistics the reciprocal standard deviations are
-    reserved1: u32,
-    reserved2: u32,
+    layer_norm_eps: f32,   // of the layer norm that comes first
+    biased: u32,           // it has a bias
+    rstd_at: u32,          // where in its statistics the reciprocal standard deviations are
+    inv_cols: f32,
+    reserved: u32,
     a: PackedInfo,         // of x, where it is quantized
     header: array<vec4<u32>, 8>,
 }

@@ -10,7 +10,7 @@ use crate::kernel::matmul::{Epilogue, Form};
 use crate::kernel::packed::Packed;
 use crate::kernel::packed_matmul::{Operand, PackedMatmul, packed_matmul};
 use crate::kernel::pad_rows::pad_rows;
-use crate::kernel::quantize::{LayerNorm, Options, normalizes, quantize};
+use crate::kernel::quantize::{FusedLayerNorm, Options, normalizes, quantize};
 use crate::kernel::quantize_transposed::{Source, quantize_transposed};
 use crate::kernel::sign_gradient::{Factor, sign_gradient};
 use crate::{Context, DType, Error, Result, Tensor};
@@ -157,14 +157,14 @@ fn normed(format: Format, [rows, cols]: [usize; 2]) -> Case {
     let work = Work::bytes(packed_bytes(format, [rows, cols]) + 4 * rows * cols);
     let prepare = move |context: &Context| -> Result<Prepared> {
         let (x, weight) = (random_as(context, rows * cols, DType::F32)?, random(context, cols)?);
-        let (out, statistics) = (zeros(context, rows * cols)?, zeros(context, 2 * LayerNorm::second(rows))?);
+        let (out, statistics) = (zeros(context, rows * cols)?, zeros(context, 2 * FusedLayerNorm::second(rows))?);
         let (codes, c) = (Packed::empty(context, format, rows, cols)?, context.clone());
         let fused = normalizes(context, &format, cols, None);
         let encode = move |c: &Context| {
             let (weight, statistics) = (weight.buffer(), statistics.buffer());
             if fused {
-                let norm = Some(LayerNorm { weight, bias: None, eps: 1e-5, statistics });
-                quantize(c, x.buffer(), &codes, Options { norm, ..Options::default() })?;
+                let layer_norm = Some(FusedLayerNorm { weight, bias: None, eps: 1e-5, statistics });
+                quantize(c, x.buffer(), &codes, Options { layer_norm, ..Options::default() })?;
             } else {
                 let [normed, mean, rstd] = [rows * cols, rows, rows].map(|len| c.alloc(len, DType::F32));
                 let normed = normed?;

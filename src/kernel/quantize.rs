@@ -218,12 +218,12 @@ pub struct Options<'a> {
     /// A bit per element, u32 `[rows, ceil(cols / 32)]`, lowest bit first: 1 where the magnitude is at most this bound times the stored scale;
     /// 0 in groups that hold what is not finite.
     pub mask: Option<(&'a Buffer, f32)>,
-    /// Orthonormal Walsh-Hadamard transform of each block of so many columns before anything else: 16 to 256, a power of two that divides the
+    /// Orthonormal Walsh-Hadamard transform of each block of so many columns before anything but a layer norm: 16 to 256, a power of two that divides the
     /// columns.
     pub hadamard: Option<usize>,
-    /// A layer norm of each row before anything else: what is quantized is `(x - mean) / sqrt(var + eps) * weight + bias`. Where
-    /// [`normalizes`] says so.
-    pub norm: Option<LayerNorm<'a>>,
+    /// A layer norm of each row before anything else: what is quantized is `(x - mean) / sqrt(var + eps) * weight + bias`, in f32. Where
+    /// [`normalizes`] says so, to the nearest, without signs, a factor, squares and another division.
+    pub layer_norm: Option<FusedLayerNorm<'a>>,
     /// Random signs of columns, before the transform.
     pub signs: Option<&'a Signs>,
     /// A factor on elements, not on their scales: codes are those of `factor * x` by the scales of `x`, as is the matrix's value. A factor
@@ -249,19 +249,19 @@ pub struct Options<'a> {
 
 /// A layer norm that [`quantize`] begins with, which saves a matrix's way to memory and back.
 #[derive(Clone, Copy, Debug)]
-pub struct LayerNorm<'a> {
+pub struct FusedLayerNorm<'a> {
     /// `[cols]`, f32.
     pub weight: &'a Buffer,
     /// `[cols]`, f32.
     pub bias: Option<&'a Buffer>,
     /// Added to the variance.
     pub eps: f32,
-    /// What the norm's backward pass needs: the means of the rows, and from element [`LayerNorm::second`] on their reciprocal standard
+    /// What the norm's backward pass needs: the means of the rows, and from element [`FusedLayerNorm::second`] on their reciprocal standard
     /// deviations; f32, twice as long as that.
     pub statistics: &'a Buffer,
 }
 
-impl LayerNorm<'_> {
+impl FusedLayerNorm<'_> {
     /// Where the second half of the statistics of so many rows begins.
     #[must_use]
     pub fn second(rows: usize) -> usize {
@@ -269,8 +269,9 @@ impl LayerNorm<'_> {
     }
 }
 
-/// Whether [`quantize`] takes a layer norm of rows of so many columns, with this block of a rotation: before integers with a scale per row and no zero
-/// points, where the columns are a multiple of four and subgroups can share tiles of the work (see [`tiles`]).
+/// Whether [`quantize`] takes a layer norm of rows of so many columns, with this block of a rotation: before integers with a scale per row, by the
+/// largest, mean or mean square magnitude, ties to even (of one bit: up), and no zero points; where the columns are a multiple of four, at most 128
+/// times the lanes of a subgroup, of which 32 count, and a block at most 16 times; and where subgroups can share tiles of the work ([`tiles`]).
 #[must_use]
 pub fn normalizes(context: &Context, format: &Format, cols: usize, hadamard: Option<usize>) -> bool {
     tiles(context) && cols.is_multiple_of(4) && team(context, format, cols, hadamard).is_some()
@@ -364,10 +365,11 @@ struct Recipe {
     flip_op: u32,
     flip_step: u32,
     flip_at_state: u32,
-    norm_eps: f32,
-    norm_biased: u32,
-    norm_rows: u32,
-    reserved: [u32; 2],
+    layer_norm_eps: f32,
+    biased: u32,
+    rstd_at: u32,
+    inv_cols: f32,
+    reserved: u32,
     a: PackedInfo,
     header: [u32; HEADER],
 }
@@ -499,11 +501,13 @@ fn recipe(packed: &Packed) -> Result<Recipe> {
 /// [`Error::Shape`] for other buffers and for columns that a rotation's block does not divide; [`Error::Invalid`] for a block that is not
 /// one of 16, 32, 64, 128 and 256, for a mask with double-quantized scales, which are not known when it is written, for a scale of the
 /// caller's where the format has more than one or a zero point, for an offset without a scale, for squares of another format than one with
-/// groups of 16, and for signs and rounding with step states of their own; [`Error::Limit`].
+/// groups of 16, for signs and rounding with step states of their own, and for a layer norm with what it does not go with;
+/// [`Error::Unsupported`] for one on a device without subgroups of a fixed size; [`Error::Limit`].
 ///
 /// # Numerics
 /// [`PackedMatrix::quantize`] in f32. E8M0 scales by the largest magnitude and codes by E8M0 scales are exact; other scales have a few
-/// roundings, and given the scale as it is stored, codes are nearest but within a few ulps of a midpoint. Subnormal numbers count as zero.
+/// roundings, and given the scale as it is stored, codes are nearest but within a few ulps of a midpoint. Subnormal numbers count as zero. A layer
+/// norm's are those of [`super::layer_norm::layer_norm`] with an f32 result, but for the order of sums.
 ///
 /// # Source
 /// See [`Format`] for those of the formats; stochastic rounding with Philox as in [`crate::format::Uniform`].
@@ -614,8 +618,8 @@ pub(super) fn run(
         rotate(name, &mut recipe, block, layout.cols)?;
     }
     handed(&mut recipe, format, &options)?;
-    if let Some(norm) = &options.norm {
-        layer_norm(context, name, &mut recipe, input, out, norm, &options)?;
+    if let Some(norm) = &options.layer_norm {
+        begin_with(context, name, &mut recipe, input, out, norm, &options)?;
     }
     if layout.rows * layout.cols == 0 {
         return context
@@ -684,7 +688,7 @@ fn encode(
         true if layout.rows * layout.units > 128 => Division::Tiles,
         true => Division::Units,
     };
-    let suiting = if options.norm.is_some() { Division::Rows } else { suiting };
+    let suiting = if options.layer_norm.is_some() { Division::Rows } else { suiting };
     let division = if aligned && tiles(context) { options.division.unwrap_or(suiting) } else { Division::Units };
     let plain_rows = !stochastic && recipe.flips == 0 && recipe.factor.to_bits() == 1f32.to_bits();
     if division == Division::Rows
@@ -692,13 +696,13 @@ fn encode(
         && let Some([team, chunks]) = team(context, &format, layout.cols, options.hadamard)
     {
         let dtype = input.x().dtype();
-        let mut defines = rows_inputs(dtype, dtype == DType::F32, options.norm.is_some());
+        let mut defines = rows_inputs(dtype, dtype == DType::F32, options.layer_norm.is_some());
         defines.extend([("CHUNKS", chunks.into()), ("TALLY", (!options.skip_norm).into())]);
         recipe.pieces = team;
         let workgroups = layout.rows.div_ceil(128 / team as usize);
         // Neither state nor scratch.
         let mut bindings = [&bindings[..1], &bindings[2..5]].concat();
-        if let Some(LayerNorm { weight, bias, statistics, .. }) = options.norm {
+        if let Some(FusedLayerNorm { weight, bias, statistics, .. }) = options.layer_norm {
             bindings.extend([weight.read(), bias.unwrap_or(weight).read(), statistics.write()]);
         }
         let tally = if options.skip_norm { None } else { Some(out.tally(context)?) };
@@ -706,6 +710,7 @@ fn encode(
         context.dispatch(&ROWS_SUBGROUP, &defines, recipe, &bindings, Grid::Linear(workgroups as u64))?;
         return Ok(!options.skip_norm);
     }
+    debug_assert!(options.layer_norm.is_none(), "`begin_with` lets through only what the kernel above takes");
     defines.extend([("X", input.x().dtype().into()), ("WIDTH", 4u32.into())]);
     if division >= Division::Tiles {
         let squares = recipe.rule == 4 && recipe.group <= 32;
@@ -822,37 +827,49 @@ fn handed(recipe: &mut Recipe, format: Format, options: &Options<'_>) -> Result<
     }
 }
 
-fn layer_norm(
+/// The layer norm that comes first, if it can.
+fn begin_with(
     context: &Context,
     name: &'static str,
     recipe: &mut Recipe,
     input: &Input<'_>,
     out: &Packed,
-    norm: &LayerNorm<'_>,
+    norm: &FusedLayerNorm<'_>,
     options: &Options<'_>,
 ) -> Result<()> {
     let (format, layout) = (out.format(), *out.layout());
-    let simple = matches!(options.rounding, Rounding::Nearest)
-        && options.signs.is_none()
-        && options.factor.is_none()
-        && !options.square
-        && options.division.unwrap_or(Division::Rows) == Division::Rows;
-    let rows = matches!(input, Input::Rows(_));
-    if !(simple && rows && normalizes(context, &format, layout.cols, options.hadamard)) {
-        let expected = "a layer norm before integers with a scale per row and no zero points, rounded to the nearest, in rows of a multiple \
-             of four columns, on a device with subgroups of a fixed size";
-        return Err(Error::invalid(name, expected, format!("`{format}`, {} columns", layout.cols)));
+    let alone = [
+        ("rounding to the nearest", matches!(options.rounding, Rounding::Nearest)),
+        ("no signs", options.signs.is_none()),
+        ("no factor", options.factor.is_none()),
+        ("no squares", !options.square),
+        ("rows divided among subgroups", options.division.unwrap_or(Division::Rows) == Division::Rows),
+        ("a matrix of the result's shape", matches!(input, Input::Rows(_))),
+    ];
+    if let Some((expected, _)) = alone.into_iter().find(|(_, holds)| !holds) {
+        return Err(Error::invalid(name, format!("{expected} beside a layer norm"), "something else"));
     }
-    let LayerNorm { weight, bias, eps, statistics } = *norm;
+    if !tiles(context) {
+        let why = "it needs the subgroup tier and subgroups of a fixed size that eight divides".to_owned();
+        return Err(Error::Unsupported { what: format!("{name} with a layer norm"), why });
+    }
+    if !normalizes(context, &format, layout.cols, options.hadamard) {
+        let expected =
+            "a layer norm before integers with a scale per row and no zero points, in rows that a subgroup holds";
+        let block = options.hadamard.map_or(String::new(), |block| format!(", rotated by {block}"));
+        return Err(Error::invalid(name, expected, format!("`{format}`, {} columns{block}", layout.cols)));
+    }
+    let FusedLayerNorm { weight, bias, eps, statistics } = *norm;
     expect(name, "x", input.x(), layout.rows * layout.cols, &[DType::F32])?;
-    expect(name, "statistics", statistics, 2 * LayerNorm::second(layout.rows), &[DType::F32])?;
+    expect(name, "statistics", statistics, 2 * FusedLayerNorm::second(layout.rows), &[DType::F32])?;
     for (what, buffer) in [("weight", Some(weight)), ("bias", bias)] {
         let Some(buffer) = buffer else { continue };
         expect(name, what, buffer, layout.cols, &[DType::F32])?;
     }
-    recipe.norm_eps = eps;
-    recipe.norm_biased = u32::from(bias.is_some());
-    recipe.norm_rows = dim(LayerNorm::second(layout.rows))?;
+    recipe.layer_norm_eps = eps;
+    recipe.biased = u32::from(bias.is_some());
+    recipe.rstd_at = dim(FusedLayerNorm::second(layout.rows))?;
+    recipe.inv_cols = 1.0 / layout.cols as f32;
     Ok(())
 }
 

@@ -6,10 +6,10 @@ use crate::kernel::attention::HEAD_DIMS;
 use crate::kernel::attention_cached::{self, CacheDims, attention_cached, kv_append};
 use crate::kernel::matmul::Activation;
 use crate::kernel::packed::Packed;
-use crate::op::{LayerNorm, LinearOptions, linear, normed_linear};
+use crate::op::{LayerNorm, LinearOptions, coding_of_norms, linear, normed_linear};
 use crate::optim::{Init, ParameterBuilder, Parameters, Quantized, padded_len};
 use crate::qat::lsq::START;
-use crate::qat::{Layer, LearnedScales, Noise, Quantizer, svid};
+use crate::qat::{Encoded, Layer, LearnedScales, Noise, Quantizer, svid};
 use crate::{Buffer, Context, DType, Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -146,8 +146,19 @@ pub struct TrainPass<'a> {
     pub micro: u32,
 }
 
-/// Is told of a linear layer the index of its weight and its input, `[batch, t, k]`.
-pub type InputProbe<'a> = &'a dyn Fn(usize, &Tensor) -> Result<()>;
+/// The input of a linear layer that quantizes.
+#[derive(Clone, Copy, Debug)]
+pub struct ProbedInput<'a> {
+    /// The index of the layer's weight.
+    pub index: usize,
+    /// `[batch, t, k]`: what the layer is given or, of a norm that it quantizes without writing it, that norm in f32.
+    pub values: &'a Tensor,
+    /// Of such a norm, what it is quantized to, and the mask of what the gradient passes ([`crate::kernel::quantize::Options::mask`]).
+    pub codes: Option<(&'a Packed, Option<&'a Tensor>)>,
+}
+
+/// Is told of the input of a linear layer.
+pub type InputProbe<'a> = &'a dyn Fn(ProbedInput<'_>) -> Result<()>;
 
 /// How a pass is looked at from within.
 #[derive(Clone, Copy, Default)]
@@ -162,6 +173,28 @@ impl std::fmt::Debug for Probe<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Probe").field("dense", &self.dense).field("input", &self.input.is_some()).finish()
     }
+}
+
+/// Tells of what a layer that quantizes is about to be given, or to make of the norm of it.
+fn probe_input(
+    x: &Tensor,
+    norm: Option<LayerNorm<'_>>,
+    l: &Projection,
+    quantizer: &Quantizer,
+    input: InputProbe<'_>,
+) -> Result<()> {
+    let index = l.weight;
+    let Some(norm) = norm else { return input(ProbedInput { index, values: x, codes: None }) };
+    let coding = coding_of_norms(x, Some(quantizer)).filter(|_| matches!(l.extra, Extra::None));
+    let Some(coding) = coding else {
+        let values = x.context().no_grad(|| norm.of(x))?;
+        return input(ProbedInput { index, values: &values, codes: None });
+    };
+    let values = x.context().no_grad(|| LayerNorm { out: DType::F32, ..norm }.of(x))?;
+    // By the kernel of the layer itself: the same codes.
+    let (_, Encoded { packed, mask }) = x.encoded_layer_norm(norm, &coding)?;
+    let mask = mask.map(|mask| Tensor::new(x.context(), mask.clone(), &[mask.len()]));
+    input(ProbedInput { index, values: &values, codes: Some((&packed, mask.as_ref())) })
 }
 
 /// Epsilon of the layer norms.
@@ -525,10 +558,8 @@ impl Gpt {
             let quantizer = self.quantizer(l).filter(|q| given || train.is_none() || q.trains_quantized());
             let quantizer = quantizer.filter(|_| !probe.dense);
             let norm = n.map(|n| self.layer_norm(n));
-            if let (Some(_), Some(input)) = (quantizer, probe.input) {
-                let normed = |LayerNorm { weight, bias, eps, out }| x.layer_norm(weight, bias, eps, out);
-                let normed = norm.map(|norm| p.context().no_grad(|| normed(norm))).transpose()?;
-                input(l.weight, normed.as_ref().unwrap_or(x))?;
+            if let (Some(quantizer), Some(input)) = (quantizer, probe.input) {
+                probe_input(x, norm, l, &quantizer, input)?;
             }
             let noise = train.map(|pass| Noise {
                 seed: pass.seed,
@@ -587,13 +618,9 @@ impl Gpt {
     ) -> Result<Tensor> {
         let p = &self.parameters;
         let options = LinearOptions { bias: l.bias.map(|b| &p[b]), ..options };
-        let normed;
         let x = match (norm, l.extra) {
             (Some(norm), Extra::None) => return normed_linear(x, norm, &p[l.weight], options),
-            (Some(LayerNorm { weight, bias, eps, out }), _) => {
-                normed = x.layer_norm(weight, bias, eps, out)?;
-                &normed
-            }
+            (Some(norm), _) => &norm.of(x)?,
             (None, _) => x,
         };
         match l.extra {

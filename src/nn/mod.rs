@@ -4,7 +4,7 @@
 
 mod gpt;
 
-pub use gpt::{Gpt, GptConfig, InputProbe, KvCache, LAYER_NORM_EPSILON, Probe, TrainPass};
+pub use gpt::{Gpt, GptConfig, InputProbe, KvCache, LAYER_NORM_EPSILON, Probe, ProbedInput, TrainPass};
 
 use crate::{Buffer, kernel};
 

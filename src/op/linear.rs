@@ -256,32 +256,49 @@ pub fn linear(x: &Tensor, weight: &Tensor, options: LinearOptions<'_>) -> Result
 }
 
 /// [`linear`] of the layer norm of `x`. Where the input is quantized and that can begin with the norm, the norm itself is never written to
-/// memory, nor rounded to `norm.out`.
+/// memory.
 ///
 /// # Shapes
 /// `x` `[.., k]` f32, the rest as for [`linear`].
 ///
 /// # Errors
 /// As [`Tensor::layer_norm`] and [`linear`].
+///
+/// # Numerics
+/// A norm that is not written is quantized as it is in f32, not rounded to `norm.out`. That hangs on the format, the width and the adapter
+/// ([`crate::kernel::quantize::normalizes`]).
+///
+/// # Source
+/// Ba, Kiros and Hinton, arXiv 1607.06450.
 pub fn normed_linear(x: &Tensor, norm: LayerNorm<'_>, weight: &Tensor, options: LinearOptions<'_>) -> Result<Tensor> {
-    let own = |quantizer: &Quantizer| quantizer.learned().is_none() && quantizer.backward().is_none();
-    let coding = options.quantizer.filter(own).and_then(|quantizer| quantizer.activation_coding());
-    match coding.filter(|coding| coding.normalizes(x.context(), x.columns())) {
+    match coding_of_norms(x, options.quantizer.as_ref()) {
         Some(coding) => {
+            check(x, weight, &options, norm.out)?;
             let (normed, encoded) = x.encoded_layer_norm(norm, &coding)?;
             linear_of(&normed, Some((encoded, coding)), weight, options)
         }
-        None => linear(&x.layer_norm(norm.weight, norm.bias, norm.eps, norm.out)?, weight, options),
+        None => linear(&norm.of(x)?, weight, options),
     }
 }
 
-/// Of `x`, or of what it stands for.
-fn linear_of(
-    x: &Tensor,
-    encoded: Option<(Encoded, Coding)>,
-    weight: &Tensor,
-    options: LinearOptions<'_>,
-) -> Result<Tensor> {
+/// How a layer quantizes the norm of `x` without writing it, if it does. Not where scales are learned or backward passes quantize, since those read
+/// the values themselves.
+pub(crate) fn coding_of_norms(x: &Tensor, quantizer: Option<&Quantizer>) -> Option<Coding> {
+    let reads_codes = |quantizer: &&Quantizer| quantizer.learned().is_none() && quantizer.backward().is_none();
+    let coding = quantizer.filter(reads_codes)?.activation_coding()?;
+    coding.normalizes(x.context(), x.columns()).then_some(coding)
+}
+
+/// Rows, and the widths of weight and result; the result's shape.
+struct Checked {
+    m: usize,
+    n: usize,
+    k: usize,
+    shape: Vec<usize>,
+}
+
+/// Checks that all fits an input of the shape of `x` and of this type.
+fn check(x: &Tensor, weight: &Tensor, options: &LinearOptions<'_>, dtype: DType) -> Result<Checked> {
     const OP: &str = "linear";
     let context = x.context();
     let &[n, k] = weight.shape() else {
@@ -317,7 +334,6 @@ fn linear_of(
         }
     }
 
-    let dtype = x.dtype();
     if !FLOATS.contains(&dtype)
         || ![DType::F32, dtype].contains(&weight.dtype())
         || options.bias.is_some_and(|b| b.dtype() != DType::F32)
@@ -337,6 +353,20 @@ fn linear_of(
             return Err(Error::shape(OP, "a weight of f32 beside learned scales", weight.dtype().to_string()));
         }
     }
+    Ok(Checked { m, n, k, shape })
+}
+
+/// Of `x`, or of what it stands for.
+fn linear_of(
+    x: &Tensor,
+    encoded: Option<(Encoded, Coding)>,
+    weight: &Tensor,
+    options: LinearOptions<'_>,
+) -> Result<Tensor> {
+    let context = x.context();
+    let dtype = x.dtype();
+    let Checked { m, n, k, shape } = check(x, weight, &options, dtype)?;
+    let scales = || options.learned.iter().flat_map(LearnedScales::all);
     let out_dtype = if options.residual.is_some() || options.out_f32 { DType::F32 } else { dtype };
     let bias = options.bias.map(Tensor::buffer);
     let needs_grad = context.grad_enabled()

@@ -25,6 +25,7 @@ mod values;
 
 pub use crate::kernel::matmul::Activation;
 pub use hadamard::HadamardOptions;
+pub(crate) use linear::coding_of_norms;
 pub use linear::{LinearOptions, linear, normed_linear};
 pub use loss::LossOptions;
 pub use norm::LayerNorm;

@@ -2,7 +2,7 @@
 
 use crate::kernel::FLOATS;
 use crate::kernel::layer_norm::{ParameterGradients, layer_norm as forward, layer_norm_backward};
-use crate::kernel::quantize;
+use crate::kernel::quantize::FusedLayerNorm;
 use crate::kernel::rms_norm::{rms_norm as rms_forward, rms_norm_backward};
 use crate::qat::{Coding, Encoded};
 use crate::{Buffer, DType, Error, Result, Tensor};
@@ -20,6 +20,16 @@ pub struct LayerNorm<'a> {
     pub out: DType,
 }
 
+impl LayerNorm<'_> {
+    /// The norm of `x`, see [`Tensor::layer_norm`].
+    ///
+    /// # Errors
+    /// As [`Tensor::layer_norm`].
+    pub fn of(&self, x: &Tensor) -> Result<Tensor> {
+        x.layer_norm(self.weight, self.bias, self.eps, self.out)
+    }
+}
+
 impl Tensor {
     /// `(x - mean) / sqrt(var + eps) * weight + bias` over the last dimension, in `out`'s type.
     ///
@@ -35,6 +45,7 @@ impl Tensor {
     pub fn layer_norm(&self, weight: &Tensor, bias: Option<&Tensor>, eps: f32, out: DType) -> Result<Tensor> {
         check("layer_norm", self, weight, bias, &[DType::F32])?;
         let context = self.context();
+        let (weight, bias) = self.apart_from(weight, bias)?;
         let y = Tensor::empty(context, self.shape(), out)?;
         let mean = context.alloc(self.rows(), DType::F32)?;
         let rstd = context.alloc(self.rows(), DType::F32)?;
@@ -42,14 +53,21 @@ impl Tensor {
             context,
             self.buffer(),
             weight.buffer(),
-            bias.map(Tensor::buffer),
+            bias.as_ref().map(Tensor::buffer),
             y.buffer(),
             &mean,
             &rstd,
             [self.rows(), self.columns()],
             eps,
         )?;
-        self.normed(weight, bias, y, mean, rstd)
+        Ok(self.normed(weight, bias, y, mean, rstd))
+    }
+
+    /// One kernel writes the gradients of all three: each needs a place of its own.
+    fn apart_from(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<(Tensor, Option<Tensor>)> {
+        let weight = weight.apart(&[self])?;
+        let bias = bias.map(|b| b.apart(&[self, &weight])).transpose()?;
+        Ok((weight, bias))
     }
 
     /// The codes of [`Tensor::layer_norm`], where [`Coding::normalizes`] says so, and that itself without its values, for their gradient.
@@ -57,31 +75,29 @@ impl Tensor {
         let LayerNorm { weight, bias, eps, out } = norm;
         check("layer_norm", self, weight, bias, &[DType::F32])?;
         let (context, shape) = (self.context(), [self.rows(), self.columns()]);
-        let half = quantize::LayerNorm::second(shape[0]);
+        let (weight, bias) = self.apart_from(weight, bias)?;
+        let half = FusedLayerNorm::second(shape[0]);
         let statistics = context.alloc(2 * half, DType::F32)?;
-        let norm = quantize::LayerNorm {
+        let norm = FusedLayerNorm {
             weight: weight.buffer(),
-            bias: bias.map(Tensor::buffer),
+            bias: bias.as_ref().map(Tensor::buffer),
             eps,
             statistics: &statistics,
         };
-        let all = [Some(self), Some(weight), bias];
+        let all = [Some(self), Some(&weight), bias.as_ref()];
         let differentiable = context.grad_enabled() && all.into_iter().flatten().any(Tensor::requires_grad);
         let encoded = coding.encode_normed(self, Some(norm), shape, differentiable)?;
         let [mean, rstd] = [statistics.slice(0, shape[0])?, statistics.slice(half, shape[0])?];
-        Ok((self.normed(weight, bias, Tensor::without_values(context, self.shape(), out)?, mean, rstd)?, encoded))
+        let y = Tensor::shape_only(context, self.shape(), out)?;
+        Ok((self.normed(weight, bias, y, mean, rstd), encoded))
     }
 
     /// `y`, which is the layer norm of this tensor, with its backward pass.
-    fn normed(&self, weight: &Tensor, bias: Option<&Tensor>, y: Tensor, mean: Buffer, rstd: Buffer) -> Result<Tensor> {
+    fn normed(&self, weight: Tensor, bias: Option<Tensor>, y: Tensor, mean: Buffer, rstd: Buffer) -> Tensor {
         let shape = [self.rows(), self.columns()];
-        // One kernel writes all gradients: each needs a place of its own.
-        let weight = &weight.apart(&[self])?;
-        let bias = bias.map(|b| b.apart(&[self, weight])).transpose()?;
-        let bias = bias.as_ref();
-        let inputs: Vec<&Tensor> = [Some(self), Some(weight), bias].into_iter().flatten().collect();
-        let (x, w, b) = (self.clone(), weight.clone(), bias.cloned());
-        Ok(Tensor::from_op(y, &inputs, move |gradient, gradients| {
+        let (x, w, b) = (self.clone(), weight.clone(), bias.clone());
+        let inputs: Vec<&Tensor> = [Some(self), Some(&weight), bias.as_ref()].into_iter().flatten().collect();
+        Tensor::from_op(y, &inputs, move |gradient, gradients| {
             let context = x.context();
             let dx = gradients.target_or_scratch(&x)?;
             let dw = gradients.target_or_scratch(&w)?;
@@ -109,7 +125,7 @@ impl Tensor {
                 },
                 shape,
             )
-        }))
+        })
     }
 
     /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension, in `out`'s type.

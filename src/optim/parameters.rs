@@ -214,7 +214,7 @@ impl Parameters {
         let mut infos = Vec::new();
         for (i, (info, init)) in specs.into_iter().enumerate() {
             if matches!(init, Init::Absent) {
-                tensors.push(Tensor::shape_only(context, &info.shape)?);
+                tensors.push(Tensor::shape_only(context, &info.shape, DType::F32)?);
                 infos.push(info);
                 continue;
             }

@@ -38,7 +38,7 @@ use crate::kernel::dequantize::dequantize;
 use crate::kernel::hadamard::{Hadamard, hadamard};
 use crate::kernel::mask;
 use crate::kernel::packed::Packed;
-use crate::kernel::quantize::{LayerNorm, Options as QuantizeOptions, normalizes, quantize};
+use crate::kernel::quantize::{FusedLayerNorm, Options as QuantizeOptions, normalizes, quantize};
 use crate::kernel::sign_gradient::Factor;
 use crate::{Buffer, Context, DType, Error, Result, Tensor, Tier};
 pub(crate) use lsq::Learned;
@@ -723,7 +723,7 @@ impl Coding {
     pub(crate) fn encode_normed(
         &self,
         x: &Tensor,
-        norm: Option<LayerNorm<'_>>,
+        layer_norm: Option<FusedLayerNorm<'_>>,
         [rows, cols]: [usize; 2],
         differentiable: bool,
     ) -> Result<Encoded> {
@@ -736,7 +736,7 @@ impl Coding {
         };
         let scale = self.scale.fixed(cols).map(|scale| context.constant(scale)).transpose()?;
         let options = QuantizeOptions {
-            norm,
+            layer_norm,
             scale: scale.as_ref(),
             mask: mask.as_ref().map(|(mask, bound)| (mask, *bound)),
             hadamard: self.hadamard.map(|block| block as usize),

@@ -1,7 +1,8 @@
 //! What quantization does to each layer: errors, masks, and how far the gradients that it lets through are from those of full precision.
 
 use crate::kernel::mask;
-use crate::nn::{Gpt, Probe};
+use crate::kernel::packed::Packed;
+use crate::nn::{Gpt, Probe, ProbedInput};
 use crate::op::LossOptions;
 use crate::qat::{self, Coding, Encoded, Lsq, rotate};
 use crate::{Error, Result, Tensor};
@@ -81,13 +82,24 @@ struct Learned {
     range: [f64; 2],
 }
 
-/// Quantizes `x` as a layer does, by these scale and offset if they are learned, and compares in float64 on the host, row by row.
-fn loss(x: &Tensor, coding: &Coding, lsq: Option<Lsq>, scales: [Option<&Tensor>; 2]) -> Result<Loss> {
+/// Quantizes `x` as a layer does, unless it did, by these scale and offset if they are learned, and compares in float64 on the host, row by row.
+fn loss(
+    x: &Tensor,
+    codes: Option<(&Packed, Option<&Tensor>)>,
+    coding: &Coding,
+    lsq: Option<Lsq>,
+    scales: [Option<&Tensor>; 2],
+) -> Result<Loss> {
     let context = x.context();
     let shape @ [_, cols] = [x.rows(), x.columns()];
     let (matrix, mask, learned) = match lsq {
         None => {
-            let Encoded { packed, mask } = coding.encode(x, shape, true)?;
+            let own = |(packed, mask): (&Packed, Option<&Tensor>)| {
+                let mask = mask.map(|mask| mask.buffer().clone());
+                Encoded { packed: packed.clone(), mask }
+            };
+            let Encoded { packed, mask } =
+                codes.map_or_else(|| coding.encode(x, shape, true), |codes| Ok(own(codes)))?;
             (packed.to_host(context)?, mask.map(|mask| context.readback(&mask)).transpose()?, None)
         }
         Some(lsq) => {
@@ -188,10 +200,10 @@ pub fn diagnose(
         return Err(Error::invalid("diagnose", "no gradients that wait for an optimizer step", "some"));
     }
     let found = RefCell::new(HashMap::<usize, LayerDiagnostics>::new());
-    let input = |index: usize, x: &Tensor| {
+    let input = |ProbedInput { index, values: x, codes }: ProbedInput<'_>| {
         let Some(coding) = quantizer.activation_coding() else { return Ok(()) };
         let scales = gpt.learned_scales(index).map_or([None; 2], |scales| [scales.input, scales.offset]);
-        let Loss { error, mask, saturated } = loss(x, &coding, quantizer.learned(), scales)?;
+        let Loss { error, mask, saturated } = loss(x, codes, &coding, quantizer.learned(), scales)?;
         let masked_inputs = mask.and_then(|mask| share(mask.masked(), x.len() as u64));
         let layer = LayerDiagnostics {
             input_error: error,
@@ -216,7 +228,8 @@ pub fn diagnose(
     let mut all = Diagnostics::new();
     for (index, (info, weight)) in parameters.iter().enumerate().filter(|(index, _)| gpt.is_quantized(*index)) {
         let scales = [gpt.learned_scales(index).map(|scales| scales.weight), None];
-        let Loss { error, mask, saturated } = loss(weight, &quantizer.weight_coding(), quantizer.learned(), scales)?;
+        let Loss { error, mask, saturated } =
+            loss(weight, None, &quantizer.weight_coding(), quantizer.learned(), scales)?;
         let layer = found.entry(index).or_default();
         (layer.weight_error, layer.grid_distance) = (error, error.map(f64::sqrt));
         layer.saturated_weights = saturated;

@@ -40,7 +40,7 @@ pub fn every_tier() -> Vec<Context> {
     contexts
 }
 
-/// The best tier of each adapter: what kernels' own tests cover for the others.
+/// The best tier of each adapter, for what the kernels' own tests cover on the others.
 pub fn best_tiers() -> Vec<Context> {
     let mut best: Vec<Context> = Vec::new();
     for context in every_tier() {
@@ -216,13 +216,21 @@ pub fn stored(dtype: walsh::DType, value: f64) -> f64 {
     if dtype == walsh::DType::F16 { 1.01 * U16 * value.abs() + f64::from(2.0f32.powi(-25)) } else { 0.0 }
 }
 
-/// `x`, rotated, quantized as the coding says, with scales and mask, from the device as a layer does it.
+/// Where the gradient of a matrix passes by its mask, everywhere without one.
+pub fn passes([rows, cols]: [usize; 2], mask: Option<&Tensor>) -> Vec<bool> {
+    let bits = mask.map(|mask| mask.to_vec_u32().unwrap());
+    let open = |row: usize, col: usize, bits: &[u32]| bits[row * cols.div_ceil(32) + col / 32] >> (col % 32) & 1 == 1;
+    (0..rows * cols).map(|i| bits.as_ref().is_none_or(|bits| open(i / cols, i % cols, bits))).collect()
+}
+
+/// `x`, rotated, quantized as the coding says, with scales and mask, from the device as a layer does it of an input that is written.
 pub fn encoded(
     context: &Context,
     x: &Tensor,
     [rows, cols]: [usize; 2],
     coding: &walsh::qat::Coding,
 ) -> (Vec<f64>, Vec<f64>, Vec<bool>) {
+    assert!(coding.scale == walsh::qat::Scale::Computed && !coding.square);
     let packed = walsh::kernel::packed::Packed::empty(context, coding.format, rows, cols).unwrap();
     let mask = Tensor::zeros(context, &[walsh::kernel::mask::words(rows, cols)], walsh::DType::U32).unwrap();
     let options = walsh::kernel::quantize::Options {
@@ -232,9 +240,7 @@ pub fn encoded(
         ..Default::default()
     };
     walsh::kernel::quantize::quantize(context, x.buffer(), &packed, options).unwrap();
-    let bits = mask.to_vec_u32().unwrap();
-    let open = |row: usize, col: usize| bits[row * cols.div_ceil(32) + col / 32] >> (col % 32) & 1 == 1;
-    let passes = (0..rows * cols).map(|i| coding.bound.is_none() || open(i / cols, i % cols)).collect();
+    let passes = passes([rows, cols], coding.bound.map(|_| &mask));
     let host = packed.to_host(context).unwrap();
     let scales = (0..rows * cols).map(|i| host.scale(i / cols, i % cols / coding.format.group(cols), false)).collect();
     (host.dequantize(), scales, passes)
