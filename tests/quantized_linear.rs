@@ -9,7 +9,7 @@ use walsh::kernel::quantize::{self, Options as QuantizeOptions};
 use walsh::op::{LayerNorm, LinearOptions, linear, normed_linear};
 use walsh::qat::{Method, Quantizer, Ste};
 use walsh::reference::{hadamard::hadamard, layer_norm};
-use walsh::{Context, DType, Error, Gradients, Tensor};
+use walsh::{Context, DType, Error, Gradients, Tensor, checkpoint};
 
 fn format(text: &str) -> Format {
     text.parse().unwrap()
@@ -269,5 +269,48 @@ fn a_norm_before_the_codes_has_its_gradients() {
     }
     if fused == 0 {
         common::skip("a layer norm fused into a linear layer: no subgroups of a fixed size");
+    }
+}
+
+#[test]
+fn a_norm_before_the_codes_is_the_same_recomputed_and_for_its_parameters_alone() {
+    let [m, n, k] = [5, 12, 64];
+    for context in every_tier() {
+        let quantizer = ste(format("int8:row"), Some(format("int8:row")));
+        let mut random = Gen::new(11);
+        let mut tensor = |shape: &[usize]| {
+            Tensor::from_f32(&context, &random.normals(shape.iter().product()), shape).unwrap().with_grad()
+        };
+        let [x, scale, weight, dy] = [&[m, k][..], &[k], &[n, k], &[m, n]].map(&mut tensor);
+        let layer = |x: &Tensor, scale: &Tensor, weight: &Tensor| {
+            let norm = LayerNorm { weight: scale, bias: None, eps: 1e-5, out: DType::F32 };
+            normed_linear(x, norm, weight, LinearOptions { quantizer: Some(quantizer), ..Default::default() })
+        };
+        let gradients = |y: Tensor| {
+            let mut gradients = Gradients::default();
+            y.backward_from(dy.clone(), &mut gradients).unwrap();
+            gradients
+        };
+        let y = layer(&x, &scale, &weight).unwrap();
+        let value = y.to_vec().unwrap();
+        let whole = gradients(y);
+        let of = |gradients: &Gradients, t: &Tensor| gradients.get(t).unwrap().to_vec().unwrap();
+
+        assert_eq!(context.no_grad(|| layer(&x, &scale, &weight)).unwrap().to_vec().unwrap(), value);
+        let (scale_too, weight_too) = (scale.clone(), weight.clone());
+        let again = checkpoint(&[&x], move |inputs| {
+            let norm = LayerNorm { weight: &scale_too, bias: None, eps: 1e-5, out: DType::F32 };
+            let options = LinearOptions { quantizer: Some(quantizer), ..Default::default() };
+            normed_linear(&inputs[0], norm, &weight_too, options)
+        });
+        let again = again.unwrap();
+        assert_eq!(again.to_vec().unwrap(), value);
+        let again = gradients(again);
+        for t in [&x, &scale, &weight] {
+            assert_eq!(of(&again, t), of(&whole, t), "recomputed, on {}", context.tier());
+        }
+        let alone = gradients(layer(&x.detach(), &scale, &weight.detach()).unwrap());
+        assert_eq!(of(&alone, &scale), of(&whole, &scale), "alone, on {}", context.tier());
+        assert!(alone.get(&x).is_none() && alone.get(&weight).is_none());
     }
 }
