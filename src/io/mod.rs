@@ -597,8 +597,8 @@ pub struct Writer {
 
 impl Writer {
     /// Writes a file beside `path` with `write`, and renames it when every item has been written. `container` none: safetensors without quantized
-    /// tensors. GPTQ and AWQ have a configuration beside the file, which is written too, just before the file takes its place; where the process ends between the
-    /// two, it stays alone.
+    /// tensors. GPTQ and AWQ have a configuration beside the file, which is written too, just before the file takes its place: where the
+    /// process ends between the two, it stays alone.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Invalid`] with the tensor's name where the container cannot hold an item; what `write` returns.
@@ -620,8 +620,8 @@ impl Writer {
                 return Err(Error::invalid(what, "all of its bytes", missing));
             }
             let Some((sidecar, content)) = sidecar else { return Ok(()) };
-            // Before the file has its name: without its configuration it would be read as something else. But after all that takes long: what
-            // ends the process between the two leaves a configuration of nothing.
+            // Before the file has its name: without its configuration it would be read as something else. But after all that takes long:
+            // what ends the process between the two leaves a configuration of nothing.
             writer.file.sync_all().map_err(Error::io(path, "write"))?;
             let new = !sidecar.exists();
             files::replace_with(&sidecar, content.as_bytes())?;

@@ -603,7 +603,8 @@ impl Quantizer {
         let Some(block) = coding.hadamard.filter(|_| n.checked_mul(k) == Some(weight.len())) else {
             return self.weights.saturated_scale(weight, n, k);
         };
-        // Each value of a rotated block is a sum of all of it, by factors of magnitude 1 / sqrt(block): at most sqrt(block) times its largest.
+        // Each value of a rotated block is a sum of all of its values by factors of magnitude 1 / sqrt(block): at most sqrt(block) times
+        // the largest of them.
         if !self.weights.may_saturate(weight, f64::from(block).sqrt()) {
             return Ok(None);
         }

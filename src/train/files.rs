@@ -45,8 +45,8 @@ impl Drop for Partial {
     }
 }
 
-/// While it lives, no file is begun and no writing of one ends, see [`abandon`]: whoever writes one waits. So does the thread that holds it, for
-/// itself and forever, if it writes a file, returns from within the writing of one, or calls [`abandon`] again.
+/// While it lives, no file is begun and no writing of one ends, see [`abandon`]: whoever writes one waits. So does the thread that holds it,
+/// for itself and forever, if it writes a file, returns from within the writing of one, or calls [`abandon`] again.
 #[derive(Debug)]
 #[must_use = "to be kept until the process ends"]
 pub struct Abandoned {
@@ -56,9 +56,9 @@ pub struct Abandoned {
 /// Removes every file that is half-written, whoever writes it, and lets nobody begin another one: for a process that is about to end without
 /// waiting for them. Former files of their names stay. Waits while another thread holds an [`Abandoned`].
 ///
-/// Checkpoints of training are the exception: what writes them opens the file anew by its name, so that one that was being begun at this moment
-/// may stay half-written beside its place. The next run in its directory removes it. And of GPTQ and AWQ the configuration, which takes its place
-/// just before its tensors do, may stay alone.
+/// Checkpoints of training are the exception: what writes them opens the file anew by its name, so that one that was being begun at this
+/// moment may stay half-written beside its place. The next run in its directory removes it. And of GPTQ and AWQ the configuration, which
+/// takes its place just before its tensors do, may stay alone.
 pub fn abandon() -> Abandoned {
     let list = partials();
     for path in &*list {
@@ -68,8 +68,8 @@ pub fn abandon() -> Abandoned {
     Abandoned { _list: list }
 }
 
-/// Writes a file beside `path` with `write`, sees to it that it is on the disk, and renames it to `path`. `write` gets the file, which is empty, and
-/// its name at this time; it must not call [`abandon`].
+/// Writes a file beside `path` with `write`, sees to it that it is on the disk, and renames it to `path`. `write` gets the file's name at this
+/// time and the file, which is empty.
 pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path, File) -> Result<()>) -> Result<()> {
     // A device or a pipe would be replaced by an ordinary file.
     if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
