@@ -325,6 +325,21 @@ fn gptq_in_another_order_of_columns() {
     }
     let config = std::fs::read_to_string(dir.path().join("quantize_config.json")).unwrap();
     assert!(config.contains("\"desc_act\": true"), "{config}");
+    // A file that cannot take its place leaves a configuration that was there before, and no new one.
+    for others in [true, false] {
+        if !others {
+            std::fs::remove_file(dir.path().join("quantize_config.json")).unwrap();
+        }
+        let path = dir.path().join(format!("taken {others}"));
+        let content = ItemContent::Packed { format: tensor.matrix.format(), dtype: tensor.dtype, permuted: true };
+        let item = Item { name: "l.weight".into(), shape: tensor.shape.clone(), content };
+        let error = Writer::write(&path, Some(Container::Gptq), vec![item], &Metadata::Texts(Vec::new()), |writer| {
+            std::fs::create_dir(&path).unwrap();
+            writer.packed(0, &tensor)
+        });
+        assert!(matches!(error, Err(walsh::Error::Io { .. })), "{error:?}");
+        assert_eq!(dir.path().join("quantize_config.json").exists(), others);
+    }
     // walsh's own container keeps the order, others have none.
     let (_dir, written) = write(Container::Walsh, "l.weight", &tensor);
     assert_eq!(read(&written, None, "l.weight"), tensor);

@@ -647,12 +647,7 @@ impl Format {
         if rows.checked_mul(cols) != Some(x.len()) {
             return Err(Error::shape("scales", format!("{rows} x {cols} elements"), format!("{}", x.len())));
         }
-        let Some([_, end]) = self.largest_scale() else { return Ok(None) };
-        // No rule makes a scale of more than twice the largest magnitude.
-        let largest = |x: &[f32]| x.iter().filter(|v| v.is_finite()).fold(0.0f64, |m, v| m.max(f64::from(*v).abs()));
-        if 2.0 * largest(x) < end {
-            return Ok(None);
-        }
+        let Some([_, end]) = self.largest_scale().filter(|_| self.may_saturate(x, 1.0)) else { return Ok(None) };
         let (rows, cols) = if self.span == Span::Tensor { (1, x.len()) } else { (rows, cols) };
         let size = self.group(cols);
         for row in 0..rows {
@@ -666,6 +661,14 @@ impl Format {
             }
         }
         Ok(None)
+    }
+
+    /// Whether a scale of values whose magnitudes are at most `gain` times the largest one in `x` may saturate.
+    pub(crate) fn may_saturate(&self, x: &[f32], gain: f64) -> bool {
+        let Some([_, end]) = self.largest_scale() else { return false };
+        let largest = x.iter().filter(|v| v.is_finite()).fold(0.0f64, |m, v| m.max(f64::from(*v).abs()));
+        // No rule makes a scale of more than twice the largest magnitude.
+        2.0 * gain * largest >= end
     }
 
     /// Whether there is a largest scale that f32 values reach.

@@ -597,7 +597,8 @@ pub struct Writer {
 
 impl Writer {
     /// Writes a file beside `path` with `write`, and renames it when every item has been written. `container` none: safetensors without quantized
-    /// tensors. GPTQ and AWQ have a configuration beside the file, which is written too.
+    /// tensors. GPTQ and AWQ have a configuration beside the file, which is written too, just before the file takes its place: where the
+    /// process ends between the two, it stays alone.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Invalid`] with the tensor's name where the container cannot hold an item; what `write` returns.
@@ -609,20 +610,29 @@ impl Writer {
         write: impl FnOnce(&mut Self) -> Result<T>,
     ) -> Result<T> {
         let sidecar = Self::sidecar(path, container, &items)?;
-        let mut result = None;
-        files::replace(path, |partial| {
-            let mut writer = Self::create(path, partial, container, items, metadata)?;
+        let (mut result, mut configured) = (None, None);
+        let replaced = files::replace(path, |_, file| {
+            let mut writer = Self::create(path, file, container, items, metadata)?;
             result = Some(write(&mut writer)?);
-            match writer.missing.iter().position(|bytes| *bytes > 0) {
-                // Before the file has its name: without its configuration it would be read as something else.
-                None => sidecar.map_or(Ok(()), |(path, content)| files::replace_with(&path, content.as_bytes())),
-                Some(number) => {
-                    let what = named(path, &writer.items[number].name);
-                    let missing = format!("{} bytes less", writer.missing[number]);
-                    Err(Error::invalid(what, "all of its bytes", missing))
-                }
+            if let Some(number) = writer.missing.iter().position(|bytes| *bytes > 0) {
+                let what = named(path, &writer.items[number].name);
+                let missing = format!("{} bytes less", writer.missing[number]);
+                return Err(Error::invalid(what, "all of its bytes", missing));
             }
-        })?;
+            let Some((sidecar, content)) = sidecar else { return Ok(()) };
+            // Before the file has its name: without its configuration it would be read as something else. But after all that takes long:
+            // what ends the process between the two leaves a configuration of nothing.
+            writer.file.sync_all().map_err(Error::io(path, "write"))?;
+            let new = !sidecar.exists();
+            files::replace_with(&sidecar, content.as_bytes())?;
+            configured = new.then_some(sidecar);
+            Ok(())
+        });
+        if let (Err(_), Some(sidecar)) = (&replaced, configured) {
+            // The first error is the one to report.
+            let _ = std::fs::remove_file(sidecar);
+        }
+        replaced?;
         result.ok_or_else(|| Error::file(path, "something to write", "nothing"))
     }
 
@@ -660,7 +670,7 @@ impl Writer {
 
     fn create(
         path: &Path,
-        partial: &Path,
+        mut file: File,
         container: Option<Container>,
         items: Vec<Item>,
         metadata: &Metadata,
@@ -724,7 +734,6 @@ impl Writer {
             let spans: Vec<Vec<Span>> = parts.iter().map(|parts| all.by_ref().take(parts.len()).collect()).collect();
             (header, spans, end)
         };
-        let mut file = File::create(partial).map_err(Error::io(path, "create"))?;
         let write = |e| Error::io(path, "write")(e);
         file.write_all(&header).map_err(write)?;
         file.set_len(end).map_err(write)?;

@@ -590,18 +590,24 @@ impl Quantizer {
     /// saturates: row, group and the scale, see [`Format::saturated_scale`]. None where scales do not come from what is quantized.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the weight does not have `n * k` values.
+    /// [`Error::Shape`] where the weight does not have `n * k` values; [`Error::Invalid`] where its rows cannot be rotated.
     ///
     /// # Numerics
     /// On the host: where the method rotates, in float64, so that a scale at the very end may fall to the other side than on the device.
     pub fn saturated_scale(&self, weight: &[f32], [n, k]: [usize; 2]) -> Result<Option<(usize, usize, f64)>> {
+        self.validate(&[k])?;
         let coding = self.weight_coding();
         if self.learned().is_some() || coding.scale != Scale::Computed {
             return Ok(None);
         }
-        let Some(block) = coding.hadamard.filter(|_| weight.len() == n * k) else {
+        let Some(block) = coding.hadamard.filter(|_| n.checked_mul(k) == Some(weight.len())) else {
             return self.weights.saturated_scale(weight, n, k);
         };
+        // Each value of a rotated block is a sum of all of its values by factors of magnitude 1 / sqrt(block): at most sqrt(block) times
+        // the largest of them.
+        if !self.weights.may_saturate(weight, f64::from(block).sqrt()) {
+            return Ok(None);
+        }
         let mut wide: Vec<f64> = weight.iter().map(|value| f64::from(*value)).collect();
         rotate(&mut wide, block as usize);
         #[expect(clippy::cast_possible_truncation, reason = "as the device has it")]
@@ -864,6 +870,67 @@ mod tests {
         }
         rotate(&mut y, 32);
         assert!(x.iter().zip(&y).all(|(x, y)| (x - y).abs() < 1e-12));
+    }
+
+    #[test]
+    fn saturated_scales_are_those_of_what_is_rotated() {
+        let rotated = |weights: &str, block| Quantizer {
+            method: Method::None,
+            weights: weights.parse().unwrap(),
+            activations: None,
+            hadamard: Some(block),
+        };
+        // Equal values become one of sqrt(16) times their size: between what the bound lets pass and the end, at it, and far below.
+        let quantizer = rotated("int4:row:f16", 16);
+        for (value, scale) in [(8000.0, None), (114_659.0, None), (114_660.0, Some((1, 0, 65520.0))), (8190.0, None)] {
+            let weight = [[0.0; 32], [value; 32]].concat();
+            assert_eq!(quantizer.saturated_scale(&weight, [2, 32]).unwrap(), scale, "{value}");
+        }
+        // And one value that saturates where nothing is rotated is spread over its block.
+        let one = [&[7.0 * 65520.0][..], &[0.0; 31]].concat();
+        assert_eq!(quantizer.saturated_scale(&one, [1, 32]).unwrap(), None);
+        assert!(quantizer.weights.saturated_scale(&one, 1, 32).unwrap().is_some());
+        // The bound leaves out nothing: the same as to rotate in any case.
+        for text in ["int4:row:f16", "int4:g32:f16:asym", "nvfp4:ue4m3"] {
+            for block in BLOCKS {
+                let (quantizer, k) = (rotated(text, block), 256);
+                for exponent in -4..20 {
+                    let weight: Vec<f32> =
+                        (0..k).map(|i| ((i * i) % 23) as f32 - 4.0).map(|x| x * 2f32.powi(exponent)).collect();
+                    let mut wide: Vec<f64> = weight.iter().map(|x| f64::from(*x)).collect();
+                    rotate(&mut wide, block as usize);
+                    let wide: Vec<f32> = wide.into_iter().map(|x| x as f32).collect();
+                    let want = quantizer.weights.saturated_scale(&wide, 1, k).unwrap();
+                    assert_eq!(quantizer.saturated_scale(&weight, [1, k]).unwrap(), want, "{text} {block} {exponent}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn saturated_scales_of_rows_that_cannot_be_rotated_are_refused() {
+        for (block, k) in [(0, 32), (24, 48), (32, 48), (512, 512)] {
+            let quantizer = Quantizer {
+                method: Method::None,
+                weights: "int4:row:f16".parse().unwrap(),
+                activations: None,
+                hadamard: Some(block),
+            };
+            let error = quantizer.saturated_scale(&vec![1e6; k], [1, k]).unwrap_err().to_string();
+            assert!(error.starts_with("--hadamard: expected off"), "{error}");
+        }
+        for hadamard in [None, Some(16)] {
+            let quantizer = Quantizer {
+                method: Method::None,
+                weights: "int4:row:f16".parse().unwrap(),
+                activations: None,
+                hadamard,
+            };
+            for shape in [[2, 32], [usize::MAX / 8, 32]] {
+                let error = quantizer.saturated_scale(&[1e6; 32], shape).unwrap_err();
+                assert!(matches!(error, Error::Shape { .. }), "{error}");
+            }
+        }
     }
 
     fn asked(weights: &str, activations: &str, hadamard: &str) -> Settings {

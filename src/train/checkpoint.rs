@@ -131,7 +131,7 @@ impl Checkpoint {
             .map_err(|e| Error::file(path, "settings that JSON can hold", e.to_string()))?;
         // One key only: the order in which several are written is not the same twice.
         let metadata = HashMap::from([(KEY.to_owned(), json)]);
-        files::replace(path, |partial| {
+        files::replace(path, |partial, _| {
             let tensors = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
             safetensors::serialize_to_file(tensors, Some(metadata), partial).map_err(|e| match e {
                 safetensors::SafeTensorError::IoError(source) => Error::io(path, "write")(source),

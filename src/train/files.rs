@@ -2,6 +2,7 @@
 
 use crate::{Error, Result};
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -24,10 +25,14 @@ fn partials() -> MutexGuard<'static, Vec<PathBuf>> {
 struct Partial(PathBuf);
 
 impl Partial {
-    fn of(path: &Path) -> Self {
+    /// Begins the file that is to be `path`.
+    fn of(path: &Path) -> Result<(Self, File)> {
         let partial = beside(path);
-        partials().push(partial.clone());
-        Self(partial)
+        let mut all = partials();
+        // Not after the list is free again: [`abandon`] would find nothing to remove.
+        let file = File::create(&partial).map_err(Error::io(path, "create"))?;
+        all.push(partial.clone());
+        Ok((Self(partial), file))
     }
 }
 
@@ -40,7 +45,8 @@ impl Drop for Partial {
     }
 }
 
-/// While it lives, no file is begun and no writing of one ends.
+/// While it lives, no file is begun and no writing of one ends, see [`abandon`]: whoever writes one waits. So does the thread that holds it,
+/// for itself and forever, if it writes a file, returns from within the writing of one, or calls [`abandon`] again.
 #[derive(Debug)]
 #[must_use = "to be kept until the process ends"]
 pub struct Abandoned {
@@ -48,7 +54,11 @@ pub struct Abandoned {
 }
 
 /// Removes every file that is half-written, whoever writes it, and lets nobody begin another one: for a process that is about to end without
-/// waiting for them. Former files of their names stay.
+/// waiting for them. Former files of their names stay. Waits while another thread holds an [`Abandoned`].
+///
+/// Checkpoints of training are the exception: what writes them opens the file anew by its name, so that one that was being begun at this
+/// moment may stay half-written beside its place. The next run in its directory removes it. And of GPTQ and AWQ the configuration, which
+/// takes its place just before its tensors do, may stay alone.
 pub fn abandon() -> Abandoned {
     let list = partials();
     for path in &*list {
@@ -58,15 +68,16 @@ pub fn abandon() -> Abandoned {
     Abandoned { _list: list }
 }
 
-/// Writes a file beside `path` with `write`, sees to it that it is on the disk, and renames it to `path`.
-pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+/// Writes a file beside `path` with `write`, sees to it that it is on the disk, and renames it to `path`. `write` gets the file's name at this
+/// time and the file, which is empty.
+pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path, File) -> Result<()>) -> Result<()> {
     // A device or a pipe would be replaced by an ordinary file.
     if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
         return Err(Error::file(path, "a regular file or none to write to", "something else of that name"));
     }
-    let listed = Partial::of(path);
+    let (listed, file) = Partial::of(path)?;
     let partial = listed.0.as_path();
-    let result = write(partial).and_then(|()| {
+    let result = write(partial, file).and_then(|()| {
         let file = File::options().write(true).open(partial).map_err(Error::io(partial, "open"))?;
         file.sync_all().map_err(Error::io(partial, "write"))?;
         fs::rename(partial, path).map_err(Error::io(path, "write"))
@@ -83,7 +94,7 @@ pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> R
 
 /// [`replace`] with content that is at hand.
 pub(crate) fn replace_with(path: &Path, content: &[u8]) -> Result<()> {
-    replace(path, |partial| fs::write(partial, content).map_err(Error::io(path, "write")))
+    replace(path, |_, mut file| file.write_all(content).map_err(Error::io(path, "write")))
 }
 
 /// Removes what a killed process had begun to write.
@@ -109,13 +120,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
         replace_with(&path, b"old").unwrap();
-        let failed = replace(&path, |partial| {
-            fs::write(partial, b"ne").unwrap();
+        let failed = replace(&path, |partial, mut file| {
+            file.write_all(b"ne").unwrap();
+            assert_eq!(fs::read(partial).unwrap(), b"ne");
+            assert!(partials().iter().any(|listed| listed == partial));
             Err(Error::Device("gone".into()))
         });
         assert!(failed.is_err());
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        // What was not begun is not listed.
+        let nowhere = dir.path().join("none").join("a");
+        assert!(matches!(replace_with(&nowhere, b""), Err(Error::Io { action: "create", .. })));
+        assert!(!partials().contains(&beside(&nowhere)));
         replace_with(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         for name in ["step-000010.safetensors.partial", "run.json.partial", "download.partial"] {

@@ -502,13 +502,15 @@ impl<M: Model> Trainer<'_, '_, M> {
     fn save(&mut self) -> Result<()> {
         self.drain(false)?;
         let tensors = self.model.export()?;
-        for warning in self.model.warnings(&tensors)? {
+        let warnings = self.model.warnings(&tensors);
+        // First what the steps were for: a run whose warnings fail goes on from here.
+        self.run.checkpoint(tensors)?;
+        for warning in warnings? {
             if !self.warned.contains(&warning) {
                 self.options.progress.warn(&warning);
                 self.warned.push(warning);
             }
         }
-        self.run.checkpoint(tensors)?;
         Ok(())
     }
 
