@@ -28,11 +28,11 @@ impl Partial {
     /// Begins the file that is to be `path`.
     fn of(path: &Path) -> Result<(Self, File)> {
         let partial = beside(path);
-        let mut all = partials();
-        // Not after the list is free again: [`abandon`] would find nothing to remove.
-        let file = File::create(&partial).map_err(Error::io(path, "create"))?;
-        all.push(partial.clone());
-        Ok((Self(partial), file))
+        partials().push(partial.clone());
+        let listed = Self(partial);
+        // The list is free again: to create a file may block, on a pipe of that name for one, and [`abandon`] must not wait for that.
+        let file = File::create(&listed.0).map_err(Error::io(path, "create"))?;
+        Ok((listed, file))
     }
 }
 
@@ -45,7 +45,7 @@ impl Drop for Partial {
     }
 }
 
-/// While it lives, no file is begun and no writing of one ends, see [`abandon`]: whoever writes one waits. So does the thread that holds it,
+/// While it lives, no file is begun but one just being created, and no writing of one ends, see [`abandon`]: whoever writes one waits. So does the thread that holds it,
 /// for itself and forever, if it writes a file, returns from within the writing of one, or calls [`abandon`] again.
 #[derive(Debug)]
 #[must_use = "to be kept until the process ends"]
@@ -56,9 +56,8 @@ pub struct Abandoned {
 /// Removes every file that is half-written, whoever writes it, and lets nobody begin another one: for a process that is about to end without
 /// waiting for them. Former files of their names stay. Waits while another thread holds an [`Abandoned`].
 ///
-/// Checkpoints of training are the exception: what writes them opens the file anew by its name, so that one that was being begun at this
-/// moment may stay half-written beside its place. The next run in its directory removes it. And of GPTQ and AWQ the configuration, which
-/// takes its place just before its tensors do, may stay alone.
+/// A file that is just being created at this moment may stay half-written beside its place; the next run in a directory of training removes
+/// its own. And of GPTQ and AWQ the configuration, which takes its place just before its tensors do, may stay alone.
 pub fn abandon() -> Abandoned {
     let list = partials();
     for path in &*list {
