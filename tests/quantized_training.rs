@@ -42,7 +42,12 @@ fn tokens(step: usize) -> (Vec<u32>, Vec<u32>) {
 
 /// Mean losses of the first and last 10 of 200 steps.
 fn train(context: &Context, quantizer: Option<Quantizer>, dtype: DType) -> (f32, f32) {
-    let gpt = Gpt::new(context, config(32, quantizer), 3, dtype).unwrap();
+    train_from(3, context, quantizer, dtype)
+}
+
+/// The same with weights of this seed.
+fn train_from(seed: u64, context: &Context, quantizer: Option<Quantizer>, dtype: DType) -> (f32, f32) {
+    let gpt = Gpt::new(context, config(32, quantizer), seed, dtype).unwrap();
     let loss_scale = if dtype == DType::F16 { 1024.0 } else { 1.0 };
     let options = AdamWOptions { schedule: Schedule::constant(3e-3), loss_scale, ..Default::default() };
     let mut optimizer = AdamW::new(gpt.parameters(), options).unwrap();
@@ -83,13 +88,18 @@ fn the_loss_falls_in_every_format() {
             for activations in [None, Some(format)] {
                 let quantizer = Some(ste(format, activations));
                 for dtype in common::dtypes(&context) {
-                    let (first, last) = train(&context, quantizer, dtype);
+                    // With both operands of one bit a width of 32 learns by luck: last rounding bits decide where between 2.3 and 2.8 a run
+                    // of 200 steps ends. Its mean over seeds is the property.
+                    let seeds = if format.bits() == 1 && activations.is_some() { 3..7 } else { 3..4 };
+                    let count = (seeds.end - seeds.start) as f32;
+                    let (first, last) = seeds
+                        .map(|seed| train_from(seed, &context, quantizer, dtype))
+                        .fold((0.0, 0.0), |(a, b), (first, last)| (a + first / count, b + last / count));
                     // A run starts at about ln 16, and no token says anything of the next one without that before it: what embeddings and head
                     // could learn past blocks that do not work is nothing. Of what a dense run gains, formats of four bits or more gain a good
                     // part; with both operands of one bit little is left of a width of 32.
                     let bits = format.bits();
                     let part = if bits >= 4 { 0.5 } else { 0.1 };
-
                     assert!(
                         first - last > part * (full.0 - full.1),
                         "{format} (number {number}), activations {}, {dtype}: from {first} to {last}; dense: {full:?}",
