@@ -87,7 +87,8 @@ pub struct Gradient<'a> {
 /// the mean NaN; its gradient is 0. Where no row counts the mean is 0.
 ///
 /// # Shapes
-/// `logits` `[rows, columns]` f32, of which the first `classes` columns count and the others are padding whose gradient is 0; `targets` `[rows]` u32, `losses` `[rows]` f32, `loss` `[1]` f32.
+/// `logits` `[rows, columns]` f32, of which the first `classes` columns count and the others are padding whose gradient is 0; `targets`
+/// `[rows]` u32, `losses` `[rows]` f32, `loss` `[1]` f32.
 ///
 /// # Errors
 /// [`crate::Error::Shape`] where lengths or element types differ from that; [`crate::Error::OutOfMemory`].

@@ -395,7 +395,8 @@ impl Plan {
 /// where terms are not as [`Hadamard::terms`] says; [`Error::Limit`] for more than 2^32 elements.
 ///
 /// # Numerics
-/// Terms are added in f32, in a fixed order, with one rounding for each. Sums and differences in f32; the relative error of a block in the Euclidean norm is about `(k + sqrt(m) m + 2) 2^-24` at worst. f16
+/// Terms are added in f32, in a fixed order, with one rounding for each. Sums and differences in f32; the relative error of a block in the
+/// Euclidean norm is about `(k + sqrt(m) m + 2) 2^-24` at worst. f16
 /// results are rounded once. What the mask takes out is 0 even if it is not finite; NaN and infinity spread over their block.
 ///
 /// # Source

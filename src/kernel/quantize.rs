@@ -218,7 +218,8 @@ pub struct Options<'a> {
     /// A bit per element, u32 `[rows, ceil(cols / 32)]`, lowest bit first: 1 where the magnitude is at most this bound times the stored scale;
     /// 0 in groups that hold what is not finite.
     pub mask: Option<(&'a Buffer, f32)>,
-    /// Orthonormal Walsh-Hadamard transform of each block of so many columns before anything but a layer norm: 16 to 256, a power of two that divides the
+    /// Orthonormal Walsh-Hadamard transform of each block of so many columns before anything but a layer norm: 16 to 256, a power of two
+    /// that divides the
     /// columns.
     pub hadamard: Option<usize>,
     /// A layer norm of each row before anything else: what is quantized is `(x - mean) / sqrt(var + eps) * weight + bias`, in f32. Where

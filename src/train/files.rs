@@ -45,8 +45,8 @@ impl Drop for Partial {
     }
 }
 
-/// While it lives, no file is begun but one just being created, and no writing of one ends, see [`abandon`]: whoever writes one waits. So does the thread that holds it,
-/// for itself and forever, if it writes a file, returns from within the writing of one, or calls [`abandon`] again.
+/// While it lives, no file is begun but one just being created, and no writing of one ends, see [`abandon`]: whoever writes one waits. So does
+/// the thread that holds it, for itself and forever, if it writes a file, returns from within the writing of one, or calls [`abandon`] again.
 #[derive(Debug)]
 #[must_use = "to be kept until the process ends"]
 pub struct Abandoned {
