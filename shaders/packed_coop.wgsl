@@ -9,6 +9,7 @@
 // levels live in `block`: 64 bytes more halve the speed.
 // Rows, columns and slices beyond the end are the last ones again on load; in the slice that crosses the end of K the left operand is zero
 // there, whatever finite value the right one has. What is beyond the end shares the scale of a neighbour, so a NaN comes from nowhere else.
+// FULL: m and n are multiples of 128 and the length of K of each workgroup is one of 32, so results are stored and slices multiplied as they are.
 //
 // {A,B}_FOLD: scales are in the f16 values, normalised (see packed_unit), else they are factors on rows and columns of the result. With FORM != 0
 // B_FOLD is set: there a row's scale is one of the sum's terms'.

@@ -350,10 +350,43 @@ fn follow(context: &Context, case: &Case, steps: u32) {
             let moved = norm(old.iter().zip(new).map(|(old, new)| new - old));
             let off = distance(&tensor.to_vec().unwrap(), new);
             let adam = LR * (new.len() as f64).sqrt();
-            let bound = U32 * (64.0 * (moved + adam) + 4.0 * norm(new.iter().copied()));
+            let update = case.update(step);
+            let pulled = (0..4 * LAYERS).any(|linear| twin.weight_index(linear) == index);
+            let cancelled = match update.pull {
+                Some(Pull { lambda, coupled: true }) if pulled => {
+                    let factor = (update.clip / size).min(1.0);
+                    // As many roundings as the norm has above, and for Q(w) those of a row's root mean square, see OWN.
+                    let off =
+                        |i: usize| U32 * (66.0 * factor * gradients[index][i].abs() + 24.0 * lambda * old[i].abs());
+                    sensitivity([&before, &twin].map(|twin| &twin.moments[index]), step, update, off)
+                }
+                _ => 0.0,
+            };
+            let bound = U32 * (64.0 * (moved + adam) + 4.0 * norm(new.iter().copied())) + cancelled;
             assert!(off <= bound, "{what}: update of {}: {off:.2e} of {moved:.2e}", info.name);
         }
     }
+}
+
+/// How far an update may be off where the sum of a gradient and CAGE's pull is off by as much as `off` says: either is right to some roundings of
+/// its own, but where they cancel, Adam makes a part of a step of those.
+fn sensitivity(
+    [before, after]: [&[Vec<f64>; 2]; 2],
+    step: u32,
+    update: reference::Update,
+    off: impl Fn(usize) -> f64,
+) -> f64 {
+    let reference::Update { lr, betas: (beta1, beta2), eps, .. } = update;
+    let [correction1, correction2] = [beta1, beta2].map(|beta| 1.0 - beta.powi(step as i32 + 1));
+    norm((0..before[0].len()).map(|i| {
+        let of = |sum: f64| {
+            let mean = beta1 * before[0][i] + (1.0 - beta1) * sum;
+            let square = beta2 * before[1][i] + (1.0 - beta2) * sum * sum;
+            mean / correction1 / ((square / correction2).sqrt() + eps)
+        };
+        let sum = (after[0][i] - beta1 * before[0][i]) / (1.0 - beta1);
+        lr * (of(sum + off(i)) - of(sum)).abs().max((of(sum - off(i)) - of(sum)).abs())
+    }))
 }
 
 /// What a run comes to.

@@ -18,9 +18,13 @@
 #for j 0 4
 #for q 0 2
 #if FULL
-    let extra{i}_{j}_{q} = extra_of(wg.z, m0 + wm0 + {i}u * 16u + {q}u * 8u + block_row, col{j});
+    let row{i}_{j}_{q} = m0 + wm0 + {i}u * 16u + {q}u * 8u + block_row;
+    let extra{i}_{j}_{q} = extra_of(wg.z, row{i}_{j}_{q}, col{j});
+    let open{i}_{j}_{q} = open_of(row{i}_{j}_{q}, col{j});
 #else
-    let extra{i}_{j}_{q} = extra_of(wg.z, min(m0 + wm0 + {i}u * 16u + {q}u * 8u + block_row, params.m - 1u), min(col{j}, params.n - 4u));
+    let row{i}_{j}_{q} = min(m0 + wm0 + {i}u * 16u + {q}u * 8u + block_row, params.m - 1u);
+    let extra{i}_{j}_{q} = extra_of(wg.z, row{i}_{j}_{q}, min(col{j}, params.n - 4u));
+    let open{i}_{j}_{q} = open_of(row{i}_{j}_{q}, min(col{j}, params.n - 4u));
 #endif
 #endfor
 #endfor
@@ -37,9 +41,9 @@
         let row = m0 + wm0 + {i}u * 16u + {q}u * 8u + block_row;
         let sum = block[own + (block_row + {q}u * 8u) * 4u + block_col];
 #if FULL
-        finish4_with(wg.z, row, col{j}, {SUM}, shift{j}, extra{i}_{j}_{q});
+        finish4_with(wg.z, row, col{j}, {SUM}, shift{j}, extra{i}_{j}_{q}, open{i}_{j}_{q});
 #else
-        if row < params.m && col{j} < params.n { finish4_with(wg.z, row, col{j}, {SUM}, shift{j}, extra{i}_{j}_{q}); }
+        if row < params.m && col{j} < params.n { finish4_with(wg.z, row, col{j}, {SUM}, shift{j}, extra{i}_{j}_{q}, open{i}_{j}_{q}); }
 #endif
     }
 #endfor

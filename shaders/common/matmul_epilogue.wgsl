@@ -46,8 +46,6 @@ struct MatmulParams {
 #if PACKED
 #if FORM == 1
 @group(0) @binding(OUT_AT + 1) var<storage, read> mask: array<u32>;   // [m][ceil(n / 32)], first column in the lowest bit
-// Whether the mask lets an element pass.
-fn passes(row: u32, col: u32) -> bool { return (mask[row * ((params.n + 31u) / 32u) + col / 32u] >> (col % 32u) & 1u) != 0u; }
 #endif
 #endif
 #if EPILOGUE == 1
@@ -106,12 +104,23 @@ fn extra_of(batch: u32, row: u32, col: u32) -> vec4<f32> {
 #endif
 #endif
 }
+// A bit each for columns col .. col + 3 of a row: 1 where the mask, if there is one, lets them pass. A select instead of a branch, since a branch
+// ends what the compiler schedules together.
+fn open_of(row: u32, col: u32) -> u32 {
+#if PACKED
+#if FORM == 1
+    let masked = (params.flags & 4u) != 0u;
+    return select(15u, mask[select(0u, row * ((params.n + 31u) / 32u) + col / 32u, masked)] >> (col % 32u), masked);
+#endif
+#endif
+    return 15u;
+}
 // Columns col .. col + 3 of a row; col is a multiple of 4.
 fn finish4(batch: u32, row: u32, col: u32, sum: vec4<f32>) {
-    finish4_with(batch, row, col, sum, bias_of(col), extra_of(batch, row, col));
+    finish4_with(batch, row, col, sum, bias_of(col), extra_of(batch, row, col), open_of(row, col));
 }
-// The same for kernels that load the two beforehand.
-fn finish4_with(batch: u32, row: u32, col: u32, sum: vec4<f32>, shift: vec4<f32>, extra: vec4<f32>) {
+// The same for kernels that load the three beforehand.
+fn finish4_with(batch: u32, row: u32, col: u32, sum: vec4<f32>, shift: vec4<f32>, extra: vec4<f32>, open: u32) {
     let i = (batch * params.batch_out + row * params.n + col) / 4u;
     var v = sum * params.alpha;
 #if BIAS
@@ -132,9 +141,7 @@ fn finish4_with(batch: u32, row: u32, col: u32, sum: vec4<f32>, shift: vec4<f32>
 #endif
 #if PACKED
 #if FORM == 1
-    if (params.flags & 4u) != 0u {
-        v = select(vec4<f32>(), v, vec4<bool>(passes(row, col), passes(row, col + 1u), passes(row, col + 2u), passes(row, col + 3u)));
-    }
+    v = select(vec4<f32>(), v, (vec4<u32>(open) & vec4<u32>(1u, 2u, 4u, 8u)) != vec4<u32>());
 #endif
 #endif
     if params.accumulate != 0u { v += vec4<f32>(out[i]); }
@@ -166,7 +173,7 @@ fn finish1(batch: u32, row: u32, col: u32, sum: f32) {
 #endif
 #if PACKED
 #if FORM == 1
-    if (params.flags & 4u) != 0u && !passes(row, col) { v = 0.0; }
+    if (params.flags & 4u) != 0u && (mask[row * ((params.n + 31u) / 32u) + col / 32u] >> (col % 32u) & 1u) == 0u { v = 0.0; }
 #endif
 #endif
     if params.accumulate != 0u { v += f32(out[i]); }

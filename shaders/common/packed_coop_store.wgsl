@@ -11,6 +11,7 @@
 #for q 0 8
         tile_b[to_b + {q}u] = decoded_b[{q}];
 #endfor
+#if !FULL
         if {SLICE} * DEPTH + DEPTH > k_length {
             // Across the end of K.
             let inside = k_length - min({SLICE} * DEPTH, k_length);
@@ -33,3 +34,4 @@
 #endif
 #endif
         }
+#endif

@@ -1,7 +1,7 @@
 //! Products with quantized operands by cooperative matrices: f16 operands, f32 accumulation.
 
 use super::dim;
-use super::matmul::{Activation, Form};
+use super::matmul::{Activation, Form, SPLIT_UNIT};
 use super::packed::{self, Decode};
 use super::packed_matmul::{Operand, PACKED, PackedMatmul, bindings, defines, params, tail, tails, vectors};
 use crate::context::Grid;
@@ -27,7 +27,9 @@ pub static KERNEL: Kernel = Kernel {
                 for out in [Scalar::F32, Scalar::F16].map(Define::from) {
                     for epilogue in tails(form, out) {
                         let open: &[bool] = if matches!(epilogue, 1 | 2) { &[true, false] } else { &[true] };
-                        all.extend(open.iter().map(|open| of(form, a, b, out, epilogue, *open)));
+                        for full in [true, false] {
+                            all.extend(open.iter().map(|open| of(form, a, b, out, epilogue, *open, full)));
+                        }
                     }
                 }
             }
@@ -102,16 +104,17 @@ fn operands(form: Form) -> Vec<(Option<Coded>, Coded)> {
     all
 }
 
-/// Unless `open`, the activation is compiled in, the exact GELU. A branch there, however uniform, keeps the compiler from interleaving a tile's
-/// results, and costs a product of 16384 x 1536 x 384 two thirds more time.
-fn of(form: Form, a: Option<Coded>, b: Coded, out: Define, epilogue: u32, open: bool) -> Defines {
+/// `full`: tiles and slices are whole, so nothing is checked where results leave; such checks are branches, which cost a step of `baby` trained
+/// by QuEST 7 %. Unless `open`, the activation is compiled in, the exact GELU. A branch there, however uniform, keeps the compiler from
+/// interleaving a tile's results, and costs a product of 16384 x 1536 x 384 two thirds more time.
+fn of(form: Form, a: Option<Coded>, b: Coded, out: Define, epilogue: u32, open: bool, full: bool) -> Defines {
     let left = if a.is_some() { PACKED } else { Scalar::F16.into() };
     let mut all = defines(form, left, out, epilogue, true, false);
     if !open {
         all.retain(|(name, _)| *name != "ACTIVATION");
         all.push(("ACTIVATION", Activation::Gelu.code().into()));
     }
-    all.extend([("FULL", false.into()), ("A_PACKED", a.is_some().into())]);
+    all.extend([("FULL", full.into()), ("A_PACKED", a.is_some().into())]);
     all.extend(b.defines(&packed::B, ["B_FOLD", "B_HALVES", "B_DOUBLE"]));
     match a {
         Some(a) => all.extend(a.defines(&packed::A, ["A_FOLD", "A_HALVES", "A_DOUBLE"])),
@@ -166,7 +169,8 @@ pub(super) fn dispatch(context: &Context, spec: &PackedMatmul<'_>, split: usize,
     let (epilogue, activation, _) = tail(&spec.epilogue);
     let right = Coded::of(spec.form, &spec.b.format());
     let open = activation != Activation::Gelu.code();
-    let defines = of(spec.form, left(spec), right, spec.out.dtype().into(), epilogue, open);
+    let full = spec.m.is_multiple_of(TILE) && spec.n.is_multiple_of(TILE) && spec.k.is_multiple_of(SPLIT_UNIT);
+    let defines = of(spec.form, left(spec), right, spec.out.dtype().into(), epilogue, open, full);
     let grid = Grid::Xyz([dim(spec.n.div_ceil(TILE))?, dim(spec.m.div_ceil(TILE))?, dim(parts)?]);
     context.dispatch_tier(&KERNEL, Tier::Coop, &defines, &params(spec, split, parts)?, &bindings(spec, false), grid)
 }
