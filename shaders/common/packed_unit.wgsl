@@ -164,33 +164,40 @@ fn {p}_factors(scales: vec2<u32>, row: u32, unit: u32, s: {P}Scaling) -> vec2<f3
 }
 #endif
 
-// One or two bits of elements `first` and four further, in the halves of a word.
-fn {p}_halves1(word: u32, first: u32) -> u32 {
+// Of codes that are split into planes of 4, 2 and 1 bits: the eight elements from bit `first` of a plane on, four in either half of a word, and all
+// that shifted left by `up`. Those j and four further are then one shift and one mask away.
+fn {p}_ones(word: u32, first: u32, up: u32) -> u32 {
     let x = word >> first;
-    return (x & 1u) | (x << 12u & 0x10000u);
+    return ((x & 15u) | (x << 12u & 0xf0000u)) << up;
 }
-fn {p}_halves2(word: u32, first: u32) -> u32 {
-    let x = word >> (first * 2u);
-    return (x & 3u) | (x << 8u & 0x30000u);
+fn {p}_twos(word: u32, first: u32, up: u32) -> u32 {
+    let x = word >> first;
+    return ((x & 255u) | (x << 8u & 0xff0000u)) << up;
 }
 #for v 0 4
-// Codes of elements 8 * {v} + j and four further, in the halves of a word.
+// Codes of elements 8 * {v} + j and four further, shifted left by `up`, at most 4, in the halves of a word.
 #if {P}_BITS == 3
-fn {p}_codes{v}(w: array<u32, 3>, j: u32) -> u32 {
-    return {p}_halves2(w[{v}u / 2u], {v}u % 2u * 8u + j) | {p}_halves1(w[2], {v}u * 8u + j) << 2u;
+fn {p}_codes{v}(w: array<u32, 3>, j: u32, up: u32) -> u32 {
+    let twos = {p}_twos(w[{v}u / 2u], {v}u % 2u * 16u, up) >> (2u * j);
+    return (twos & (0x30003u << up)) | ({p}_ones(w[2], {v}u * 8u, up + 2u) >> j & (0x40004u << up));
 }
 #endif
 #if {P}_BITS == 5
-fn {p}_codes{v}(w: array<u32, 5>, j: u32) -> u32 { return (w[{v}] >> (4u * j) & 0xf000fu) | {p}_halves1(w[4], {v}u * 8u + j) << 4u; }
+fn {p}_codes{v}(w: array<u32, 5>, j: u32, up: u32) -> u32 {
+    return (w[{v}] >> (4u * j) & 0xf000fu) << up | ({p}_ones(w[4], {v}u * 8u, up + 4u) >> j & (0x100010u << up));
+}
 #endif
 #if {P}_BITS == 6
-fn {p}_codes{v}(w: array<u32, 6>, j: u32) -> u32 {
-    return (w[{v}] >> (4u * j) & 0xf000fu) | {p}_halves2(w[4u + {v}u / 2u], {v}u % 2u * 8u + j) << 4u;
+fn {p}_codes{v}(w: array<u32, 6>, j: u32, up: u32) -> u32 {
+    let twos = {p}_twos(w[4u + {v}u / 2u], {v}u % 2u * 16u, up + 4u) >> (2u * j);
+    return (w[{v}] >> (4u * j) & 0xf000fu) << up | (twos & (0x300030u << up));
 }
 #endif
 #if {P}_BITS == 7
-fn {p}_codes{v}(w: array<u32, 7>, j: u32) -> u32 {
-    return (w[{v}] >> (4u * j) & 0xf000fu) | {p}_halves2(w[4u + {v}u / 2u], {v}u % 2u * 8u + j) << 4u | {p}_halves1(w[6], {v}u * 8u + j) << 6u;
+fn {p}_codes{v}(w: array<u32, 7>, j: u32, up: u32) -> u32 {
+    let twos = {p}_twos(w[4u + {v}u / 2u], {v}u % 2u * 16u, up + 4u) >> (2u * j);
+    let ones = {p}_ones(w[6], {v}u * 8u, up + 6u) >> j;
+    return (w[{v}] >> (4u * j) & 0xf000fu) << up | (twos & (0x300030u << up)) | (ones & (0x400040u << up));
 }
 #endif
 #endfor
@@ -246,7 +253,7 @@ fn {p}_levels(w: array<u32, {P}_BITS>, zero: f16) -> array<vec4<f16>, 8> {
     let p{v}_3 = {p}_pair(w[{v}] >> 7u, 0x01e001e0u, 0x50005000u, z32);
 #else
 #for j 0 4
-    let p{v}_{j} = {p}_pair({p}_codes{v}(w, {j}u) << 1u, 0x01fe01feu, 0x60006000u, z512);
+    let p{v}_{j} = {p}_pair({p}_codes{v}(w, {j}u, 1u), 0x01fe01feu, 0x60006000u, z512);
 #endfor
 #endif
     let l{v} = vec4<f16>(p{v}_0.x, p{v}_1.x, p{v}_2.x, p{v}_3.x);
@@ -278,7 +285,7 @@ fn {p}_levels(w: array<u32, {P}_BITS>, zero: f16) -> array<vec4<f16>, 8> {
     let p{v}_3 = {p}_f16((w[{v}] >> 3u & 0x0e000e00u) | (w[{v}] & 0x80008000u)) * 16384.0h;
 #else
 #for j 0 4
-    let c{v}_{j} = {p}_codes{v}(w, {j}u);
+    let c{v}_{j} = {p}_codes{v}(w, {j}u, 0u);
 #if {P}_MANTISSA == 3
     let p{v}_{j} = {p}_f16((c{v}_{j} << 7u & 0x0f800f80u) | (c{v}_{j} << 10u & 0x80008000u)) * 16384.0h;
 #else
@@ -309,7 +316,7 @@ fn {p}_decode(u: {P}Unit, unit: u32) -> array<vec4<f16>, 8> {
 #endif
 #if {P}_GRID == 5
 #for v 0 4
-    let c{v} = vec4<u32>({p}_codes{v}(u.words, 0u), {p}_codes{v}(u.words, 1u), {p}_codes{v}(u.words, 2u), {p}_codes{v}(u.words, 3u));
+    let c{v} = vec4<u32>({p}_codes{v}(u.words, 0u, 0u), {p}_codes{v}(u.words, 1u, 0u), {p}_codes{v}(u.words, 2u, 0u), {p}_codes{v}(u.words, 3u, 0u));
     let l{v} = {p}_table4(c{v} & vec4<u32>(7u));
     let m{v} = {p}_table4(c{v} >> vec4<u32>(16u));
 #endfor
