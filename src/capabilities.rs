@@ -63,6 +63,9 @@ pub struct Capabilities {
     pub f16: bool,
     /// Subgroup sizes, smallest and largest; (0, 0) without subgroups.
     pub subgroup_size: (u32, u32),
+    /// Kernels of the tier `coop` run without cooperative matrices, see [`Capabilities::emulate_matrices`].
+    #[doc(hidden)]
+    pub emulated: bool,
 }
 
 impl Capabilities {
@@ -124,7 +127,7 @@ impl Capabilities {
         if let Some(why) = no_coop {
             missing.push((Tier::Coop, why));
         }
-        Self { adapter, features, limits, tier, missing, f16, subgroup_size: (sg_min, sg_max) }
+        Self { adapter, features, limits, tier, missing, f16, subgroup_size: (sg_min, sg_max), emulated: false }
     }
 
     /// Caps the tier, for tests and comparisons. Raising it has no effect.
@@ -135,6 +138,16 @@ impl Capabilities {
             }
         }
         self.tier = self.tier.min(max);
+    }
+
+    /// Offers the tier [`Tier::Coop`] to a device that lacks cooperative matrices, in plain WGSL: for tests of its kernels, far slower than any
+    /// other tier. Has no effect where the tier is there, and where the device lacks subgroups, f16 or 32 KiB of workgroup memory.
+    #[doc(hidden)]
+    pub fn emulate_matrices(&mut self) {
+        if self.tier == Tier::Subgroup && self.f16 && self.limits.max_compute_workgroup_storage_size >= 32 * 1024 {
+            (self.tier, self.emulated) = (Tier::Coop, true);
+            self.missing.retain(|(tier, _)| *tier != Tier::Coop);
+        }
     }
 
     /// True on adapters that run shaders on the CPU (lavapipe, SwiftShader, WARP): they want other tile shapes.

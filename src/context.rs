@@ -20,11 +20,14 @@ pub struct ContextOptions {
     pub default_limits: bool,
     /// Run [`Context::self_test`] before the tier `coop` serves; true unless told otherwise.
     pub self_test: bool,
+    /// Offer the tier `coop` without cooperative matrices, see [`Capabilities::emulate_matrices`].
+    #[doc(hidden)]
+    pub emulate_matrices: bool,
 }
 
 impl Default for ContextOptions {
     fn default() -> Self {
-        Self { adapter: None, max_tier: None, default_limits: false, self_test: true }
+        Self { adapter: None, max_tier: None, default_limits: false, self_test: true, emulate_matrices: false }
     }
 }
 
@@ -47,6 +50,14 @@ impl ContextOptions {
     #[must_use]
     pub fn default_limits(mut self) -> Self {
         self.default_limits = true;
+        self
+    }
+
+    /// Offers the tier `coop` for tests of its kernels, see [`Capabilities::emulate_matrices`].
+    #[doc(hidden)]
+    #[must_use]
+    pub fn emulate_matrices(mut self) -> Self {
+        self.emulate_matrices = true;
         self
     }
 
@@ -258,6 +269,9 @@ impl Context {
         }))
         .map_err(|e| Error::Device(format!("cannot create a device on {}: {e}", adapter.get_info().name)))?;
         let mut caps = Capabilities::new(adapter, &device);
+        if options.emulate_matrices {
+            caps.emulate_matrices();
+        }
         if let Some(max) = options.max_tier {
             caps.limit_tier(max, "the context was asked not to use it");
         }

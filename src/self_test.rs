@@ -160,14 +160,16 @@ type QuantizedSpec = (packed_matmul::Choice, Form, Format, bool, [usize; 3]);
 const COOP: packed_matmul::Choice = packed_matmul::Choice::Coop { splits: 1 };
 const SKINNY: packed_matmul::Choice = packed_matmul::Choice::Skinny;
 
-/// Integers and floats, tables and signs, scales in the operands and in the sums; ragged, and with a slice of K that is not full. Of few rows
-/// with one and two blocks of them, and with two scales to a unit of 32.
-const QUANTIZED: [QuantizedSpec; 10] = [
+/// Integers and floats, tables and signs, scales in the operands and in the sums; ragged, and with a slice of K that is not full; two of whole tiles.
+/// Of few rows with one and two blocks of them, and with two scales to a unit of 32.
+const QUANTIZED: [QuantizedSpec; 12] = [
     (COOP, Form::Nt, Format::int(4).scaled(Span::Group(32), Store::F16), false, [132, 140, 72]),
     (COOP, Form::Nt, Format::BINARY, true, [132, 132, 100]),
     (COOP, Form::Nt, Format::MXFP4, true, [36, 132, 64]),
     (COOP, Form::Nn, Format::NF4, false, [132, 140, 44]),
     (COOP, Form::Tn, Format::gaussian_row(4), false, [132, 140, 68]),
+    (COOP, Form::Nt, Format::gaussian_row(4), true, [128, 128, 96]),
+    (COOP, Form::Nn, Format::gaussian_row(3), false, [128, 128, 64]),
     (SKINNY, Form::Nt, Format::int(4).scaled(Span::Group(32), Store::F16), false, [9, 33, 100]),
     (SKINNY, Form::Nt, Format::int(8).scaled(Span::Row, Store::F32), false, [20, 48, 72]),
     (SKINNY, Form::Nt, Format::MXFP4, false, [2, 35, 640]),
@@ -182,7 +184,11 @@ struct Quantized {
     result: Tensor,
 }
 
-fn start_quantized(context: &Context, (choice, form, format, both, [m, n, k]): QuantizedSpec) -> Result<Quantized> {
+/// `None` where the device does not have what the kernel needs beside the tier, so that no product would choose it.
+fn start_quantized(
+    context: &Context,
+    (choice, form, format, both, [m, n, k]): QuantizedSpec,
+) -> Result<Option<Quantized>> {
     let (x, w) = (numbers(m * k, 5, 30), numbers(k * n, 6, 30));
     let [rows, cols] = if form == Form::Nt { [n, k] } else { [k, n] };
     let right = PackedMatrix::quantize(format, &w, rows, cols, Rounding::Nearest)?;
@@ -204,9 +210,12 @@ fn start_quantized(context: &Context, (choice, form, format, both, [m, n, k]): Q
         mask: None,
         accumulate: false,
     };
+    if choice.supports(context, &spec).is_err() {
+        return Ok(None);
+    }
     packed_matmul_with(context, &spec, choice)?;
     let a = if both { left.dequantize() } else { x.iter().map(|v| f64::from(*v)).collect() };
-    Ok(Quantized { a, b: right.dequantize(), result })
+    Ok(Some(Quantized { a, b: right.dequantize(), result }))
 }
 
 /// How many elements are wrong, and by how much at most. Each operand is rounded to f16, 2^-11 of each term, and sums in f32 add less.
@@ -317,7 +326,7 @@ fn pending(context: &Context) -> Vec<Pending> {
     for spec in QUANTIZED {
         let (_, form, format, both, [m, n, k]) = spec;
         let left = if both { format.to_string() } else { "f16".to_owned() };
-        let started = start_quantized(&context.private(), spec);
+        let Some(started) = start_quantized(&context.private(), spec).transpose() else { continue };
         let name = format!("{form:?} of {left} and {format}, {m} x {n} x {k}");
         all.push((name, Box::new(move || finish_quantized(form, [m, n, k], &started?))));
     }
@@ -390,7 +399,8 @@ mod tests {
         }
         let tiled = packed_matmul::Choice::Tiled { shape: crate::kernel::matmul::Shape::Small, splits: 1 };
         for (_, form, format, both, sizes) in QUANTIZED {
-            let start = |format| start_quantized(&context.private(), (tiled, form, format, both, sizes)).unwrap();
+            let start =
+                |format| start_quantized(&context.private(), (tiled, form, format, both, sizes)).unwrap().unwrap();
             let case = start(format);
             assert_eq!(finish_quantized(form, sizes, &case).unwrap(), (0, 0.0), "{form:?} {format} {sizes:?}");
             // Weights in another order, and in a coarser format.

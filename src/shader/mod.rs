@@ -3,6 +3,7 @@
 //! A [`Kernel`] is one WGSL source and the closed list of its variants. A [`Key`] names one of them for one tier; [`Key::reflect`] expands the
 //! directives (`#import`, `#if`), parses the result and reads bindings and sizes from the parsed module, without a device.
 
+mod emulate;
 pub(crate) mod pipeline;
 pub(crate) mod preprocess;
 
@@ -162,8 +163,16 @@ impl Key {
     /// # Errors
     /// [`Error::Shader`] where the source is wrong, which is a defect of the kernel.
     pub fn reflect(&self) -> Result<Reflected> {
+        self.reflect_as(false)
+    }
+
+    /// The same, with cooperative matrices in plain WGSL if `emulated`.
+    pub(crate) fn reflect_as(&self, emulated: bool) -> Result<Reflected> {
         let fail = |message: String| Error::Shader { key: self.to_string(), message };
-        let source = preprocess::expand(self.kernel.source, self.tier, &self.defines).map_err(fail)?;
+        let mut source = preprocess::expand(self.kernel.source, self.tier, &self.defines).map_err(fail)?;
+        if emulated && source.contains("enable wgpu_cooperative_matrix;") {
+            source = emulate::rewrite(&source).map_err(fail)?;
+        }
         let mut options = naga::front::wgsl::Options::new();
         options.capabilities = naga::valid::Capabilities::all();
         let module = naga::front::wgsl::Frontend::new_with_options(options)

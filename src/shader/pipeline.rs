@@ -55,7 +55,7 @@ impl PipelineCache {
     }
 
     fn create(&self, shared: &Shared, key: Key) -> Result<Pipeline> {
-        let reflected = key.reflect()?;
+        let reflected = key.reflect_as(shared.caps.emulated)?;
         check_limits(&key, &reflected, &shared.caps.limits)?;
         let label = format!("walsh {key}");
         let entries: Vec<_> = (0u32..)
