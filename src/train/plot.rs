@@ -36,6 +36,10 @@ const ROWS: [RGBColor; 8] = [
 
 /// Width of a drawing and height of its curves, in pixels.
 const SIZE: (u32, u32) = (900, 500);
+/// Height and, about, width of a letter of labels, in pixels.
+const LETTER: (u32, u32) = (14, 7);
+/// Room for the names of rows, at least and at most; what they need beyond the least widens the drawing.
+const NAMES: (u32, u32) = (260, 600);
 /// Height of a row below the curves of a comparison, and of what is around those rows.
 const ROW: u32 = 24;
 const AROUND_ROWS: u32 = 80;
@@ -53,7 +57,7 @@ pub fn loss_curve(path: &Path, title: &str, records: &[Record], floor: Option<f6
         Line { label: "training".to_owned(), color: TRAIN, width: 1, marks: 0, points: series(|r| r.train_loss) },
         Line { label: "validation".to_owned(), color: VALIDATION, width: 2, marks: 3, points: series(|r| r.val_loss) },
     ];
-    drawing(path, SIZE.1, |area| curves(area, title, "loss (nats per token)", &lines, floor, 0.0))
+    drawing(path, SIZE, |area| curves(area, title, "loss (nats per token)", &lines, floor, Key::Above))
 }
 
 /// Draws the diagnostics of `records` over the steps into the SVG file `path`: the layers' distances to the grid, and below the cosines of their
@@ -65,10 +69,10 @@ pub fn diagnostics(path: &Path, title: &str, records: &[Record]) -> Result<()> {
     type Value = fn(&LayerDiagnostics) -> Option<f64>;
     let panels: [(&str, Value); 2] =
         [("distance to the grid |W - Q(W)| / |W|", |l| l.grid_distance), ("cosine with full precision", |l| l.cosine)];
-    drawing(path, 2 * SIZE.1, |area| {
+    drawing(path, (SIZE.0, 2 * SIZE.1), |area| {
         let (above, below) = area.split_vertically(SIZE.1);
         for (area, (what, value)) in [above, below].iter().zip(panels) {
-            curves(area, title, what, &layers(records, value), None, 0.25)?;
+            curves(area, title, what, &layers(records, value), None, Key::Beside)?;
         }
         Ok(())
     })
@@ -125,29 +129,45 @@ pub fn comparison(path: &Path, title: &str, rows: &[Row], floor: Option<f64>) ->
     let points = |row: &Row| row.curve.iter().map(|e| (e.step as f64, e.loss)).collect();
     let lines: Vec<Line> = rows
         .iter()
-        .zip(ROWS.into_iter().cycle())
+        .zip(colors(rows.len()))
         .map(|(row, color)| Line { label: label(row), color, width: 2, marks: 3, points: points(row) })
         .collect();
     let best: Vec<_> =
         rows.iter().map(|row| Some((row.best_val_loss_mean?, row.best_val_loss_spread.unwrap_or_default()))).collect();
     if rows.len() < 2 {
         // Nothing to compare.
-        return drawing(path, SIZE.1, |area| curves(area, title, what, &lines, floor, 0.0));
+        return drawing(path, SIZE, |area| curves(area, title, what, &lines, floor, Key::Above));
     }
+    // Many labels would cover the curves; below, each stands beside a dot of its colour.
+    let key = if lines.len() > ROWS.len() { Key::Elsewhere } else { Key::Above };
+    let letters = lines.iter().map(|line| line.label.chars().count()).max().unwrap_or(0);
+    let names = u32::try_from(letters).unwrap_or(u32::MAX).saturating_mul(LETTER.1).clamp(NAMES.0, NAMES.1);
     let height = u32::try_from(rows.len()).unwrap_or(u32::MAX).saturating_mul(ROW).saturating_add(AROUND_ROWS);
-    drawing(path, SIZE.1.saturating_add(height), |area| {
+    drawing(path, (SIZE.0 + names - NAMES.0, SIZE.1.saturating_add(height)), |area| {
         let (above, below) = area.split_vertically(SIZE.1);
-        curves(&above, title, what, &lines, floor, 0.0)?;
-        dots(&below, &lines, &best)
+        curves(&above, title, what, &lines, floor, key)?;
+        dots(&below, &lines, &best, names)
     })
+}
+
+/// A colour for each of so many rows: of more than eight, the first one's and hues all around, light and dark in turn.
+fn colors(count: usize) -> Vec<RGBColor> {
+    if count <= ROWS.len() {
+        return ROWS[..count].to_vec();
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a number of rows")]
+    let hue = |i: usize| HSLColor(i as f64 / (count - 1) as f64, 0.7, if i.is_multiple_of(2) { 0.32 } else { 0.5 });
+    let rgb = |color: HSLColor| color.to_backend_color().rgb;
+    let hues = (0..count - 1).map(|i| rgb(hue(i))).map(|(r, g, b)| RGBColor(r, g, b));
+    [ROWS[0]].into_iter().chain(hues).collect()
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// Draws on a white area of that height, and writes the file.
-fn drawing(path: &Path, height: u32, draw: impl FnOnce(&Area<'_>) -> Result<(), String>) -> Result<()> {
+/// Draws on a white area of that size, and writes the file.
+fn drawing(path: &Path, size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Result<(), String>) -> Result<()> {
     let mut svg = String::new();
-    let area = SVGBackend::with_string(&mut svg, (SIZE.0, height)).into_drawing_area();
+    let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
     area.fill(&WHITE)
         .map_err(|e| e.to_string())
         .and_then(|()| draw(&area))
@@ -179,14 +199,24 @@ fn range(losses: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
     (if low < 0.0 { low - margin } else { (low - margin).max(0.0) })..high + margin
 }
 
-/// The labels have the upper right corner, where losses are not, or `room` there: a share of the axis beyond the last step.
+/// Where the labels of lines stand.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Key {
+    /// In the upper right corner, where losses are not.
+    Above,
+    /// There, in a part of the axis beyond the last step.
+    Beside,
+    /// In another chart.
+    Elsewhere,
+}
+
 fn curves(
     area: &Area<'_>,
     title: &str,
     what: &str,
     lines: &[Line],
     floor: Option<f64>,
-    room: f64,
+    key: Key,
 ) -> Result<(), String> {
     let text = |e: &dyn std::fmt::Display| e.to_string();
     let points = || lines.iter().flat_map(|line| &line.points);
@@ -196,7 +226,10 @@ fn curves(
         .margin(16)
         .x_label_area_size(44)
         .y_label_area_size(64)
-        .build_cartesian_2d(0.0..last * (1.0 + room), range(points().map(|p| p.1).chain(floor)))
+        .build_cartesian_2d(
+            0.0..last * if key == Key::Beside { 1.25 } else { 1.0 },
+            range(points().map(|p| p.1).chain(floor)),
+        )
         .map_err(|e| text(&e))?;
     chart
         .configure_mesh()
@@ -205,32 +238,36 @@ fn curves(
         .x_labels(8)
         .x_label_formatter(&|x| format!("{x:.0}"))
         .y_label_formatter(&|y| format!("{y:.2}"))
-        .label_style(("sans-serif", 14))
+        .label_style(("sans-serif", LETTER.0))
         .axis_desc_style(("sans-serif", 16))
         .bold_line_style(GRID)
         .light_line_style(TRANSPARENT)
         .draw()
         .map_err(|e| text(&e))?;
-    let key = |color: RGBColor| move |(x, y)| PathElement::new([(x, y), (x + 24, y)], color.stroke_width(2));
+    let sample = |color: RGBColor| move |(x, y)| PathElement::new([(x, y), (x + 24, y)], color.stroke_width(2));
     for line in lines {
         let style = line.color.stroke_width(line.width);
-        chart
+        let drawn = chart
             .draw_series(LineSeries::new(line.points.iter().copied(), style).point_size(line.marks))
-            .map_err(|e| text(&e))?
-            .label(&line.label)
-            .legend(key(line.color));
+            .map_err(|e| text(&e))?;
+        if key != Key::Elsewhere {
+            drawn.label(&line.label).legend(sample(line.color));
+        }
     }
     if let Some(floor) = floor {
         chart
             .draw_series(DashedLineSeries::new([(0.0, floor), (last, floor)], 6, 4, FLOOR.stroke_width(1)))
             .map_err(|e| text(&e))?
             .label(format!("entropy floor {floor:.3}"))
-            .legend(key(FLOOR));
+            .legend(sample(FLOOR));
+    }
+    if key == Key::Elsewhere && floor.is_none() {
+        return Ok(());
     }
     chart
         .configure_series_labels()
         .position(SeriesLabelPosition::UpperRight)
-        .label_font(("sans-serif", 14))
+        .label_font(("sans-serif", LETTER.0))
         .background_style(WHITE)
         .border_style(FRAME)
         .draw()
@@ -238,7 +275,7 @@ fn curves(
 }
 
 /// A row per line from the top: mean and spread where it has them.
-fn dots(area: &Area<'_>, lines: &[Line], best: &[Option<(f64, f64)>]) -> Result<(), String> {
+fn dots(area: &Area<'_>, lines: &[Line], best: &[Option<(f64, f64)>], names: u32) -> Result<(), String> {
     let text = |e: &dyn std::fmt::Display| e.to_string();
     let ends = best.iter().flatten().flat_map(|(mean, spread)| [mean - spread, mean + spread]);
     let place = |number: usize| SegmentValue::CenterOf(lines.len().saturating_sub(number + 1));
@@ -249,7 +286,7 @@ fn dots(area: &Area<'_>, lines: &[Line], best: &[Option<(f64, f64)>]) -> Result<
     let mut chart = ChartBuilder::on(area)
         .margin(16)
         .x_label_area_size(44)
-        .y_label_area_size(260)
+        .y_label_area_size(names)
         .build_cartesian_2d(range(ends), (0..lines.len().saturating_sub(1)).into_segmented())
         .map_err(|e| text(&e))?;
     chart
@@ -259,7 +296,7 @@ fn dots(area: &Area<'_>, lines: &[Line], best: &[Option<(f64, f64)>]) -> Result<
         .x_label_formatter(&|x| format!("{x:.3}"))
         .y_labels(lines.len())
         .y_label_formatter(&name)
-        .label_style(("sans-serif", 14))
+        .label_style(("sans-serif", LETTER.0))
         .axis_desc_style(("sans-serif", 16))
         .bold_line_style(GRID)
         .light_line_style(TRANSPARENT)
@@ -350,12 +387,13 @@ mod tests {
             comparison(&path, "title", rows, floor).unwrap();
             let svg = std::fs::read_to_string(&path).unwrap();
             assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
-            // In the legend and beside its dot, where there is more than one.
+            // On curves and below, where there is more than one; the names of many stand below alone.
             let parts = rows.len().min(2);
+            let named = if rows.len() > ROWS.len() { 1 } else { parts };
             for row in rows {
                 let steps = if rows.len() == 2 { format!(", {} steps", row.steps) } else { String::new() };
                 let label = row.label() + &steps;
-                assert_eq!(svg.matches(&format!("\n{label}\n")).count(), parts, "{label}: {svg}");
+                assert_eq!(svg.matches(&format!("\n{label}\n")).count(), named, "{label}: {svg}");
             }
             let dots = rows.iter().filter(|row| row.best_val_loss_mean.is_some()).count();
             assert_eq!(svg.matches("<circle").count(), parts * dots, "on curves and below");
