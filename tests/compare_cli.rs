@@ -178,7 +178,7 @@ fn rows_are_statistics_of_runs_and_the_same_to_the_bit_after_a_stop() {
     code(&output, 0);
     let table = String::from_utf8(output.stdout).unwrap();
     let cells: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!((cells.len(), cells[1][0], cells[1][1], cells[1][4]), (2, "none", "adamw", "0.01"), "{table}");
+    assert_eq!((cells.len(), cells[1][0], cells[1][1], cells[1][5]), (2, "none", "adamw", "0.01"), "{table}");
     assert!(cells[1].contains(&format!("{mean:.4}").as_str()) && cells[1].contains(&format!("{spread:.4}").as_str()));
     assert_eq!(std::fs::read(place.path("whole/compare.jsonl")).unwrap(), start);
 

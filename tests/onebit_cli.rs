@@ -106,6 +106,10 @@ fn a_run_learns_from_its_teacher_and_goes_on_with_it_to_the_bit() {
     code(&place.walsh(&["sample", "whole", "--tokens", "20"]).output().unwrap(), 0);
 }
 
+fn full_loss(records: &walsh::train::compare::Records, lr: &str) -> f64 {
+    records.get(&format!("none,lr={lr},steps=30,seed=1")).unwrap().best_val_loss.unwrap()
+}
+
 #[test]
 fn a_comparison_takes_its_own_runs_in_full_precision_as_teachers() {
     let place = Place::new();
@@ -151,6 +155,38 @@ fn a_comparison_takes_its_own_runs_in_full_precision_as_teachers() {
     // All is done: nothing is done again.
     let message = code(&compare(&["--methods", "onebit,none,bwn", "--out", "sweep"]), 0);
     assert!(message.contains("12 runs, 12 of them done"), "{message}");
+
+    // With a teacher of its own a comparison stays with it, also where a run is done.
+    let taught = |teacher: &str| {
+        let flags =
+            ["--methods", "onebit", "--no-full", "--steps", "30", "--seeds", "1", "--lr", "0.01", "--out", "taught"];
+        let teacher = format!("sweep/none,lr={teacher},steps=30,seed=1");
+        place.command("compare", &[&flags[..], &["--teacher", &teacher]].concat()).output().unwrap()
+    };
+    code(&taught("0.01"), 0);
+    let message = code(&taught("0.001"), 2);
+    assert!(message.contains("--teacher: expected") && message.contains("with other weights"), "{message}");
+
+    // A run that has begun goes on with the teacher that it began with, also where a rate that is added makes a better one.
+    let more = |rates: &str| {
+        let flags =
+            ["--methods", "onebit,none", "--steps", "30", "--seeds", "1", "--checkpoint-every", "15", "--out", "more"];
+        place.command("compare", &[&flags[..], &["--lr", rates]].concat()).output().unwrap()
+    };
+    let worse = if full_loss(&records, "0.001") < full_loss(&records, "0.01") { "0.01" } else { "0.001" };
+    code(&more(worse), 0);
+    let path = place.path("more/compare.jsonl");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(
+        &path,
+        text.lines().filter(|l| !l.contains("\"name\":\"onebit")).map(|l| format!("{l}\n")).collect::<String>(),
+    )
+    .unwrap();
+    code(&more("0.001,0.01"), 0);
+    let again = walsh::train::compare::Records::read(&place.path("more")).unwrap();
+    let info = &again.get(&format!("onebit,weights=binary.tensor,lr={worse},steps=30,seed=1")).unwrap().info;
+    let own = format!("none,lr={worse},steps=30,seed=1");
+    assert_eq!(info.config.teacher.as_deref().and_then(|dir| dir.file_name()).unwrap(), &*own);
 
     // Of records alone the comparison goes on, too: a teacher that a run still needs is trained again, to the same bits, also after a stop.
     let sweep = place.path("sweep");

@@ -238,7 +238,7 @@ impl Job {
         };
         (model.bad, model.slow, model.mute) = (self.bad, self.slow, self.mute);
         let mut run = Run::start(&self.dir, info, state)?;
-        let stop = AtomicBool::new(false);
+        let stop = AtomicBool::new(self.stop_at == Some(0));
         let mut watch = Watch { stop: &stop, stop_at: self.stop_at, steps: 0, evaluations: 0, warnings: Vec::new() };
         let options = Options { stop: &stop, started: Instant::now(), progress: &mut watch };
         let result = train(&mut model, &data, &mut run, options);
@@ -309,7 +309,13 @@ fn a_resumed_run_gives_the_same_bits() {
         assert!(matches!(error, Error::Interrupted(_)) && error.is_failure(), "{error}");
         assert!(error.to_string().contains("--resume --out"), "{error}");
         assert!(job.steps().contains(&stop_at));
-        let job = job.resumed();
+        let mut job = job.resumed();
+        if stop_at == 60 {
+            // Stopped again while the last evaluation is made up for, it has not ended either.
+            job.stop_at = Some(0);
+            assert!(matches!(job.run().unwrap_err(), Error::Interrupted(_)));
+            job.stop_at = None;
+        }
         let resumed = job.run().unwrap();
         assert_eq!((resumed.val_loss, resumed.best_val_loss), (summary.val_loss, summary.best_val_loss));
         assert!(job.last() == whole.last(), "stopped at {stop_at}: the last checkpoint differs");

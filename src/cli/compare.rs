@@ -124,6 +124,9 @@ fn check(
             planned.config.check_same(&info.config)?;
             found.check_text(data, &planned.config, &planned.overrides)?;
             found.check_device(device, &planned.overrides, warn)?;
+            if planned.config.teacher.is_some() {
+                found.teacher(&planned.config, &planned.overrides, data.vocab(), warn)?;
+            }
         }
     }
     Ok(done)
@@ -140,7 +143,7 @@ fn train_missing(
     for (number, planned) in plan.iter().enumerate() {
         if records.get(&planned.name).is_none() {
             display.label = format!("{}/{} {}", number + 1, plan.len(), planned.name);
-            let teacher = teacher(plan, planned, records)?;
+            let teacher = teacher(plan, planned, dir, records)?;
             if let Some(teacher) = teacher {
                 // Of an earlier sitting there may be no more than its record, or part of the run that is done again for that.
                 let found = Found::look(&dir.join(&teacher.name), true, warn)?;
@@ -156,11 +159,17 @@ fn train_missing(
     Ok(())
 }
 
-/// The run that teaches `planned`, where it learns from one and none was named: of those in full precision with its steps
-/// and seed the one that ended lowest.
-fn teacher<'a>(plan: &'a [Planned], planned: &Planned, records: &Records) -> Result<Option<&'a Planned>> {
+/// The run that teaches `planned`, where it learns from one and none was named: the one that it began with, or of those in full precision with its
+/// steps and seed the one that ended lowest.
+fn teacher<'a>(plan: &'a [Planned], planned: &Planned, dir: &Path, records: &Records) -> Result<Option<&'a Planned>> {
     if planned.config.method.distillation().is_none() || planned.config.teacher.is_some() {
         return Ok(None);
+    }
+    // Warnings are told when the run itself is looked at.
+    let begun = Found::look(&dir.join(&planned.name), true, &mut |_| {})?;
+    let own = begun.info().and_then(|info| Some(info.config.teacher.as_ref()?.file_name()?.to_owned()));
+    if let Some(own) = teachers(plan, planned).find(|other| own.as_ref().is_some_and(|own| *own == *other.name)) {
+        return Ok(Some(own));
     }
     let loss = |other: &&Planned| records.get(&other.name).and_then(|record| record.best_val_loss);
     let best = teachers(plan, planned)
@@ -303,12 +312,13 @@ impl Progress for Display {
 
 /// Columns as wide as what they hold; words to the left, numbers to the right.
 fn table(rows: &[Row]) -> String {
-    const WORDS: usize = 4;
+    const WORDS: usize = 5;
     let head = [
         "method",
         "optimizer",
         "weights",
         "activations",
+        "hadamard",
         "lr",
         "steps",
         "seeds",
@@ -329,6 +339,7 @@ fn table(rows: &[Row]) -> String {
             row.optimizer.to_string(),
             format(row.weights),
             format(row.activations),
+            row.hadamard.map_or("-".to_owned(), |block| block.to_string()),
             row.lr.to_string(),
             row.steps.to_string(),
             row.seeds.len().to_string(),
@@ -341,7 +352,7 @@ fn table(rows: &[Row]) -> String {
             row.peak_gpu_bytes.map_or("-".to_owned(), mebibytes),
         ]);
     }
-    let widths: [usize; 14] =
+    let widths: [usize; 15] =
         std::array::from_fn(|column| lines.iter().map(|line| line[column].len()).max().unwrap_or_default());
     let mut text = String::new();
     for line in &lines {

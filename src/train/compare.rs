@@ -91,16 +91,20 @@ impl Records {
         if holds_run(dir)? {
             return Err(Error::file(dir, "a directory of a comparison (--out)", "that of a run"));
         }
-        let text = match fs::read_to_string(&path) {
+        let all = Self::written(&path)?;
+        Ok(Self { path, all })
+    }
+
+    fn written(path: &Path) -> Result<Vec<Record>> {
+        let text = match fs::read_to_string(path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-            other => other.map_err(Error::io(&path, "read"))?,
+            other => other.map_err(Error::io(path, "read"))?,
         };
         let record = |(number, line): (usize, &str)| {
             serde_json::from_str(line)
-                .map_err(|e| Error::file(&path, "records of finished runs", format!("line {}: {e}", number + 1)))
+                .map_err(|e| Error::file(path, "records of finished runs", format!("line {}: {e}", number + 1)))
         };
-        let all = text.lines().enumerate().map(record).collect::<Result<_>>()?;
-        Ok(Self { path, all })
+        text.lines().enumerate().map(record).collect()
     }
 
     /// The record of a run.
@@ -109,11 +113,16 @@ impl Records {
         self.all.iter().find(|record| record.name == name)
     }
 
-    /// Adds a record and writes the file anew, with its directory if that is not there.
+    /// Adds a record and writes the file anew, with its directory if that is not there. What another process has added meanwhile stays.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`]; [`Error::File`] as [`Records::read`].
     pub fn push(&mut self, record: Record) -> Result<()> {
+        for other in Self::written(&self.path)? {
+            if self.get(&other.name).is_none() {
+                self.all.push(other);
+            }
+        }
         self.all.push(record);
         self.save()
     }

@@ -107,10 +107,11 @@ pub enum Found {
 }
 
 impl Found {
-    /// Looks into `dir`. Checkpoints that are not whole are passed over, with a warning each.
+    /// Looks into `dir`. Checkpoints that are not whole are passed over, with a warning each, where there is another one.
     ///
     /// # Errors
-    /// [`Error::File`] if it holds a run and `resume` is false, if nothing of a run can be read, or if it is that of a comparison;
+    /// [`Error::File`] if it holds a run and `resume` is false, if nothing of a run or none of its checkpoints can be read, or if it is that
+    /// of a comparison;
     /// [`Error::Io`].
     pub fn look(dir: &Path, resume: bool, warn: &mut dyn FnMut(String)) -> Result<Self> {
         match fs::metadata(dir) {
@@ -131,19 +132,26 @@ impl Found {
             return Ok(Self::Nothing);
         }
         let (newest, skipped) = checkpoint::newest_whole(dir)?;
+        let Some(checkpoint) = newest else { return Self::without_checkpoint(dir, &settings, skipped) };
         for error in skipped {
             warn(format!("skipped: {error}"));
         }
-        if let Some(checkpoint) = newest {
-            return Ok(Self::Checkpoint(Box::new(checkpoint)));
+        Ok(Self::Checkpoint(Box::new(checkpoint)))
+    }
+
+    /// What there is of a run beside its checkpoints. Where none of those can be read, which may pass, nothing begins in their place.
+    fn without_checkpoint(dir: &Path, settings: &Path, unread: Vec<Error>) -> Result<Self> {
+        if let Some(newest) = unread.into_iter().next() {
+            let expected = "a checkpoint that can be read; without its checkpoints, the run starts afresh";
+            return Err(Error::file(dir, expected, newest.to_string()));
         }
-        match fs::read(&settings) {
+        match fs::read(settings) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::Nothing),
-            Err(e) => Err(Error::io(&settings, "read")(e)),
+            Err(e) => Err(Error::io(settings, "read")(e)),
             Ok(bytes) => match serde_json::from_slice::<RunInfo>(&bytes) {
                 Ok(info) if info.config.validate().is_ok() => Ok(Self::Settings(Box::new(info))),
-                Ok(_) => Err(Error::file(&settings, "the settings of a run", "settings that make no sense")),
-                Err(e) => Err(Error::file(&settings, "the settings of a run", e.to_string())),
+                Ok(_) => Err(Error::file(settings, "the settings of a run", "settings that make no sense")),
+                Err(e) => Err(Error::file(settings, "the settings of a run", e.to_string())),
             },
         }
     }
@@ -413,6 +421,14 @@ pub(crate) mod tests {
         let (found, warnings) = look(&dir, true);
         assert!(matches!(found, Ok(Found::Checkpoint(c)) if c.state.step == 4));
         assert!(warnings.len() == 1 && warnings[0].contains("step-000005.safetensors: expected"), "{warnings:?}");
+
+        for (_, path) in checkpoint::list(&dir).unwrap() {
+            fs::write(path, "{}").unwrap();
+        }
+        let (found, warnings) = look(&dir, true);
+        let message = found.unwrap_err().to_string();
+        assert!(message.contains("a checkpoint that can be read") && message.contains("step-000005"), "{message}");
+        assert!(warnings.is_empty());
 
         for (_, path) in checkpoint::list(&dir).unwrap() {
             fs::remove_file(path).unwrap();

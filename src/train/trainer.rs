@@ -340,7 +340,11 @@ impl<M: Model> Trainer<'_, '_, M> {
             self.evaluate(None)?;
             self.save()?;
         }
-        Ok(())
+        match self.run.state.last_val {
+            Some(last) if last.step == config.steps => Ok(()),
+            // Stopped within that evaluation.
+            _ => Err(self.interrupted()),
+        }
     }
 
     /// Queues a step.
