@@ -285,7 +285,7 @@ impl std::str::FromStr for Format {
     /// |---|---|
     /// | `tensor`, `row`, `g16`, `g32`, .. | what shares a scale |
     /// | `f32`, `f16`, `dq` | how scales are stored; `dq`: double-quantized |
-    /// | `full`, `centred`, `asym` | integers that use the lowest code; without a zero; with zero points |
+    /// | `full`, `centred`, `asym` | integers that use the lowest code; without a zero; with zero points, no other rule and no `exact` |
     /// | `absmax`, `mse`, `absmean`, `signed` | what scales are computed from |
     /// | `floor`, `roundup`, `ceil`, `even` | how E8M0 scales are chosen |
     /// | `ue4m3` | E4M3 scales without a scale of the tensor, rounded as ggml does it |

@@ -247,9 +247,20 @@ pub(super) fn parse(text: &str) -> Result<Format> {
         }
         given.push(kind);
     }
+    // When all options are known, so that their order does not matter.
+    if let Grid::ZeroPoint { .. } = format.grid {
+        if given.contains(&RULE) {
+            let got = "`asym` and a rule for scales around zero";
+            return Err(Error::invalid(format!("format `{text}`"), "`asym` without another rule", got));
+        }
+        format.rule = Rule::MinMax;
+    }
     check(&format, base, text)?;
     Ok(format)
 }
+
+/// The kind of option that [`Rule`] is.
+const RULE: &str = "rule for scales";
 
 /// Applies one option and says what kind it is of, or what would be possible instead.
 fn apply(format: &mut Format, option: &str, name: &str, integer: bool, floats: bool) -> Result<&'static str, String> {
@@ -261,16 +272,13 @@ fn apply(format: &mut Format, option: &str, name: &str, integer: bool, floats: b
             format.store = Store::Double;
             format.exact = true; // as its inventors do it
         }
-        "exact" if floats && !matches!(grid, Grid::Nf3 | Grid::ZeroPoint { .. }) => format.exact = true,
+        "exact" if floats && grid != Grid::Nf3 => format.exact = true,
         "full" | "centred" | "asym" if integer => {
             let bits = grid.bits();
             format.grid = match option {
                 "full" => Grid::Int { bits, full: true },
                 "centred" => Grid::Centred { bits },
-                _ => {
-                    format.rule = Rule::MinMax;
-                    Grid::ZeroPoint { bits }
-                }
+                _ => Grid::ZeroPoint { bits },
             };
         }
         "absmax" | "mse" if matches!(format.store, Store::E8M0(_)) => {
@@ -312,7 +320,7 @@ fn apply(format: &mut Format, option: &str, name: &str, integer: bool, floats: b
         "tensor" | "row" => "span of a scale",
         "f32" | "f16" | "dq" | "floor" | "roundup" | "ceil" | "even" | "ue4m3" => "storage of scales",
         "full" | "centred" | "asym" => "grid",
-        "absmax" | "mse" | "absmean" | "signed" => "rule for scales",
+        "absmax" | "mse" | "absmean" | "signed" => RULE,
         "exact" => "scale that codes are chosen by",
         _ if option.starts_with("half") => "ties",
         _ => "span of a scale",
@@ -353,7 +361,7 @@ fn possible(format: &Format, name: &str, integer: bool, floats: bool) -> String 
 fn check(format: &Format, base: Format, text: &str) -> Result<()> {
     let fail = |expected: &str, got: &str| Err(Error::invalid(format!("format `{text}`"), expected, got));
     match (format.rule, format.grid) {
-        (Rule::Gaussian, Grid::Nf4 | Grid::Fp4 | Grid::Nf3 | Grid::ZeroPoint { .. } | Grid::Int { full: true, .. }) => {
+        (Rule::Gaussian, Grid::Nf4 | Grid::Fp4 | Grid::Nf3 | Grid::Int { full: true, .. }) => {
             fail("`mse` with integers, e2m1, mxfp4, binary or ternary", "a grid without a clip for normal data")
         }
         (Rule::Gaussian, grid) if matches!(format.store, Store::E8M0(_)) => match (grid, format.store) {
@@ -366,9 +374,7 @@ fn check(format: &Format, base: Format, text: &str) -> Result<()> {
         (Rule::AbsMean, _) if base.rule != Rule::AbsMean => fail("`absmean` with binary or ternary", "another grid"),
         (Rule::SignedMax, Grid::Int { full: true, .. }) => Ok(()),
         (Rule::SignedMax, _) => fail("`signed` together with `full`", "`signed` alone"),
-        (Rule::AbsMax | Rule::AbsMean, Grid::ZeroPoint { .. }) => {
-            fail("`asym` without another rule", "`asym` and a rule for scales around zero")
-        }
+        (_, Grid::ZeroPoint { .. }) if format.exact => fail("`exact` with a grid around zero", "`asym`"),
         (Rule::AbsMax, _) if base.rule == Rule::AbsMean && matches!(base.grid, Grid::Int { .. }) => {
             // Two-bit integers with absmax scales have a name already.
             fail("`int2` for two-bit integers by their largest magnitude", "`ternary:absmax`")
@@ -452,6 +458,70 @@ mod tests {
         assert_eq!(all.iter().collect::<std::collections::HashSet<_>>().len(), all.len());
     }
 
+    /// Every name with every sequence of up to three options, each of them once.
+    #[test]
+    fn what_is_taken_comes_back_and_the_order_of_options_does_not_matter() {
+        let options = [
+            "tensor",
+            "row",
+            "g16",
+            "g64",
+            "g256",
+            "f32",
+            "f16",
+            "dq",
+            "exact",
+            "full",
+            "centred",
+            "asym",
+            "absmax",
+            "mse",
+            "absmean",
+            "signed",
+            "floor",
+            "roundup",
+            "ceil",
+            "even",
+            "ue4m3",
+            "half-even",
+            "half-up",
+            "half-down",
+            "half-zero",
+            "half-away",
+        ];
+        // Options in ascending order of their numbers, and what the orders of them are taken as.
+        let mut sets: Vec<Vec<usize>> = vec![Vec::new()];
+        for (from, length) in [(0, 1), (1, 2), (2, 3)] {
+            let shorter: Vec<_> = sets.iter().filter(|set| set.len() == from).cloned().collect();
+            sets.extend(shorter.iter().flat_map(|set| {
+                let next = set.last().map_or(0, |last| last + 1);
+                (next..options.len()).map(move |option| [&set[..], &[option]].concat())
+            }));
+            assert!(sets.iter().all(|set| set.len() <= length));
+        }
+        let orders: [&[&[usize]]; 4] = [
+            &[&[]],
+            &[&[0]],
+            &[&[0, 1], &[1, 0]],
+            &[&[0, 1, 2], &[0, 2, 1], &[1, 0, 2], &[1, 2, 0], &[2, 0, 1], &[2, 1, 0]],
+        ];
+        let mut taken = 0;
+        for (name, _) in NAMES {
+            for set in &sets {
+                let texts = orders[set.len()]
+                    .iter()
+                    .map(|order| order.iter().fold((*name).to_owned(), |text, i| text + ":" + options[set[*i]]));
+                let read: Vec<(String, Option<Format>)> = texts.map(|text| (text.clone(), text.parse().ok())).collect();
+                assert!(read.iter().all(|(_, format)| *format == read[0].1), "{read:?}");
+                let Some(format) = read[0].1 else { continue };
+                let text = format.to_string();
+                assert_eq!(text.parse::<Format>().ok(), Some(format), "{} is displayed as {text}", read[0].0);
+                taken += read.len();
+            }
+        }
+        assert!(taken > 5000, "{taken}");
+    }
+
     #[test]
     fn what_makes_no_sense_is_refused_by_name() {
         for text in [
@@ -465,6 +535,12 @@ mod tests {
             "int4:dq",
             "int4:signed",
             "int4:asym:mse",
+            "int4:mse:asym",
+            "int4:signed:asym",
+            "int4:absmean:asym",
+            "int4:absmax:asym",
+            "int4:asym:exact",
+            "int4:exact:asym",
             "nf4:mse",
             "nf4:dq:row",
             "int4:row:tensor",
