@@ -335,7 +335,7 @@ fn a_killed_run_goes_on_from_the_newest_whole_checkpoint() {
     job.stop_at = Some(27);
     job.run().unwrap_err();
     std::fs::remove_file(checkpoint::path_of(&job.dir, 27)).unwrap();
-    std::fs::write(job.dir.join("step-000030.safetensors.partial"), "half").unwrap();
+    std::fs::write(job.dir.join("step-000030.safetensors.71.0.partial"), "half").unwrap();
     let bytes = std::fs::read(checkpoint::path_of(&job.dir, 20)).unwrap();
     std::fs::write(checkpoint::path_of(&job.dir, 25), &bytes[..bytes.len() / 2]).unwrap();
     let lines = std::fs::read_to_string(job.dir.join("metrics.jsonl")).unwrap();
@@ -344,7 +344,7 @@ fn a_killed_run_goes_on_from_the_newest_whole_checkpoint() {
     job.run().unwrap();
     assert_eq!(job.last(), whole.last());
     assert_eq!(job.losses(), whole.losses());
-    assert!(!job.dir.join("step-000030.safetensors.partial").exists());
+    assert!(!job.dir.join("step-000030.safetensors.71.0.partial").exists());
 
     // A finished run has nothing more to do, and says the same.
     let again = job.run().unwrap();

@@ -2,15 +2,27 @@
 
 use crate::{Error, Result};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The name under which a file is written before it takes its place.
-fn beside(path: &Path) -> PathBuf {
+/// The name under which a file is written before it takes its place: of this process, and of the first `attempt` that is free. A name
+/// without either may be that of the input, or what another process writes at this time.
+fn beside(path: &Path, attempt: u32) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".partial");
+    name.push(format!(".{}.{attempt}.partial", std::process::id()));
     path.with_file_name(name)
+}
+
+/// What [`beside`] was told, of a name, from whatever process.
+fn in_place(name: &str) -> Option<&str> {
+    // Without numbers as earlier versions wrote it.
+    let name = name.strip_suffix(".partial")?;
+    let numbered = |name: &str| {
+        let (name, number) = name.rsplit_once('.')?;
+        (!number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())).then_some(name.len())
+    };
+    Some(numbered(name).and_then(|end| numbered(&name[..end])).map_or(name, |end| &name[..end]))
 }
 
 /// What is being written at this moment, by all threads.
@@ -27,12 +39,20 @@ struct Partial(PathBuf);
 impl Partial {
     /// Begins the file that is to be `path`.
     fn of(path: &Path) -> Result<(Self, File)> {
-        let partial = beside(path);
+        let mut attempt = 0;
+        // Without the list's lock: to create a file may block, on a network's disk for one, and [`abandon`] must not wait for that.
+        let (partial, file) = loop {
+            let partial = beside(path, attempt);
+            match File::options().write(true).create_new(true).open(&partial) {
+                Ok(file) => break (partial, file),
+                // Another thread's, or of a killed process that had this one's number.
+                Err(e) if e.kind() == ErrorKind::AlreadyExists && attempt < u32::MAX => attempt += 1,
+                Err(e) => return Err(Error::io(path, "create")(e)),
+            }
+        };
+        // Only now, when it is known to be ours: what is listed is removed by [`abandon`].
         partials().push(partial.clone());
-        let listed = Self(partial);
-        // The list is free again: to create a file may block, on a pipe of that name for one, and [`abandon`] must not wait for that.
-        let file = File::create(&listed.0).map_err(Error::io(path, "create"))?;
-        Ok((listed, file))
+        Ok((Self(partial), file))
     }
 }
 
@@ -56,12 +76,12 @@ pub struct Abandoned {
 /// Removes every file that is half-written, whoever writes it, and lets nobody begin another one: for a process that is about to end without
 /// waiting for them. Former files of their names stay. Waits while another thread holds an [`Abandoned`].
 ///
-/// A file that is just being created at this moment may stay half-written beside its place; the next run in a directory of training removes
-/// its own. And of GPTQ and AWQ the configuration, which takes its place just before its tensors do, may stay alone.
+/// A file that is just being created at this moment may stay, empty, beside its place; the next run in a directory of training removes its
+/// own. And of GPTQ and AWQ the configuration, which takes its place just before its tensors do, may stay alone.
 pub fn abandon() -> Abandoned {
     let list = partials();
     for path in &*list {
-        // It may not be there yet.
+        // It may just have taken its place.
         let _ = fs::remove_file(path);
     }
     Abandoned { _list: list }
@@ -100,7 +120,7 @@ pub(crate) fn replace_with(path: &Path, content: &[u8]) -> Result<()> {
 pub(crate) fn remove_partial(dir: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let ours = name.to_str().and_then(|n| n.strip_suffix(".partial")).is_some_and(|n| {
+        let ours = name.to_str().and_then(in_place).is_some_and(|n| {
             matches!(n, "run.json" | "metrics.jsonl" | "loss.svg" | "diagnostics.svg" | "compare.jsonl" | "compare.svg")
                 || (n.starts_with("step-") && n.ends_with(".safetensors"))
         });
@@ -131,14 +151,54 @@ mod tests {
         // What was not begun is not listed.
         let nowhere = dir.path().join("none").join("a");
         assert!(matches!(replace_with(&nowhere, b""), Err(Error::Io { action: "create", .. })));
-        assert!(!partials().contains(&beside(&nowhere)));
+        assert!(!partials().contains(&beside(&nowhere, 0)));
         replace_with(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
-        for name in ["step-000010.safetensors.partial", "run.json.partial", "download.partial"] {
+    }
+
+    #[test]
+    fn what_is_there_already_is_left_and_in_nobodys_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        // Of a name that somebody may choose, and as a killed process with the number of this one leaves it.
+        let others = [dir.path().join("a.partial"), beside(&path, 0), beside(&path, 1)];
+        for other in &others {
+            fs::write(other, b"other").unwrap();
+        }
+        replace(&path, |partial, mut file| {
+            assert!(partials().iter().any(|listed| listed == partial));
+            assert!(!partials().iter().any(|listed| others.contains(listed)));
+            file.write_all(b"new").unwrap();
+            // Another thread may write the same at the same time; the last one's stays.
+            replace_with(&path, b"meanwhile")
+        })
+        .unwrap();
+        replace(&path, |_, _| Err(Error::Device("gone".into()))).unwrap_err();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert!(others.iter().all(|other| fs::read(other).unwrap() == b"other"));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1 + others.len());
+    }
+
+    #[test]
+    fn of_what_is_half_written_a_run_removes_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let ours = [
+            "step-000010.safetensors.partial",
+            "run.json.partial",
+            "run.json.71.0.partial",
+            "loss.svg.4194304.12.partial",
+        ];
+        let others =
+            ["download.partial", "other.json.71.0.partial", "run.json.71.x.partial", "run.json.71.0", "run.json"];
+        for name in ours.iter().chain(&others) {
             fs::write(dir.path().join(name), b"x").unwrap();
         }
+        fs::write(beside(&dir.path().join("metrics.jsonl"), 3), b"x").unwrap();
         remove_partial(dir.path());
-        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert!(left.len() == 2 && left.iter().any(|n| n == "download.partial"), "{left:?}");
+        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        let mut expected = others;
+        expected.sort_unstable();
+        assert_eq!(left, expected);
     }
 }
