@@ -62,6 +62,31 @@ fn an_exported_model_says_what_the_run_says() {
         &["--checkpoint: expected"],
     );
     assert_eq!(std::fs::read(place.path("four")).unwrap(), kept, "a refused export leaves what was there");
+    // A checkpoint is nothing to write over: the one that is read, by either name of it, another of the run, one elsewhere, a damaged one.
+    let last = std::fs::read(place.path("run/step-000012.safetensors")).unwrap();
+    std::fs::write(place.path("elsewhere"), &last).unwrap();
+    std::fs::write(place.path("damaged"), &last[..last.len() - 1]).unwrap();
+    for (run, output) in [
+        ("run/step-000012.safetensors", "run/step-000012.safetensors"),
+        ("run/step-000012.safetensors", "run/../run/step-000012.safetensors"),
+        ("run", "run/step-000012.safetensors"),
+        ("run", "run/step-000004.safetensors"),
+        ("run", "elsewhere"),
+        ("run", "damaged"),
+    ] {
+        let before = std::fs::read(place.path(output)).unwrap();
+        for container in ["walsh", "gguf"] {
+            let parts = ["OUTPUT: expected", "no checkpoint of walsh", output];
+            place.refuses(&["export", run, output, "--container", container], &parts);
+        }
+        assert!(std::fs::read(place.path(output)).unwrap() == before, "{output} was written over");
+    }
+    // What was exported before is, and so is a file that only begins like one of safetensors.
+    std::fs::write(place.path("foreign"), &last[..100]).unwrap();
+    for output in ["four", "foreign"] {
+        place.runs(&["export", "run", output]);
+        assert_eq!(sample(output), expected);
+    }
     for file in ["model.safetensors", "model.gguf"] {
         let bytes = std::fs::read(place.path(file)).unwrap();
         std::fs::write(place.path("cut"), &bytes[..bytes.len() - 40]).unwrap();

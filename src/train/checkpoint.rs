@@ -11,12 +11,16 @@ use safetensors::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// The version of the layout that is written and read.
 const FORMAT: u32 = 1;
 /// The metadata key.
 const KEY: &str = "walsh";
+/// The longest header that the format allows, in bytes.
+const MAX_HEADER: u64 = 100_000_000;
 /// What a file should have been, for messages.
 const WHOLE: &str = "a whole checkpoint of walsh";
 
@@ -194,6 +198,37 @@ impl Checkpoint {
     }
 }
 
+/// Whether a file says of itself that it is a checkpoint of walsh, whole or not, of whatever version. False where there is none.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn is_checkpoint(path: &Path) -> Result<bool> {
+    #[derive(Deserialize)]
+    struct Names {
+        #[serde(rename = "__metadata__")]
+        metadata: Option<HashMap<String, String>>,
+    }
+    // A pipe would be waited for.
+    if !std::fs::metadata(path).is_ok_and(|found| found.is_file()) {
+        return Ok(false);
+    }
+    let mut file = File::open(path).map_err(Error::io(path, "open"))?;
+    let mut length = [0; 8];
+    let mut json = Vec::new();
+    // Of a file that is damaged or cut off further on the header may be whole.
+    match file.read_exact(&mut length) {
+        Err(e) if e.kind() == ErrorKind::UnexpectedEof => return Ok(false),
+        read => read.map_err(Error::io(path, "read"))?,
+    }
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER {
+        return Ok(false);
+    }
+    file.take(length).read_to_end(&mut json).map_err(Error::io(path, "read"))?;
+    let names = serde_json::from_slice::<Names>(&json).ok();
+    Ok(names.and_then(|names| names.metadata).is_some_and(|metadata| metadata.contains_key(KEY)))
+}
+
 /// The tensor of a name among those of a checkpoint, if it has the type and shape that a model expects.
 ///
 /// # Errors
@@ -333,6 +368,31 @@ mod tests {
         let foreign: [(&str, TensorData); 0] = [];
         safetensors::serialize_to_file(foreign.iter().map(|(n, t)| (*n, t)), None, &path).unwrap();
         assert!(Checkpoint::load(&path).unwrap_err().to_string().contains("walsh did not write"));
+        assert!(!is_checkpoint(&path).unwrap());
+    }
+
+    #[test]
+    fn checkpoints_are_told_from_other_files_even_if_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("any name");
+        assert!(!is_checkpoint(&path).unwrap() && !is_checkpoint(dir.path()).unwrap());
+        checkpoint(7).save(&path).unwrap();
+        let whole = fs::read(&path).unwrap();
+        let header = 8 + u64::from_le_bytes(*whole.first_chunk().unwrap()) as usize;
+        for len in [0, 7, 8, header / 2, header, whole.len() - 1, whole.len()] {
+            fs::write(&path, &whole[..len]).unwrap();
+            assert_eq!(is_checkpoint(&path).unwrap(), len >= header, "{len} bytes");
+        }
+        // Of another version, and metadata of another name.
+        for (from, to, expected) in
+            [(r#"\"format\":1"#, r#"\"format\":2"#, true), (r#""walsh":"#, r#""wolsh":"#, false)]
+        {
+            let (from, to) = (from.as_bytes(), to.as_bytes());
+            let at = whole.windows(from.len()).position(|part| part == from).unwrap();
+            fs::write(&path, [&whole[..at], to, &whole[at + from.len()..]].concat()).unwrap();
+            assert!(Checkpoint::load(&path).is_err());
+            assert_eq!(is_checkpoint(&path).unwrap(), expected);
+        }
     }
 
     #[test]
