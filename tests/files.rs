@@ -434,6 +434,52 @@ fn gguf_blocks() {
     }
 }
 
+/// One f32 of that name beside an NVFP4 tensor is its scale; whatever else has the name is a tensor.
+#[test]
+fn gguf_scales_are_told_from_tensors_of_their_name() {
+    let nvfp4 = quantized(Container::Gguf, "nvfp4:ue4m3:half-zero", &hard(4, 64), &[4, 64]);
+    let q4_0 = quantized(Container::Gguf, "int4:g32:exact:half-up:full:signed", &hard(4, 64), &[4, 64]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file.gguf");
+    let write = |tensor: &PackedTensor, name: &str, dtype: Dtype, shape: &[usize]| {
+        let packed = ItemContent::Packed { format: tensor.matrix.format(), dtype: tensor.dtype, permuted: false };
+        let items = vec![
+            Item { name: name.into(), shape: shape.to_vec(), content: ItemContent::Plain(dtype) },
+            Item { name: "l.weight".into(), shape: tensor.shape.clone(), content: packed },
+        ];
+        let bytes = vec![0x40; dtype.bytes() as usize * shape.iter().product::<usize>()];
+        let texts = Metadata::Texts(Vec::new());
+        Writer::write(&path, Some(Container::Gguf), items, &texts, |writer| {
+            writer.plain(0, 0, &bytes)?;
+            writer.packed(1, tensor)
+        })?;
+        Ok::<_, walsh::Error>(bytes)
+    };
+    for shape in [&[][..], &[1], &[1, 1]] {
+        let error = write(&nvfp4, "l.scale", Dtype::F32, shape).unwrap_err().to_string();
+        let file = format!("{}: tensor `l.scale`: expected", path.display());
+        assert!(error.starts_with(&file) && error.contains("`l.weight`") && error.contains("scale"), "{error}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+    for (tensor, name, dtype, shape) in [
+        (&nvfp4, "l.scale", Dtype::F32, &[64][..]),
+        (&nvfp4, "l.scale", Dtype::F16, &[1]),
+        (&nvfp4, "l.scales", Dtype::F32, &[1]),
+        (&q4_0, "l.scale", Dtype::F32, &[1]),
+    ] {
+        let bytes = write(tensor, name, dtype, shape).unwrap();
+        let archive = Archive::open(&path).unwrap();
+        let plain = archive.entry(name).unwrap();
+        assert_eq!((plain.dtype(), plain.shape()), (Some(dtype), shape), "{name}");
+        assert_eq!(archive.plain(plain, 0, u64::MAX).unwrap(), bytes, "{name}");
+        assert_eq!(archive.packed(archive.entry("l.weight").unwrap()).unwrap(), *tensor, "{name}");
+    }
+    // A scale of the tensor's own is written by this name.
+    let own = quantized(Container::Gguf, "nvfp4", &hard(4, 64), &[4, 64]);
+    let error = write(&own, "l.scale", Dtype::F32, &[64]).unwrap_err().to_string();
+    assert!(error.contains("`l.scale` is taken"), "{error}");
+}
+
 #[test]
 fn gguf_metadata_is_kept_as_it_is() {
     let mut nested = 9u32.to_le_bytes().to_vec();

@@ -12,6 +12,7 @@
 //! | NVFP4 | 64 | 36 | four E4M3 scales without sign; per 16 values 8 bytes with E2M1 code j low and j + 8 high |
 //!
 //! An NVFP4 tensor `X.weight` may have a scale of the whole tensor: the F32 tensor `X.scale` of one element, as llama.cpp's loader names it.
+//! Another tensor of that name is one like all; one that would be taken for the scale is not written.
 
 use super::source::{Problem, Source, Span, shown};
 use super::tensor::{Dtype, PackedTensor, check_scales, elements, rows_and_cols};
@@ -475,7 +476,7 @@ pub(super) fn find(source: &dyn Source) -> Result<(Vec<Entry>, Vec<KeyValue>), P
         }
     }
     found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-    factors(&mut found)?;
+    factors(&mut found);
     Ok((found, metadata))
 }
 
@@ -526,17 +527,22 @@ fn factor_name(name: &str) -> Option<String> {
     name.strip_suffix(".weight").map(|layer| format!("{layer}.scale"))
 }
 
+/// Whether a tensor of that name is such a scale. Any other is a tensor like all.
+fn is_factor(dtype: Dtype, shape: &[usize]) -> bool {
+    dtype == Dtype::F32 && elements(shape) == Some(1)
+}
+
 /// Gives NVFP4 tensors the scale that stands beside them.
-fn factors(entries: &mut Vec<Entry>) -> Result<(), Problem> {
+fn factors(entries: &mut Vec<Entry>) {
     let mut taken = Vec::new();
     for number in 0..entries.len() {
         let Content::Packed(packed) = &entries[number].content else { continue };
         let Parts::Gguf { block: Block::Nvfp4, data, .. } = packed.parts else { continue };
         let Some(name) = factor_name(&entries[number].name) else { continue };
         let Ok(beside) = entries.binary_search_by(|entry| entry.name.cmp(&name)) else { continue };
-        let Content::Plain { dtype: Dtype::F32, span } = entries[beside].content else { continue };
-        if span.bytes != 4 {
-            return Err(Problem::new("one f32", format!("{} bytes", span.bytes)).of(&name));
+        let Content::Plain { dtype, span } = entries[beside].content else { continue };
+        if !is_factor(dtype, &entries[beside].shape) {
+            continue;
         }
         let format = Format { ties: Ties::Zero, ..Format::NVFP4 };
         let parts = Parts::Gguf { block: Block::Nvfp4, data, factor: Some(span) };
@@ -550,7 +556,6 @@ fn factors(entries: &mut Vec<Entry>) -> Result<(), Problem> {
         number += 1;
         taken.binary_search(&(number - 1)).is_err()
     });
-    Ok(())
 }
 
 pub(super) fn read(
@@ -744,6 +749,17 @@ pub(super) fn layout(items: &[Item], metadata: &[KeyValue]) -> Result<Layout, (u
     names.sort_unstable();
     if let Some(pair) = names.windows(2).find(|pair| pair[0].0 == pair[1].0) {
         return Err((pair[1].1, format!("names are unique, and `{}` is taken", shown(pair[0].0))));
+    }
+    // Reading would multiply a tensor by it, and lose it. Those with a scale of their own have taken its name above.
+    for item in items {
+        let ItemContent::Packed { format, .. } = item.content else { continue };
+        let Some(name) = factor_name(&item.name).filter(|_| Block::of(&format) == Ok(Block::Nvfp4)) else { continue };
+        let Ok(at) = names.binary_search_by(|(other, _)| (*other).cmp(&name)) else { continue };
+        let beside = names[at].1;
+        if matches!(items[beside].content, ItemContent::Plain(dtype) if is_factor(dtype, &items[beside].shape)) {
+            let weight = shown(&item.name);
+            return Err((beside, format!("one f32 of this name is the scale of `{weight}`, which is in {format}")));
+        }
     }
     let alignment = metadata.iter().find(|e| e.key == "general.alignment").and_then(KeyValue::as_u32);
     let alignment = alignment.map_or(ALIGNMENT, u64::from).max(1);
