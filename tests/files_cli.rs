@@ -159,6 +159,16 @@ fn bad_input_is_refused_by_name() {
     quantize("int4", "walsh", &["--include", "nothing"], &["model.safetensors", "--include"]);
     quantize("nf4", "gptq", &[], &["embedding.weight", "integers", "bitsandbytes"]);
     refused(dir, &["quantize", "absent", "out", "--format", "int4"], &["absent"]);
+    // A pattern that takes nothing, whatever the others take; also where no tensor would be left, the reason is the pattern.
+    for (flag, pattern) in
+        [("--exclude", "*embd*"), ("--exclude", "Embedding*"), ("--include", "h.1.*"), ("--include", "")]
+    {
+        let others = ["--include", "*", "--exclude", "*embedding*", flag, pattern];
+        for more in [&others[..], &others[4..]] {
+            let parts = [&format!("{flag}: expected "), "model.safetensors", &format!("`{pattern}`")];
+            quantize("int4", "walsh", more, &parts);
+        }
+    }
     refused(dir, &["quantize", "model.safetensors", "model.safetensors", "--format", "int4"], &["OUTPUT"]);
     refused(dir, &["quantize", "model.safetensors", "no/out", "--format", "int4"], &["no/out"]);
     refused(dir, &["quantize", ".", "out", "--format", "int4"], &["directory"]);

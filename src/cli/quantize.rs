@@ -19,10 +19,11 @@ pub struct Args {
     /// How the file holds it: walsh, bitsandbytes, gpt-oss, gptq, gptq-v2, awq or gguf
     #[arg(long, default_value = "walsh")]
     container: String,
-    /// Quantize tensors whose name matches, in which * stands for any characters and ? for one; else all that have two dimensions
+    /// Quantize tensors whose name matches, in which * stands for any characters and ? for one; else all that have two dimensions.
+    /// A pattern that matches no tensor is refused
     #[arg(long, value_name = "GLOB")]
     include: Vec<String>,
-    /// Copy tensors whose name matches
+    /// Copy tensors whose name matches. A pattern that matches no tensor is refused
     #[arg(long, value_name = "GLOB")]
     exclude: Vec<String>,
     /// Adapter by a part of its name, or #N

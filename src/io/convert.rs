@@ -74,9 +74,9 @@ fn on_host(matrix: &PackedMatrix) -> Vec<f32> {
 /// Which tensors to quantize.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
-    /// Patterns of names; without any, all that have two dimensions.
+    /// Patterns of names, each of which must match some; without any, all that have two dimensions.
     pub include: Vec<String>,
-    /// Patterns of names that are left as they are.
+    /// Patterns of names that are left as they are; each must match some, too.
     pub exclude: Vec<String>,
 }
 
@@ -86,6 +86,19 @@ impl Selection {
         let dimensions = entry.shape().len();
         let shaped = if self.include.is_empty() { dimensions == 2 } else { dimensions >= 2 && any(&self.include) };
         shaped && !any(&self.exclude) && entry.dtype().is_some_and(Dtype::is_float) && entry.elements() > 0
+    }
+
+    /// Refuses patterns that match nothing: misspelt, they would quantize, or leave, what nobody asked for.
+    fn check(&self, archive: &Archive<'_>, input: &Path) -> Result<()> {
+        for (flag, patterns) in [("--include", &self.include), ("--exclude", &self.exclude)] {
+            let unknown = |pattern: &&String| !archive.entries().iter().any(|entry| matches(pattern, entry.name()));
+            if let Some(pattern) = patterns.iter().find(unknown) {
+                let expected = format!("a pattern that matches a tensor of {}", input.display());
+                let got = format!("`{pattern}`, which matches none of {}", archive.entries().len());
+                return Err(Error::invalid(flag, expected, got));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -134,7 +147,8 @@ pub struct Summary {
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::File`] for a malformed input, values that are not finite, or such as need larger scales than the format stores;
-/// [`Error::Invalid`] with the tensor's name where the container cannot hold it; those of `progress`.
+/// [`Error::Invalid`] with the tensor's name where the container cannot hold it, or with a pattern that matches no tensor; those of
+/// `progress`.
 pub fn quantize_file(
     context: Option<&Context>,
     input: &Path,
@@ -148,6 +162,7 @@ pub fn quantize_file(
     if let Some(found) = archive.container() {
         return Err(Error::file(input, "tensors that are not quantized", format!("a file of {found}")));
     }
+    selection.check(&archive, input)?;
     let mut items = Vec::new();
     let mut taken = Vec::new();
     for entry in archive.entries() {
