@@ -6,10 +6,10 @@ use common::{every_tier, quantizer};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use walsh::format::{PackedMatrix, Rounding};
-use walsh::nn::{Gpt, GptConfig, Probe, ProbedInput};
+use walsh::nn::{Gpt, GptConfig, Probe, ProbedInput, TrainPass};
 use walsh::op::LossOptions;
 use walsh::optim::{AdamWOptions, Schedule};
-use walsh::qat::Quantizer;
+use walsh::qat::{Method, Quantizer, Settings};
 use walsh::reference::hadamard::hadamard;
 use walsh::train::diagnostics::{Masks, diagnose};
 use walsh::train::{BatchShape, Diagnostics, GptRun, Model, PendingStats};
@@ -35,7 +35,7 @@ fn options() -> LossOptions<'static> {
 
 fn run(gpt: &Gpt, masks: &mut Masks) -> Diagnostics {
     let [tokens, targets] = batch(gpt.parameters().context());
-    diagnose(gpt, &tokens, &targets, options(), masks).unwrap()
+    diagnose(gpt, &tokens, &targets, options(), None, masks).unwrap()
 }
 
 /// Gradients by the names of the layers.
@@ -240,11 +240,18 @@ fn fewer_bits_lose_more() {
 
 #[test]
 fn training_does_not_notice() {
+    // As many tokens in a batch as Quartet's products ask for.
+    const BATCH: usize = 4;
     let shape = BatchShape { batch: BATCH, block: BLOCK, accumulate: 2 };
+    let settings = Settings { widths: config(None).widths(), ..Settings::default() };
+    let methods = ["quest", "quartet:sr", "nvfp4:dense=0"].map(|name| match name {
+        "quest" => quantizer(name, "int4:row:f32:centred:mse", Some("int4:row:f32:centred:mse"), Some(32)),
+        _ => name.parse::<Method>().unwrap().quantizer(&settings).unwrap().unwrap(),
+    });
     let options = AdamWOptions { schedule: Schedule::constant(1e-2), clip: 1.0, ..Default::default() };
     for context in every_tier() {
-        for dtype in common::dtypes(&context) {
-            let own = quantizer("quest", "int4:row:f32:centred:mse", Some("int4:row:f32:centred:mse"), Some(32));
+        for (dtype, own) in common::dtypes(&context).into_iter().flat_map(|dtype| methods.map(|own| (dtype, own))) {
+            let what = format!("{own} in {dtype} on {}", context.tier());
             let train = |every: Option<usize>| {
                 let mut run = GptRun::new(&context, config(Some(own)), shape, options, 5, dtype).unwrap();
                 let mut losses = Vec::new();
@@ -271,18 +278,41 @@ fn training_does_not_notice() {
             };
             let (losses, tensors, ..) = train(None);
             let (same, again, created, found) = train(Some(3));
-            assert_eq!(losses, same);
-            assert!(tensors == again, "the last checkpoint differs");
-            assert_eq!(found.len(), 2);
+            assert_eq!(losses, same, "{what}");
+            assert!(tensors == again, "{what}: the last checkpoint differs");
+            assert_eq!(found.len(), 2, "{what}");
             for layer in found.iter().flat_map(|layers| layers.values()) {
                 let cosine = layer.cosine.expect("a gradient that is finite");
-                assert!((0.5..1.0).contains(&cosine), "{layer:?}");
+                assert!((0.5..1.0).contains(&cosine), "{what}: {layer:?}");
             }
             // After the second step, and in the step after diagnostics, nothing is made.
             for (step, created) in (1..).zip(created).skip(2) {
-                assert_eq!(created, 0, "step {step}");
+                assert_eq!(created, 0, "{what}, step {step}");
             }
         }
+    }
+}
+
+#[test]
+fn passes_that_are_none_of_training_round_without_dropout() {
+    let settings = Settings { widths: config(None).widths(), ..Settings::default() };
+    for context in every_tier() {
+        let own = "nvfp4:dense=0".parse::<Method>().unwrap().quantizer(&settings).unwrap();
+        let gpt = Gpt::new(&context, config(own), 3, DType::F32).unwrap();
+        let [tokens, targets] = batch(&context);
+        let state = Tensor::zeros(&context, &[16], DType::U32).unwrap();
+        let of = |seed: u64| Some(TrainPass { state: state.buffer(), seed, micro: 0 });
+        let probe = |rounding| Probe { rounding, ..Probe::default() };
+        let plain = context.no_grad(|| gpt.logits(&tokens, None)).unwrap().to_vec().unwrap();
+        // What is multiplied forward is rounded to the nearest, and no element is dropped.
+        assert_eq!(gpt.probed_logits(&tokens, None, probe(of(1))).unwrap().to_vec().unwrap(), plain);
+        assert_ne!(gpt.logits(&tokens, of(1)).unwrap().to_vec().unwrap(), plain);
+        let find = |rounding| diagnose(&gpt, &tokens, &targets, options(), rounding, &mut Masks::default());
+        let cosines = |seed: u64| -> Vec<_> { find(of(seed)).unwrap().values().map(|layer| layer.cosine).collect() };
+        assert_eq!(cosines(1), cosines(1));
+        assert_ne!(cosines(1), cosines(2));
+        let error = find(None).unwrap_err().to_string();
+        assert!(error.contains("random numbers for gradients beside method nvfp4"), "{error}");
     }
 }
 
@@ -292,7 +322,7 @@ fn gradients_in_waiting_are_not_touched() {
     let gpt = Gpt::new(&context, config(Some(quantizer("ste", "int8:row:f32", None, None))), 3, DType::F32).unwrap();
     gradients(&gpt);
     let [tokens, targets] = batch(&context);
-    let error = diagnose(&gpt, &tokens, &targets, options(), &mut Masks::default()).unwrap_err().to_string();
+    let error = diagnose(&gpt, &tokens, &targets, options(), None, &mut Masks::default()).unwrap_err().to_string();
     assert!(error.contains("no gradients that wait for an optimizer step"), "{error}");
     gpt.parameters().zero_grad();
     run(&gpt, &mut Masks::default());

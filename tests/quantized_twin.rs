@@ -205,7 +205,7 @@ fn look(gpt: &Gpt, twin: &reference::Gpt, tokens: &Tensor) -> Vec<Seen> {
         seen.push(Seen { input: wide(&x.to_vec()?), values, passes });
         Ok(())
     };
-    context.no_grad(|| gpt.probed_logits(tokens, None, Probe { dense: false, input: Some(&input) })).unwrap();
+    context.no_grad(|| gpt.probed_logits(tokens, None, Probe { input: Some(&input), ..Probe::default() })).unwrap();
     assert_eq!(seen.borrow().len(), 4 * LAYERS);
     seen.into_inner()
 }

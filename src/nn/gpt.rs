@@ -167,11 +167,16 @@ pub struct Probe<'a> {
     pub dense: bool,
     /// Is told of each linear layer that quantizes, before it multiplies.
     pub input: Option<InputProbe<'a>>,
+    /// Where methods that quantize the backward pass too have random numbers from, in a pass that is none of training: what is rounded
+    /// stochastically is, and there is no dropout.
+    pub rounding: Option<TrainPass<'a>>,
 }
 
 impl std::fmt::Debug for Probe<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Probe").field("dense", &self.dense).field("input", &self.input.is_some()).finish()
+        let Self { dense, input, rounding } = self;
+        let mut text = f.debug_struct("Probe");
+        text.field("dense", dense).field("input", &input.is_some()).field("rounding", rounding).finish()
     }
 }
 
@@ -478,7 +483,9 @@ impl Gpt {
     /// `tokens` `[batch, t]` u32 with `t` at most the context; the result is `[batch, t, vocabulary padded]` f32.
     ///
     /// # Errors
-    /// [`Error::Shape`] for other shapes; [`Error::ContextMismatch`]; [`Error::Limit`], [`Error::OutOfMemory`].
+    /// [`Error::Shape`] for other shapes; [`Error::Invalid`] without `train` where gradients are on and the method quantizes the backward
+    /// pass too ([`Quantizer::backward`]), which draws random numbers; [`Error::ContextMismatch`]; [`Error::Limit`],
+    /// [`Error::OutOfMemory`].
     pub fn logits(&self, tokens: &Tensor, train: Option<TrainPass<'_>>) -> Result<Tensor> {
         self.probed_logits(tokens, train, Probe::default())
     }
@@ -507,7 +514,8 @@ impl Gpt {
     /// As [`Gpt::logits`], looked at from within.
     ///
     /// # Errors
-    /// As [`Gpt::logits`]; what the probe returns; [`Error::Shape`] for a dense pass of a model whose weights are codes only.
+    /// As [`Gpt::logits`], where the probe's `rounding` does for `train`; what the probe returns; [`Error::Shape`] for a dense pass of a
+    /// model whose weights are codes only.
     pub fn probed_logits(&self, tokens: &Tensor, train: Option<TrainPass<'_>>, probe: Probe<'_>) -> Result<Tensor> {
         self.forward(tokens, train, probe, false, |_| {})
     }
@@ -561,7 +569,7 @@ impl Gpt {
             if let (Some(quantizer), Some(input)) = (quantizer, probe.input) {
                 probe_input(x, norm, l, &quantizer, input)?;
             }
-            let noise = train.map(|pass| Noise {
+            let noise = train.or(probe.rounding).map(|pass| Noise {
                 seed: pass.seed,
                 state: pass.state.clone(),
                 micro: pass.micro,

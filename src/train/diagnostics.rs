@@ -2,7 +2,7 @@
 
 use crate::kernel::mask;
 use crate::kernel::packed::Packed;
-use crate::nn::{Gpt, Probe, ProbedInput};
+use crate::nn::{Gpt, Probe, ProbedInput, TrainPass};
 use crate::op::LossOptions;
 use crate::qat::{self, Coding, Encoded, Lsq, rotate};
 use crate::{Error, Result, Tensor};
@@ -181,17 +181,19 @@ fn gradients(
 }
 
 /// Diagnoses the quantized layers of a model on one batch, with its parameters as they are, without dropout: what weights and inputs lose, and
-/// the gradients of the weights beside those of a pass that quantizes nothing. A factor on the loss (`options`) cancels out. Waits for the
-/// device; the host holds the gradients of all quantized weights once.
+/// the gradients of the weights beside those of a pass that quantizes nothing. A factor on the loss (`options`) cancels out. `rounding` is
+/// where methods that quantize the backward pass too have random numbers from; others need none. Waits for the device; the host holds the
+/// gradients of all quantized weights once.
 ///
 /// # Errors
-/// [`Error::Invalid`] where gradients are accumulated and not yet used; of the device; on a host's device, which nobody waits for here,
-/// [`Error::Invalid`].
+/// [`Error::Invalid`] where gradients are accumulated and not yet used, and without `rounding` where the method asks for it; of the device;
+/// on a host's device, which nobody waits for here, [`Error::Invalid`].
 pub fn diagnose(
     gpt: &Gpt,
     tokens: &Tensor,
     targets: &Tensor,
     options: LossOptions<'_>,
+    rounding: Option<TrainPass<'_>>,
     before: &mut Masks,
 ) -> Result<Diagnostics> {
     let Some(quantizer) = gpt.config().quantizer else { return Ok(Diagnostics::new()) };
@@ -215,7 +217,7 @@ pub fn diagnose(
         Ok(())
     };
     let mut quantized = HashMap::new();
-    let probe = Probe { input: Some(&input), ..Probe::default() };
+    let probe = Probe { input: Some(&input), rounding, ..Probe::default() };
     gradients(gpt, [tokens, targets], options, probe, |index, gradient| {
         quantized.insert(index, gradient.to_vec());
     })?;

@@ -249,7 +249,9 @@ impl Model for GptRun {
             state: Some(self.optimizer.state()),
             grad: self.gpt.dtype(),
         };
-        diagnose(&self.gpt, tokens, wanted, options, &mut self.masks)
+        // The random numbers that the first micro-batch of the next step draws again: taking them here changes none there.
+        let rounding = TrainPass { state: self.optimizer.state(), seed: self.seed, micro: 0 };
+        diagnose(&self.gpt, tokens, wanted, options, Some(rounding), &mut self.masks)
     }
 
     fn export(&mut self) -> Result<Vec<(String, TensorData)>> {
