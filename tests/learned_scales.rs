@@ -346,6 +346,30 @@ fn what_follows_an_activation_hands_its_gradient_on() {
 }
 
 #[test]
+fn a_frozen_offset_counts_in_the_gradient_of_the_weight() {
+    let four = "int4:tensor:f32:full";
+    let quantizer = quantizer("lsq:plus", four, Some(four), None);
+    for context in every_tier() {
+        let mut random = Gen::new(8);
+        let (x, w, dy) = (random.normals(7 * 36), random.normals(20 * 36), random.normals(7 * 20));
+        let gradients = |frozen: bool| {
+            let leaf = |v: &[f32], shape: &[usize]| Tensor::from_f32(&context, v, shape).unwrap();
+            let (x, weight) = (leaf(&x, &[7, 36]), leaf(&w, &[20, 36]).with_grad());
+            let ws = leaf(&[0.3], &[1]).with_grad();
+            let [xs, xo] = [0.4f32, -0.2].map(|v| if frozen { leaf(&[v], &[1]) } else { leaf(&[v], &[1]).with_grad() });
+            let learned = LearnedScales { weight: &ws, input: Some(&xs), offset: Some(&xo), initialize: false };
+            let options = LinearOptions { quantizer: Some(quantizer), learned: Some(learned), ..Default::default() };
+            let mut gradients = Gradients::default();
+            let y = linear(&x, &weight, options).unwrap();
+            y.backward_from(leaf(&dy, &[7, 20]), &mut gradients).unwrap();
+            assert_eq!(gradients.get(&xo).is_none(), frozen);
+            [&weight, &ws].map(|t| gradients.get(t).unwrap().to_vec().unwrap())
+        };
+        assert_eq!(gradients(true), gradients(false), "on {}", context.tier());
+    }
+}
+
+#[test]
 fn gradients_in_an_arena_are_those_of_leaves_and_add_up() {
     let four = "int4:tensor:f32:full";
     let quantizer = quantizer("lsq:plus", four, Some(four), None);

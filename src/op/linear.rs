@@ -407,6 +407,8 @@ fn linear_of(
         let dropout = options.dropout.cloned();
         // An operand is for the gradient of the other one.
         let Side { operand: input, mask, hadamard, learned, .. } = input;
+        // The offset is in the gradient of the weight whether or not its own gradient is wanted.
+        let offset = learned.as_ref().and_then(Learned::offset).cloned();
         let learned = learned.filter(|learned| learns(x) || learned.requires_grad());
         let w_learned = w.learned.filter(|learned| learns(weight) || learned.requires_grad());
         let w = Side { learned: w_learned, ..w };
@@ -490,7 +492,7 @@ fn linear_of(
             if let (Some(own), Some(input), Operand::Dense(masked)) = (&w.learned, &input, &masked) {
                 let mut quantized = context.alloc(n * k, DType::F32)?;
                 product(input, &quantized, false)?;
-                if let Some(offset) = learned.as_ref().and_then(Learned::offset) {
+                if let Some(offset) = &offset {
                     quantized = with_offset(&context, &quantized, masked, offset, [m, n, k])?;
                 }
                 own.hand_on(&quantized, target, w.hadamard, [n, k], gradients)?;
