@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Gen, U16, U32, assert_within, dtypes, every_tier, floats, stored, wide};
+use walsh::nn::GptConfig;
 use walsh::op::{LinearOptions, linear};
 use walsh::qat::{Asked, Method, Quantizer, Settings};
 use walsh::{Context, DType, Gradients, Tensor};
@@ -256,5 +257,29 @@ fn what_makes_no_sense_is_refused_by_flag() {
         };
         let error = method.parse::<Method>().unwrap().quantizer(&asked).unwrap_err().to_string();
         assert!(error.starts_with(message), "{method} {weights} {activations} {hadamard}: {error}");
+    }
+}
+
+#[test]
+fn configurations_ask_for_nothing_that_methods_refuse() {
+    let config = |quantizer: &str| {
+        let json = format!(
+            r#"{{"layers": 1, "heads": 2, "embd": 64, "block": 8, "vocab": 13, "dropout": 0.0, "bias": false, "quantizer": {quantizer}}}"#
+        );
+        serde_json::from_str::<GptConfig>(&json).unwrap().validate().map_err(|e| e.to_string())
+    };
+    assert_eq!(config(r#"{"method": "bwn", "weights": "binary"}"#), Ok(()));
+    for (quantizer, message) in [
+        (r#"{"method": "bwn", "weights": "binary", "hadamard": 32}"#, "--hadamard: expected off beside --method bwn"),
+        (r#"{"method": "bwn", "weights": "int4"}"#, "--weights: expected binary"),
+        (
+            r#"{"method": "bwn", "weights": "binary", "activations": "int8"}"#,
+            "--activations: expected dense beside --method bwn",
+        ),
+        (r#"{"method": "none", "weights": "int4"}"#, "--weights: expected no format beside --method none"),
+        (r#"{"method": "ste", "weights": "int4", "hadamard": 48}"#, "for layers of width [64, 64, 64, 256]"),
+    ] {
+        let error = config(quantizer).unwrap_err();
+        assert!(error.contains(message), "{quantizer}: {error}");
     }
 }

@@ -71,6 +71,9 @@ impl GptConfig {
         }
         if let Some(quantizer) = &self.quantizer {
             quantizer.validate(&self.widths())?;
+            // One that was read may ask for what its method refuses, and would train on wrong gradients.
+            let Quantizer { method, weights, activations, hadamard } = *quantizer;
+            Quantizer::new(method, weights, activations, hadamard)?;
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(Error::invalid(

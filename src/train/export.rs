@@ -62,9 +62,6 @@ impl ModelInfo {
             let expected = format!("{} characters", self.gpt.vocab);
             return Err(Error::invalid("vocabulary", expected, self.vocab.len().to_string()));
         }
-        if let Some(Quantizer { method, weights, activations, hadamard }) = self.gpt.quantizer {
-            Quantizer::new(method, weights, activations, hadamard)?;
-        }
         if self.precision == Precision::Auto {
             return Err(Error::invalid("precision", "f32 or f16", "auto"));
         }
