@@ -188,6 +188,54 @@ fn learned_scales_are_those_of_the_layer() {
 }
 
 #[test]
+fn inputs_are_those_after_a_norm_of_the_layer_itself() {
+    for context in every_tier() {
+        let own = quantizer("bitnet", "ternary", Some("int8:row:f32"), None);
+        let gpt = Gpt::new(&context, config(Some(own)), 3, DType::F32).unwrap();
+        let inputs = RefCell::new(HashMap::new());
+        let note = |ProbedInput { index, values: x, .. }: ProbedInput<'_>| {
+            inputs.borrow_mut().insert(index, (common::wide(&x.to_vec()?), x.columns()));
+            Ok(())
+        };
+        let [tokens, _] = batch(&context);
+        gpt.probed_logits(&tokens, None, Probe { input: Some(&note), ..Probe::default() }).unwrap();
+        let inputs = inputs.into_inner();
+        let found = run(&gpt, &mut Masks::default());
+        let projections = ["transformer.h.0.attn.c_proj", "transformer.h.0.mlp.c_proj"];
+        for (index, (info, _)) in gpt.parameters().iter().enumerate() {
+            let name = info.name.trim_end_matches(".weight");
+            if !projections.contains(&name) {
+                continue;
+            }
+            let (x, cols) = &inputs[&index];
+            for row in x.chunks_exact(*cols) {
+                // One but for the norm's epsilon, some tenth of a percent of such inputs.
+                let square = row.iter().map(|v| v * v).sum::<f64>() / row.len() as f64;
+                assert!((square - 1.0).abs() < 0.05, "{name}: a row after the norm has the mean square {square}");
+            }
+            let values: Vec<f32> = x.iter().map(|v| *v as f32).collect();
+            let format = "int8:row:f32".parse().unwrap();
+            let matrix = PackedMatrix::quantize(format, &values, x.len() / cols, *cols, Rounding::Nearest).unwrap();
+            let (got, want) = (found[name].input_error.unwrap(), error(x, &matrix.dequantize()));
+            assert!(want > 0.0 && (got - want).abs() < 1e-3 * want, "{name}: {got}, in float64 {want}");
+        }
+        // A norm that leaves one channel: its element is the largest of its row, which INT8 has but for rounding.
+        for name in projections {
+            let name = format!("{name}.norm.weight");
+            let (_, norm) = gpt.parameters().iter().find(|(info, _)| info.name == name).unwrap();
+            let mut one = vec![0f32; norm.len()];
+            one[5] = 1.0;
+            norm.write(bytemuck::cast_slice(&one)).unwrap();
+        }
+        let found = run(&gpt, &mut Masks::default());
+        for name in projections {
+            let error = found[name].input_error.unwrap();
+            assert!(error < 1e-12, "{name}: the input error is {error}");
+        }
+    }
+}
+
+#[test]
 fn scales_at_the_end_of_their_storage_are_counted() {
     let context = every_tier().pop().unwrap();
     let find = |gpt: &Gpt, name: &str| {

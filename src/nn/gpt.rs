@@ -154,7 +154,8 @@ pub struct TrainPass<'a> {
 pub struct ProbedInput<'a> {
     /// The index of the layer's weight.
     pub index: usize,
-    /// `[batch, t, k]`: what the layer is given or, of a norm that it quantizes without writing it, that norm in f32.
+    /// `[batch, t, k]`: what the layer's product is given, after a norm or values of its own; or, of a norm that it quantizes without
+    /// writing it, that norm in f32.
     pub values: &'a Tensor,
     /// Of such a norm, what it is quantized to, and the mask of what the gradient passes ([`crate::kernel::quantize::Options::mask`]).
     pub codes: Option<(&'a Packed, Option<&'a Tensor>)>,
@@ -183,19 +184,20 @@ impl std::fmt::Debug for Probe<'_> {
     }
 }
 
-/// Tells of what a layer that quantizes is about to be given, or to make of the norm of it.
+/// Tells of what the product of a layer that quantizes is about to be given, or to make of the norm of it. `before` is what the method
+/// puts before the product.
 fn probe_input(
     x: &Tensor,
     norm: Option<LayerNorm<'_>>,
     l: &Projection,
     quantizer: &Quantizer,
+    before: impl Fn(&Tensor) -> Result<Tensor>,
     input: InputProbe<'_>,
 ) -> Result<()> {
     let index = l.weight;
-    let Some(norm) = norm else { return input(ProbedInput { index, values: x, codes: None }) };
-    let coding = coding_of_norms(x, Some(quantizer)).filter(|_| matches!(l.extra, Extra::None));
-    let Some(coding) = coding else {
-        let values = x.context().no_grad(|| norm.of(x))?;
+    let fused = norm.filter(|_| matches!(l.extra, Extra::None));
+    let Some((norm, coding)) = fused.zip(coding_of_norms(x, Some(quantizer))) else {
+        let values = x.context().no_grad(|| before(&norm.map_or(Ok(x.clone()), |norm| norm.of(x))?))?;
         return input(ProbedInput { index, values: &values, codes: None });
     };
     let values = x.context().no_grad(|| LayerNorm { out: DType::F32, ..norm }.of(x))?;
@@ -570,7 +572,7 @@ impl Gpt {
             let quantizer = quantizer.filter(|_| !probe.dense);
             let norm = n.map(|n| self.layer_norm(n));
             if let (Some(quantizer), Some(input)) = (quantizer, probe.input) {
-                probe_input(x, norm, l, &quantizer, input)?;
+                probe_input(x, norm, l, &quantizer, |x| self.before_product(x, l.extra), input)?;
             }
             let noise = train.or(probe.rounding).map(|pass| Noise {
                 seed: pass.seed,
@@ -619,6 +621,16 @@ impl Gpt {
         LayerNorm { weight: &p[n.weight], bias: n.bias.map(|b| &p[b]), eps: EPS, out: self.dtype }
     }
 
+    /// What the product of a layer is given where the layer is given `x`.
+    fn before_product(&self, x: &Tensor, extra: Extra) -> Result<Tensor> {
+        let p = &self.parameters;
+        match extra {
+            Extra::None => Ok(x.clone()),
+            Extra::Norm(weight) => x.rms_norm(&p[weight], EPS, self.dtype),
+            Extra::Values { input, .. } => x.scale_columns(&p[input]),
+        }
+    }
+
     /// One linear layer, of the norm of `x` if there is one, with what its method adds to it.
     fn project(
         &self,
@@ -634,13 +646,13 @@ impl Gpt {
             (Some(norm), _) => &norm.of(x)?,
             (None, _) => x,
         };
+        let x = &self.before_product(x, l.extra)?;
         match l.extra {
-            Extra::None => linear(x, &p[l.weight], options),
-            Extra::Norm(weight) => linear(&x.rms_norm(&p[weight], EPS, self.dtype)?, &p[l.weight], options),
-            Extra::Values { input, output } => {
+            Extra::None | Extra::Norm(_) => linear(x, &p[l.weight], options),
+            Extra::Values { output, .. } => {
                 let LinearOptions { bias, activation, dropout, residual, .. } = options;
                 let product = LinearOptions { bias: None, activation: None, dropout: None, residual: None, ..options };
-                let sums = linear(&x.scale_columns(&p[input])?, &p[l.weight], product)?;
+                let sums = linear(x, &p[l.weight], product)?;
                 let dtype = if residual.is_some() { DType::F32 } else { self.dtype };
                 let mut y = sums.value_norm(&p[output], bias, EPS, dtype)?;
                 if let Some(activation) = activation {
