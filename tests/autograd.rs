@@ -70,6 +70,15 @@ fn one_tensor_may_be_every_operand() {
             let want: f32 = parts.iter().map(|p| p[i]).sum();
             assert!((got[i] - want).abs() <= 1e-6 * parts.iter().map(|p| p[i].abs()).sum::<f32>(), "{got:?} {want}");
         }
+        let together = w.value_norm(&w, Some(&w), 1e-5, DType::F32).unwrap().square().unwrap();
+        let apart = w.value_norm(&other, Some(&third), 1e-5, DType::F32).unwrap().square().unwrap();
+        let parts = apart.sum().unwrap().backward().unwrap();
+        let parts = [&w, &other, &third].map(|t| gradient(&parts, t));
+        let got = gradient(&together.sum().unwrap().backward().unwrap(), &w);
+        for i in 0..4 {
+            let want: f32 = parts.iter().map(|p| p[i]).sum();
+            assert!((got[i] - want).abs() <= 1e-6 * parts.iter().map(|p| p[i].abs()).sum::<f32>(), "{got:?} {want}");
+        }
         let tokens = Tensor::from_u32(&context, &[1, 0], &[1, 2]).unwrap();
         let got = gradient(&tokens.embedding(&m, Some(&m), None).unwrap().sum().unwrap().backward().unwrap(), &m);
         assert_eq!(got, [2.0; 4]);

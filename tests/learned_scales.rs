@@ -577,6 +577,7 @@ fn scales_and_methods_go_together() {
     let x = Tensor::from_f32(context, &[1.0; 64], &[2, 32]).unwrap();
     let weight = Tensor::from_f32(context, &[1.0; 96], &[3, 32]).unwrap();
     let one = Tensor::from_f32(context, &[1.0], &[1]).unwrap();
+    let zero = Tensor::from_f32(context, &[0.0], &[1]).unwrap();
     let two = Tensor::from_f32(context, &[1.0; 2], &[2]).unwrap();
     let four = "int4:tensor:f32:full";
     let run = |quantizer: Quantizer, learned: Option<LearnedScales<'_>>| {
@@ -594,7 +595,7 @@ fn scales_and_methods_go_together() {
     let plus = quantizer("lsq:plus", four, Some(four), None);
     let alone = quantizer("lsq:plus", four, None, None);
     run(lsq, scales(&one, Some(&one), None)).unwrap();
-    run(plus, scales(&one, Some(&one), Some(&one))).unwrap();
+    run(plus, scales(&one, Some(&one), Some(&zero))).unwrap();
     run(alone, scales(&one, None, None)).unwrap();
     for (quantizer, learned, message) in [
         (lsq, None, "learned scales beside --method lsq"),
@@ -604,6 +605,7 @@ fn scales_and_methods_go_together() {
         (plus, scales(&one, Some(&one), None), "an offset beside --method lsq:plus"),
         (alone, scales(&one, Some(&one), None), "where these are quantized"),
         (quantizer("ste", four, None, None), scales(&one, None, None), "a method that learns them"),
+        (plus, scales(&one, Some(&one), Some(&one)), "an offset that is another tensor than the input's scale"),
     ] {
         let error = run(quantizer, learned).unwrap_err();
         assert!(error.contains(message), "{quantizer}: {error}");

@@ -55,13 +55,15 @@ impl Tensor {
         let (context, shape) = (self.context(), [self.rows(), self.columns()]);
         let all: Vec<&Tensor> = [Some(values), bias].into_iter().flatten().collect();
         check("value_norm", self, &all)?;
+        // Their gradients are written by one kernel.
+        let values = &values.apart(&[self])?;
         let z = Tensor::empty(context, self.shape(), out)?;
         let mean = context.alloc(shape[0], DType::F32)?;
         let rstd = context.alloc(shape[0], DType::F32)?;
         let statistics = Statistics { mean: &mean, rstd: &rstd };
         let offset = bias.map(Tensor::buffer);
         value_norm(context, self.buffer(), values.buffer(), offset, z.buffer(), statistics, shape, eps)?;
-        let inputs: Vec<&Tensor> = [&[self], all.as_slice()].concat();
+        let inputs: Vec<&Tensor> = [Some(self), Some(values), bias].into_iter().flatten().collect();
         let (u, h, b) = (self.clone(), values.clone(), bias.cloned());
         Ok(Tensor::from_op(z, &inputs, move |gradient, gradients| {
             let context = u.context();

@@ -193,6 +193,10 @@ impl<'a> LearnedScales<'a> {
         if self.offset.is_some() != (activations && lsq.shifts_inputs()) {
             return fail("an offset beside --method lsq:plus with quantized inputs, and only there", "otherwise");
         }
+        // One kernel writes the gradients of both.
+        if self.input.zip(self.offset).is_some_and(|(scale, offset)| scale.id() == offset.id()) {
+            return fail("an offset that is another tensor than the input's scale", "the same");
+        }
         Ok(())
     }
 }
