@@ -370,6 +370,33 @@ fn a_frozen_offset_counts_in_the_gradient_of_the_weight() {
 }
 
 #[test]
+fn an_empty_batch_moves_no_scale() {
+    let four = "int4:tensor:f32:full";
+    for context in every_tier() {
+        for method in ["lsq", "lsq:plus"] {
+            let quantizer = quantizer(method, four, Some(four), None);
+            let mut random = Gen::new(6);
+            let x = Tensor::zeros(&context, &[0, 32], DType::F32).unwrap().with_grad();
+            let weight = Tensor::from_f32(&context, &random.normals(20 * 32), &[20, 32]).unwrap().with_grad();
+            let [ws, xs, xo] = [0.3f32, 0.4, -0.2].map(|v| Tensor::from_f32(&context, &[v], &[1]).unwrap().with_grad());
+            let offset = (method == "lsq:plus").then_some(&xo);
+            let learned = LearnedScales { weight: &ws, input: Some(&xs), offset, initialize: false };
+            let options = LinearOptions { quantizer: Some(quantizer), learned: Some(learned), ..Default::default() };
+            let mut gradients = Gradients::default();
+            let y = linear(&x, &weight, options).unwrap();
+            assert_eq!(y.shape(), [0, 20]);
+            let dy = Tensor::zeros(&context, &[0, 20], DType::F32).unwrap();
+            y.backward_from(dy, &mut gradients).unwrap();
+            for tensor in [Some(&ws), Some(&xs), offset, Some(&weight)].into_iter().flatten() {
+                let got = gradients.get(tensor).unwrap().to_vec().unwrap();
+                assert!(got.iter().all(|g| *g == 0.0), "{method} on {}: {:?}", context.tier(), &got[..1]);
+            }
+        }
+    }
+    assert_eq!(lsq_factor(0, 7.0), lsq_factor(1, 7.0));
+}
+
+#[test]
 fn gradients_in_an_arena_are_those_of_leaves_and_add_up() {
     let four = "int4:tensor:f32:full";
     let quantizer = quantizer("lsq:plus", four, Some(four), None);

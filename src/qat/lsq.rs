@@ -61,11 +61,11 @@ impl Lsq {
         if self == Self::Tutorial { Clip::AfterRounding } else { Clip::BeforeRounding }
     }
 
-    /// The factor on the gradient of the scale of `len` elements.
+    /// The factor on the gradient of the scale of `len` elements; of none, whose gradient is an empty sum, that of one.
     #[expect(clippy::cast_precision_loss, reason = "below 2^32")]
     fn factor(self, format: Format, len: usize) -> f32 {
         match self {
-            Self::Plain | Self::Plus => (len as f64 * largest_level(format)).sqrt().recip() as f32,
+            Self::Plain | Self::Plus => (len.max(1) as f64 * largest_level(format)).sqrt().recip() as f32,
             Self::Tutorial => 1.0,
         }
     }

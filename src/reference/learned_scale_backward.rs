@@ -75,10 +75,10 @@ pub fn learned_scale_backward(x: &[f64], dy: &[f64], learned: Learned, factor: f
     (dx, factor * scale, factor * offset)
 }
 
-/// LSQ's factor on the gradient of the scale of `len` elements, where the largest level less the centre is `high`.
+/// LSQ's factor on the gradient of the scale of `len` elements, where the largest level less the centre is `high`; of none, that of one.
 #[must_use]
 pub fn lsq_factor(len: usize, high: f64) -> f64 {
-    1.0 / (len as f64 * high.max(1.0)).sqrt()
+    1.0 / (len.max(1) as f64 * high.max(1.0)).sqrt()
 }
 
 /// The scale that LSQ starts from.
