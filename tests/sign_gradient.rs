@@ -60,15 +60,20 @@ fn factors_are_those_of_their_definitions() {
 
 #[test]
 fn weights_that_are_no_numbers_get_no_gradient() {
+    // A NaN has no sign and no magnitude. An infinity is beyond the bound, and acts through the mean, here of 4, as all of its row do.
     for context in every_tier() {
         let w = Tensor::from_f32(&context, &[f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.5], &[1, 4]).unwrap();
         let g = Tensor::from_f32(&context, &[1.0; 4], &[1, 4]).unwrap();
         let packed = Packed::empty(&context, "binary".parse().unwrap(), 1, 4).unwrap();
         quantize(&context, g.buffer(), &packed, Options::default()).unwrap();
-        let out = common::blank(&context, 4, false);
-        sign_gradient(&context, Factor::Clip, g.buffer(), w.buffer(), &packed, out.buffer(), false).unwrap();
-        assert_eq!(out.to_vec().unwrap(), [0.0, 0.0, 0.0, 1.0]);
+        for (factor, want) in [(Factor::Clip, [0.0, 0.0, 0.0, 1.0]), (Factor::ThroughMean, [0.0, 0.25, 0.25, 1.25])] {
+            let out = common::blank(&context, 4, false);
+            sign_gradient(&context, factor, g.buffer(), w.buffer(), &packed, out.buffer(), false).unwrap();
+            assert_eq!(out.to_vec().unwrap(), want, "{factor:?} on {}", context.tier());
+        }
     }
+    assert_eq!(reference(Factor::Clip, &[1.0; 2], &[f64::NAN, 0.5], 2)[0], 0.0);
+    assert_eq!(reference(Factor::ThroughMean, &[1.0; 2], &[f64::NAN, 0.5], 2)[0], 0.0);
 }
 
 #[test]

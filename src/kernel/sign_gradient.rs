@@ -50,7 +50,8 @@ struct Params {
 /// scale per row; [`Error::Limit`] where a dispatch is too large.
 ///
 /// # Numerics
-/// f32. A weight that is NaN gets no gradient but by [`Factor::Smooth`].
+/// f32. A weight that is NaN has neither a sign nor a magnitude through which it acts: it gets no gradient, but a NaN by
+/// [`Factor::Smooth`]. An infinity is beyond the bound, and acts through the mean of [`Factor::ThroughMean`] alone.
 ///
 /// # Source
 /// [`Factor::Clip`]: Courbariaux et al., arXiv 1511.00363; [`Factor::Smooth`]: the code of OneBit, arXiv 2402.11295.

@@ -12,6 +12,8 @@ pub fn sign_gradient(factor: Factor, gradient: &[f64], weight: &[f64], cols: usi
         for (g, w) in g.iter().zip(w) {
             let within = if w.abs() <= 1.0 { 1.0 } else { 0.0 };
             out.push(match factor {
+                // It has neither a sign nor a magnitude.
+                Factor::Clip | Factor::ThroughMean if w.is_nan() => 0.0,
                 Factor::Clip => within * g,
                 Factor::ThroughMean => (1.0 / n + alpha * within) * g,
                 Factor::Smooth => (1.001 - w.tanh().powi(2)) * g,
