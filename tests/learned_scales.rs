@@ -260,6 +260,8 @@ fn scales_start_where_the_papers_say() {
             ("lsq", "binary:tensor", "int2:tensor:f32:full"),
             ("lsq:plus", "int3:tensor:f32:full", "int4:tensor:f32:full"),
             ("lsq:plus", "binary:tensor", "int3:tensor:f32:centred"),
+            ("lsq:plus", "int2:tensor:f32:full", "ternary"),
+            ("lsq:plus", "ternary", "int2:tensor:f32:full"),
             ("learned", "int8:tensor:f32:full", "int8:tensor:f32:full"),
         ] {
             let quantizer = quantizer(method, weights, Some(activations).filter(|a| !a.is_empty()), None);
@@ -288,11 +290,13 @@ fn scales_start_where_the_papers_say() {
                 "learned" => (f64::from(0.01f32), f64::from(0.01f32), 7.0),
                 _ => {
                     let rms = (wide(&w_values).iter().map(|v| v * v).sum::<f64>() / w_values.len() as f64).sqrt();
-                    let clip = match quantizer.weights.bits() {
-                        1 => 0.797_884_558_714_091_3,
-                        _ => 2.051_068_354_131_873,
+                    // The largest level in standard deviations, and steps between the outermost levels.
+                    let (clip, steps) = match weights {
+                        "binary:tensor" => (0.797_884_558_714_091_3, 1.0),
+                        "ternary" => (1.224_008_951_903_085_5, 2.0),
+                        "int2:tensor:f32:full" => (1.493_534_620_001_591_3, 3.0),
+                        _ => (2.051_068_354_131_873, 7.0),
                     };
-                    let steps = 2f64.powi(quantizer.weights.bits() as i32) - 1.0;
                     let (least, most) = (
                         f64::from(x_values.iter().copied().fold(f32::INFINITY, f32::min)),
                         f64::from(x_values.iter().copied().fold(f32::NEG_INFINITY, f32::max)),

@@ -79,8 +79,14 @@ impl Lsq {
                 tensor_scale(context, values, Statistic::Mean { gain, least: 1e-8 }, scale.buffer())
             }
             (Self::Plus, None) => {
-                let steps = f64::from((1u32 << format.bits()) - 1);
-                let clip = tables::GAUSSIAN_CLIP[format.bits() as usize - 1];
+                // The largest level in standard deviations, and steps between the outermost levels.
+                let (clip, steps) = match format.grid() {
+                    Grid::Int { bits: 2, full: false } => (tables::GAUSSIAN_CLIP_TERNARY, 2.0),
+                    _ => {
+                        let levels = 1u32 << format.bits();
+                        (tables::GAUSSIAN_CLIP[format.bits() as usize - 1], f64::from(levels - 1))
+                    }
+                };
                 let (gain, epsilon) = ((2.0 * clip / steps) as f32, (2e-8 / steps) as f32);
                 tensor_scale(context, values, Statistic::RootMeanSquare { gain, epsilon }, scale.buffer())
             }
