@@ -2,13 +2,14 @@
 
 mod common;
 
-use common::{Gen, U32, assert_within, every_tier};
+use common::{Gen, U32, assert_within, every_tier, quantizer};
 use std::cell::RefCell;
+use walsh::nn::{Gpt, GptConfig};
 use walsh::optim::{
     AdamW, AdamWOptions, Correction, Init, ParameterBuilder, Parameters, Quantized, Schedule, StepState,
 };
 use walsh::reference::adamw as reference;
-use walsh::{Context, Error, Tensor};
+use walsh::{Context, DType, Error, Tensor};
 
 /// Two decayed parameters and one that is not, of lengths that fill neither a vec4 nor a chunk.
 const SHAPES: [&[usize]; 3] = [&[7, 3], &[65, 129], &[5]];
@@ -430,4 +431,30 @@ fn a_correction_out_of_range_and_parameters_that_are_not_there_are_refused() {
     }
     assert_eq!(state(&optimizer).step, 0, "nothing was recorded");
     optimizer.step_toward(&p, &Quarters::new(&p, &[])).unwrap();
+}
+
+#[test]
+fn weights_that_are_only_codes_have_no_moments() {
+    let context = &every_tier()[0];
+    let quantizer = Some(quantizer("ste", "int4:row:f32", None, None));
+    let config = GptConfig { layers: 1, heads: 2, embd: 32, block: 8, vocab: 13, dropout: 0.0, bias: false, quantizer };
+    let gpt = Gpt::new(context, config.clone(), 3, DType::F32).unwrap();
+    let all = gpt.parameters().iter().enumerate();
+    let codes = all.filter_map(|(i, (info, _))| Some((info.name.clone(), gpt.packed_weight(i).unwrap()?))).collect();
+    let given = Gpt::from_quantized(context, config, 3, DType::F32, codes).unwrap();
+    let parameters = given.parameters();
+    let optimizer = AdamW::new(parameters, AdamWOptions::default()).unwrap();
+    let mut refused = 0;
+    for (index, (info, tensor)) in parameters.iter().enumerate() {
+        let moments = optimizer.moments(parameters, index);
+        if given.is_quantized(index) {
+            let error = moments.unwrap_err();
+            assert!(matches!(error, Error::Shape { .. }), "{}: {error}", info.name);
+            assert!(error.to_string().contains("only codes"), "{}: {error}", info.name);
+            refused += 1;
+        } else {
+            assert!(moments.unwrap().iter().all(|moment| moment.shape() == tensor.shape()), "{}", info.name);
+        }
+    }
+    assert_eq!(refused, 4);
 }

@@ -2,6 +2,7 @@
 
 use super::correction::Ramp;
 use super::{Correction, Parameters, Quantized};
+use crate::buffer::elements;
 use crate::kernel::adamw::{AdamwParams, Chunk, adamw};
 use crate::kernel::clamp::clamp;
 use crate::kernel::dim;
@@ -171,8 +172,8 @@ impl AdamW {
     /// The moments of parameter `index`: first and second.
     ///
     /// # Errors
-    /// [`Error::Shape`] if there is no such parameter, or `parameters` are not laid out like those that the optimizer was made for;
-    /// [`Error::ContextMismatch`].
+    /// [`Error::Shape`] if there is no such parameter, it is only codes and is not trained, or `parameters` are not laid out like those
+    /// that the optimizer was made for; [`Error::ContextMismatch`].
     pub fn moments(&self, parameters: &Parameters, index: usize) -> Result<[Tensor; 2]> {
         self.check("moments", parameters)?;
         if index >= parameters.len() {
@@ -180,6 +181,13 @@ impl AdamW {
         }
         let chunk = parameters.chunk_of(index);
         let shape = parameters[index].shape();
+        if parameters[index].len() != elements(shape)? {
+            return Err(Error::shape(
+                "moments",
+                "a parameter that is trained",
+                format!("{index}, which is only codes"),
+            ));
+        }
         let part = |buffer: &Buffer| -> Result<Tensor> {
             let part = parameters.part(index, chunk, buffer)?;
             let part =
