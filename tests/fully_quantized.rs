@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Gen, assert_steady, dtypes, every_tier, floats};
+use common::{Gen, U16, U32, assert_steady, assert_within, dtypes, every_tier, floats, mean, wide};
 use walsh::nn::{GptConfig, TrainPass};
 use walsh::op::{LinearOptions, linear};
 use walsh::optim::{AdamWOptions, Schedule};
@@ -125,6 +125,53 @@ fn gradients_pass_activations_and_add_up() {
                 let want: Vec<f64> = b.iter().map(|v| f64::from(*v)).collect();
                 let unit = if context.tier() == Tier::Coop { 8e-3 } else { 1e-4 };
                 assert_near(method, a, &want, unit);
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_of_two_passes_add_up() {
+    for context in every_tier() {
+        for (method, dtype) in
+            ["quartet", "nvfp4"].into_iter().flat_map(|m| dtypes(&context).into_iter().map(move |d| (m, d)))
+        {
+            let mut random = Gen::new(6);
+            let (x, _) = floats(&context, &random.normals(64 * 32), &[64, 32], dtype);
+            let (w, _) = floats(&context, &random.normals(96 * 32), &[96, 32], DType::F32);
+            let gs = [0; 2].map(|_| floats(&context, &random.normals(64 * 96), &[64, 96], dtype).0);
+            let (x, w) = (x.with_grad(), w.with_grad());
+            let state = state(&context, 1);
+            let noise = Noise { seed: 5, state: state.buffer().clone(), micro: 0, layer: 1 };
+            let options = LinearOptions {
+                quantizer: Some(quantizer(method, &[32])),
+                noise: Some(&noise),
+                ..LinearOptions::default()
+            };
+            // The same noise: each pass rounds as it does alone.
+            let backward = |g: &Tensor, gradients: &mut Gradients| {
+                linear(&x, &w, options).unwrap().backward_from(g.clone(), gradients).unwrap();
+            };
+            let of = |gradients: &Gradients| [&x, &w].map(|t| gradients.get(t).unwrap().to_vec().unwrap());
+            let alone = gs.each_ref().map(|g| {
+                let mut gradients = Gradients::default();
+                backward(g, &mut gradients);
+                of(&gradients)
+            });
+            let mut gradients = Gradients::default();
+            for g in &gs {
+                backward(g, &mut gradients);
+            }
+            for (i, (name, both)) in ["dx", "dw"].into_iter().zip(of(&gradients)).enumerate() {
+                let [a, b] = alone.each_ref().map(|alone| wide(&alone[i]));
+                let want: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
+                // One more rounding; a product's factor may be fused with its addition, what is f16 alone is not rounded before it is
+                // added, and a device may add the terms of a sum in another order.
+                let of = if name == "dx" { dtype } else { DType::F32 };
+                let unit = if of == DType::F16 { U16 } else { U32 };
+                let what = format!("{method} {dtype} on {}: {name}", context.tier());
+                let order = 1e-6 * mean(&a.iter().map(|v| v * v).collect::<Vec<_>>()).sqrt();
+                assert_within(&what, &both, &want, |e| 4.0 * unit * (a[e].abs() + b[e].abs()) + order);
             }
         }
     }
