@@ -127,11 +127,15 @@ impl Records {
         self.save()
     }
 
-    /// Writes the file without records where there is none yet: it tells the directory of a comparison from that of a run.
+    /// Writes the file without records where there is none yet: it tells the directory of a comparison from that of a run. Removes what a killed
+    /// process left half-written.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn start(&self) -> Result<()> {
+        if let Some(dir) = self.path.parent() {
+            files::remove_partial(dir);
+        }
         if self.path.exists() { Ok(()) } else { self.save() }
     }
 
@@ -145,7 +149,6 @@ impl Records {
         }
         if let Some(dir) = self.path.parent() {
             fs::create_dir_all(dir).map_err(Error::io(dir, "create"))?;
-            files::remove_partial(dir);
         }
         files::replace_with(&self.path, text.as_bytes())
     }
