@@ -4,7 +4,7 @@
 #import matmul_operands
 #import matmul_epilogue
 
-var<workgroup> part: array<vec4<f32>, 16u * ROWS>;   // [row][invocation], one component per column
+var<workgroup> part: array<f32, 64u * ROWS>;   // [row][invocation][column]
 
 // Elements k .. k + 3 of a row that starts at `base`, zero beyond its end.
 #if VEC
@@ -47,12 +47,15 @@ fn main(
 #endfor
     }
 #for r 0 ROWS
-    part[{r}u * 16u + lane][column] = (sum{r}.x + sum{r}.y) + (sum{r}.z + sum{r}.w);
+    part[({r}u * 16u + lane) * 4u + column] = (sum{r}.x + sum{r}.y) + (sum{r}.z + sum{r}.w);
 #endfor
     workgroupBarrier();
     if index < ROWS && index < params.m {
         var total = vec4<f32>();
-        for (var i = 0u; i < 16u; i++) { total += part[index * 16u + i]; }
+        for (var i = 0u; i < 16u; i++) {
+            let at = (index * 16u + i) * 4u;
+            total += vec4<f32>(part[at], part[at + 1u], part[at + 2u], part[at + 3u]);
+        }
 #if VEC
         finish4(batch, index, first, total);
 #else

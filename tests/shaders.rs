@@ -2,11 +2,11 @@
 //! languages of every backend that its tier runs on.
 
 use naga::back::{hlsl, msl, spv};
-use naga::valid::{Capabilities, ValidationFlags, Validator};
+use naga::valid::{Capabilities, FunctionInfo, ModuleInfo, ValidationFlags, Validator};
 use std::collections::HashSet;
 use walsh::Tier;
 use walsh::kernel;
-use walsh::shader::{Access, Define, Key, Reflected};
+use walsh::shader::{Access, Define, Dialect, Key, Reflected};
 
 fn keys() -> Vec<Key> {
     let mut keys = Vec::new();
@@ -93,13 +93,39 @@ fn every_variant_validates_fits_the_limits_and_translates() {
     println!("{} variants of {} kernels", keys.len(), kernel::ALL.len());
 }
 
-fn check(key: &Key) {
-    let reflected = key.reflect().unwrap_or_else(|e| panic!("{e}"));
+fn valid(key: &Key, dialect: Dialect) -> (Reflected, ModuleInfo) {
+    let reflected = key.reflect(dialect).unwrap_or_else(|e| panic!("{e}"));
     let mut validator = Validator::new(ValidationFlags::all(), capabilities(key));
     let info = validator
         .validate(&reflected.module)
         .unwrap_or_else(|e| panic!("{key}: {}", e.emit_to_string(&reflected.source)));
     check_limits(key, &reflected);
+    (reflected, info)
+}
+
+/// Whether a block stores components of vectors in workgroup memory, which WGSL lets one invocation do at a time.
+fn stores_components(block: &naga::Block, types: &FunctionInfo, module: &naga::Module) -> bool {
+    use naga::{AddressSpace::WorkGroup, TypeInner::ValuePointer};
+    let component = |pointer: naga::Handle<naga::Expression>| {
+        let inner = types[pointer].ty.inner_with(&module.types);
+        matches!(inner, ValuePointer { size: None, space: WorkGroup, .. })
+    };
+    block.iter().any(|statement| match statement {
+        naga::Statement::Store { pointer, .. } => component(*pointer),
+        naga::Statement::Block(block) => stores_components(block, types, module),
+        naga::Statement::If { accept, reject, .. } => {
+            stores_components(accept, types, module) || stores_components(reject, types, module)
+        }
+        naga::Statement::Switch { cases, .. } => cases.iter().any(|case| stores_components(&case.body, types, module)),
+        naga::Statement::Loop { body, continuing, .. } => {
+            stores_components(body, types, module) || stores_components(continuing, types, module)
+        }
+        _ => false,
+    })
+}
+
+fn check(key: &Key) {
+    let (reflected, info) = valid(key, Dialect::SPIRV);
     let entry = reflected.module.entry_points[0].name.clone();
 
     let options =
@@ -111,6 +137,13 @@ fn check(key: &Key) {
     // Metal has no 16 x 16 matrices and DX12 has none at all: the cooperative tier is Vulkan's.
     if key.tier == Tier::Coop {
         return;
+    }
+    let (reflected, info) = valid(key, Dialect::OTHER);
+    let module = &reflected.module;
+    let functions = module.functions.iter().map(|(handle, function)| (function, &info[handle]));
+    let main = (&module.entry_points[0].function, info.get_entry_point(0));
+    for (function, types) in functions.chain([main]) {
+        assert!(!stores_components(&function.body, types, module), "{key}: a lone component of a vector is stored");
     }
     let mut slot = 0u8;
     let mut resources = msl::EntryPointResources::default();
@@ -147,7 +180,7 @@ fn check(key: &Key) {
 fn a_variant_that_needs_more_than_its_tier_is_caught() {
     // The check above would be worthless if naga let subgroup operations through in the baseline tier.
     let key = keys().into_iter().find(|k| k.tier == Tier::Subgroup && k.kernel.name == "grad_norm").unwrap();
-    let reflected = key.reflect().unwrap();
+    let reflected = key.reflect(Dialect::SPIRV).unwrap();
     let mut validator = Validator::new(ValidationFlags::all(), Capabilities::empty());
     assert!(validator.validate(&reflected.module).is_err());
 }

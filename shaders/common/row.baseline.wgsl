@@ -23,10 +23,11 @@ fn row_sum(value: f32, inv: Invocation) -> f32 { return row_sum2(vec2<f32>(value
 
 fn row_max(value: f32, inv: Invocation) -> f32 {
     workgroupBarrier();
-    row_scratch[inv.index].x = value;
+    // Whole: a store of one component is not safe to be that alone.
+    row_scratch[inv.index] = vec2<f32>(value);
     workgroupBarrier();
     for (var span = WG_SIZE / 2u; span > 0u; span /= 2u) {
-        if inv.index < span { row_scratch[inv.index].x = max(row_scratch[inv.index].x, row_scratch[inv.index + span].x); }
+        if inv.index < span { row_scratch[inv.index] = max(row_scratch[inv.index], row_scratch[inv.index + span]); }
         workgroupBarrier();
     }
     return row_scratch[0].x;

@@ -43,7 +43,7 @@ fn row_max(value: f32, inv: Invocation) -> f32 {
     let partial = subgroupMax(value);
     if inv.subgroups == 1u { return partial; }
     workgroupBarrier();
-    if inv.lane == 0u { row_scratch[inv.subgroup].x = partial; }
+    if inv.lane == 0u { row_scratch[inv.subgroup] = vec2<f32>(partial); }
     workgroupBarrier();
     var largest = row_scratch[0].x;
     for (var i = 1u; i < inv.subgroups; i++) { largest = max(largest, row_scratch[i].x); }

@@ -3,8 +3,18 @@
 const INVOCATIONS: u32 = 16u * ROWS;
 const TILE: u32 = 64u * BLOCKS_N;   // = 4 ROWS BLOCKS_M
 const STRIDE: u32 = TILE / 4u;      // vec4 from one k to the next
+#if FORM == 2
 var<workgroup> tile_a: array<vec4<f32>, DEPTH * STRIDE>;
+fn staged_a(i: u32) -> vec4<f32> { return tile_a[i]; }
+#else
+#import tiled_alone p=a
+#endif
+#if FORM == 0
+#import tiled_alone p=b
+#else
 var<workgroup> tile_b: array<vec4<f32>, DEPTH * STRIDE>;
+fn staged_b(i: u32) -> vec4<f32> { return tile_b[i]; }
+#endif
 
 // What points into a dense operand counts units of UNIT elements.
 #if VEC

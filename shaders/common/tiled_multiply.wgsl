@@ -1,9 +1,9 @@
 // Adds the products of row {K} of the tiles to the sums.
 #for i 0 BLOCKS_M
-            let x{i} = tile_a[{K} * STRIDE + {i}u * ROWS + ty];
+            let x{i} = staged_a({K} * STRIDE + {i}u * ROWS + ty);
 #endfor
 #for j 0 BLOCKS_N
-            let y{j} = tile_b[{K} * STRIDE + {j}u * 16u + tx];
+            let y{j} = staged_b({K} * STRIDE + {j}u * 16u + tx);
 #endfor
 #for i 0 BLOCKS_M
 #for e 0 4

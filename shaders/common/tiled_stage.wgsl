@@ -4,12 +4,12 @@
         tile_a[to_a + {i}u * A_ROWS * STRIDE] = next_a{i};
 #else
 #for e 0 4
-        tile_a[to_a + {i}u * A_ROWS / 4u + {e}u * STRIDE][part_a] = next_a{i}[{e}];
+        stage_a(to_a + {i}u * A_ROWS / 4u + {e}u * STRIDE, part_a, next_a{i}[{e}]);
 #endfor
 #endif
 #if FORM == 0
 #for e 0 4
-        tile_b[to_b + {i}u * B_ROWS / 4u + {e}u * STRIDE][part_b] = next_b{i}[{e}];
+        stage_b(to_b + {i}u * B_ROWS / 4u + {e}u * STRIDE, part_b, next_b{i}[{e}]);
 #endfor
 #else
         tile_b[to_b + {i}u * B_ROWS * STRIDE] = next_b{i};

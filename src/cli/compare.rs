@@ -424,7 +424,7 @@ mod tests {
             optimizer: walsh::optim::Optimizer::AdamW,
             weights: Some("int4:row:centred".parse().unwrap()),
             activations: None,
-            hadamard: None,
+            hadamard: Some(64),
             lr: 0.004,
             steps: 1500,
             seeds: vec![1, 2, 3],
@@ -448,6 +448,7 @@ mod tests {
             "adamw",
             "int4:row:centred",
             "-",
+            "64",
             "0.004",
             "1500",
             "3",
@@ -458,7 +459,7 @@ mod tests {
             "4.12",
             "12.3",
         ];
-        assert_eq!(cells[..13], expected);
+        assert_eq!(cells[..14], expected);
         assert!(lines[2].contains("diverged"));
     }
 }

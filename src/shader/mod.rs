@@ -157,20 +157,39 @@ pub struct Reflected {
     pub workgroup_size: [u32; 3],
 }
 
+/// What the text of a shader depends on beside its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dialect {
+    /// Invocations may write components of one vector in workgroup memory at the same time. In SPIR-V each is a place of its own; in WGSL, and in
+    /// Metal's and Direct3D's languages, a store of one may write all of them again.
+    pub lone_components: bool,
+    /// Cooperative matrices are plain WGSL, see [`crate::Capabilities::emulate_matrices`].
+    pub emulated: bool,
+}
+
+impl Dialect {
+    /// That of Vulkan on a GPU.
+    pub const SPIRV: Self = Self { lone_components: true, emulated: false };
+    /// That of other backends.
+    pub const OTHER: Self = Self { lone_components: false, emulated: false };
+
+    /// Vulkan on a CPU gets what other backends get: so it is tested where there is no GPU, and gains nothing by the other.
+    fn of(caps: &crate::Capabilities) -> Self {
+        let lone_components = caps.adapter.backend == wgpu::Backend::Vulkan && !caps.is_cpu();
+        Self { lone_components, emulated: caps.emulated }
+    }
+}
+
 impl Key {
     /// Expands and parses the shader and reads its interface; needs no device.
     ///
     /// # Errors
     /// [`Error::Shader`] where the source is wrong, which is a defect of the kernel.
-    pub fn reflect(&self) -> Result<Reflected> {
-        self.reflect_as(false)
-    }
-
-    /// The same, with cooperative matrices in plain WGSL if `emulated`.
-    pub(crate) fn reflect_as(&self, emulated: bool) -> Result<Reflected> {
+    pub fn reflect(&self, dialect: Dialect) -> Result<Reflected> {
         let fail = |message: String| Error::Shader { key: self.to_string(), message };
-        let mut source = preprocess::expand(self.kernel.source, self.tier, &self.defines).map_err(fail)?;
-        if emulated && source.contains("enable wgpu_cooperative_matrix;") {
+        let defines = [&self.defines[..], &[("LONE_COMPONENTS", dialect.lone_components.into())]].concat();
+        let mut source = preprocess::expand(self.kernel.source, self.tier, &defines).map_err(fail)?;
+        if dialect.emulated && source.contains("enable wgpu_cooperative_matrix;") {
             source = emulate::rewrite(&source).map_err(fail)?;
         }
         let mut options = naga::front::wgsl::Options::new();

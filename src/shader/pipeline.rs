@@ -1,6 +1,6 @@
 //! The only cache of pipelines: key to source to pipeline, compiled on threads of their own while the step is still being recorded.
 
-use super::{Access, Key};
+use super::{Access, Dialect, Key};
 use crate::context::Shared;
 use crate::{Error, Result, Tier};
 use std::collections::HashMap;
@@ -55,7 +55,7 @@ impl PipelineCache {
     }
 
     fn create(&self, shared: &Shared, key: Key) -> Result<Pipeline> {
-        let reflected = key.reflect_as(shared.caps.emulated)?;
+        let reflected = key.reflect(Dialect::of(&shared.caps))?;
         check_limits(&key, &reflected, &shared.caps.limits)?;
         let label = format!("walsh {key}");
         let entries: Vec<_> = (0u32..)

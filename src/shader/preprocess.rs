@@ -27,6 +27,7 @@ const SNIPPETS: &[(&str, &str)] = &[
     ("matmul_epilogue", include_str!("../../shaders/common/matmul_epilogue.wgsl")),
     ("matmul_operands", include_str!("../../shaders/common/matmul_operands.wgsl")),
     ("tiled", include_str!("../../shaders/common/tiled.wgsl")),
+    ("tiled_alone", include_str!("../../shaders/common/tiled_alone.wgsl")),
     ("tiled_load", include_str!("../../shaders/common/tiled_load.wgsl")),
     ("tiled_begin", include_str!("../../shaders/common/tiled_begin.wgsl")),
     ("tiled_along", include_str!("../../shaders/common/tiled_along.wgsl")),
