@@ -562,62 +562,99 @@ fn rotated(x: &[f32], block: usize) -> Vec<f64> {
     out
 }
 
+/// Codes, the mask and scales of a hard matrix, by kernels that rotate it on the way.
+fn check_rotation(
+    context: &Context,
+    format: Format,
+    dtype: DType,
+    [rows, cols]: [usize; 2],
+    block: usize,
+    division: Option<kernel::Division>,
+) {
+    let (tensor, values) = floats(context, &Gen::new(4).hard(rows * cols), &[rows, cols], dtype);
+    let values: Vec<f32> = values.iter().map(|v| *v as f32).collect();
+    let x = rotated(&values, block);
+    let packed = Packed::empty(context, format, rows, cols).unwrap();
+    let mask = Tensor::zeros(context, &[rows, cols / 32 + cols % 32 / 16], DType::U32).unwrap();
+    let bound = 1.25f32;
+    let mask_of = Some((mask.buffer(), bound));
+    let options = Options { hadamard: Some(block), mask: mask_of, division, ..Options::default() };
+    quantize(context, tensor.buffer(), &packed, options).unwrap();
+    let got = packed.to_host(context).unwrap();
+    let mask = mask.to_vec_u32().unwrap();
+    let units = cols.div_ceil(32);
+    for (i, v) in x.iter().enumerate() {
+        let (row, col) = (i / cols, i % cols);
+        // log2(block) additions of numbers that are together at most sqrt(block) times the block's norm, and the factor.
+        let norm: f64 = values[i / block * block..][..block].iter().map(|v| f64::from(*v).powi(2)).sum();
+        let error = U32 * (block.ilog2() as f64 + 4.0) * norm.sqrt();
+        let scale = got.scale(row, col / got.layout().group, false);
+        let d = slack(format, v / scale) + error / scale;
+        let code = got.code(row, col);
+        let what = format!("{format} block {block}, {cols} columns, {dtype}, {division:?}: {row}, {col}");
+        let expected = [v / scale - d, v / scale, v / scale + d].map(|v| format.nearest(v, 0));
+        assert!(expected.contains(&code), "{what}: {code} for {}, want {expected:?}", v / scale);
+        let bit = mask[row * units + col / 32] >> (col % 32) & 1 == 1;
+        let limit = f64::from(bound) * scale;
+        if (v.abs() - limit).abs() > error + 3.0 * U32 * limit {
+            assert_eq!(bit, v.abs() <= limit, "{what}: mask of {v} within {limit}");
+        }
+    }
+    // Scales are those of the rotated values.
+    let wide: Vec<f32> = x.iter().map(|v| *v as f32).collect();
+    let want = PackedMatrix::quantize(format, &wide, rows, cols, Rounding::Nearest).unwrap();
+    for row in 0..rows {
+        for g in 0..got.layout().groups {
+            let (a, b) = (got.scale(row, g, false), want.scale(row, g, false));
+            // A block's norm is at most sqrt(block) times its largest element; sums over a row round once a column.
+            let slack = (f64::from(block.ilog2()) + 4.0) * (block as f64).sqrt() + cols as f64 + 8.0;
+            let near = match format.store() {
+                Store::F32 => (a - b).abs() <= slack * U32 * b,
+                // What is stored in fewer bits may fall to the neighbour.
+                _ => got.scale_bits(row, g).abs_diff(want.scale_bits(row, g)) <= 1,
+            };
+            assert!(near, "{format} block {block}, {cols} columns, {division:?}: scale {a}, want {b}");
+        }
+    }
+}
+
 #[test]
 fn rotation_comes_before_everything_else() {
     for context in every_tier() {
         for text in ["int4:centred:row:f32:mse", "mxfp4", "nvfp4", "nf4", "int8:g128:f32", "e2m1:mse"] {
-            for (block, cols) in [(16, 48), (32, 96), (64, 192), (128, 384), (256, 512), (128, 1152)] {
-                let format: Format = text.parse().unwrap();
-                let rows = 3;
+            for (block, cols) in [(16, 48), (32, 96), (64, 192), (128, 384), (256, 512), (128, 1152), (256, 1280)] {
                 for dtype in dtypes(&context) {
-                    let (tensor, values) = floats(&context, &Gen::new(4).hard(rows * cols), &[rows, cols], dtype);
-                    let values: Vec<f32> = values.iter().map(|v| *v as f32).collect();
-                    let x = rotated(&values, block);
-                    let packed = Packed::empty(&context, format, rows, cols).unwrap();
-                    let mask = Tensor::zeros(&context, &[rows, cols / 32 + cols % 32 / 16], DType::U32).unwrap();
-                    let bound = 1.25f32;
-                    let options =
-                        Options { hadamard: Some(block), mask: Some((mask.buffer(), bound)), ..Options::default() };
-                    quantize(&context, tensor.buffer(), &packed, options).unwrap();
-                    let got = packed.to_host(&context).unwrap();
-                    let mask = mask.to_vec_u32().unwrap();
-                    let units = cols.div_ceil(32);
-                    for (i, v) in x.iter().enumerate() {
-                        let (row, col) = (i / cols, i % cols);
-                        // log2(block) additions of numbers that are together at most sqrt(block) times the block's norm, and the factor.
-                        let norm: f64 =
-                            values[i / block * block..][..block].iter().map(|v| f64::from(*v).powi(2)).sum();
-                        let error = U32 * (block.ilog2() as f64 + 4.0) * norm.sqrt();
-                        let scale = got.scale(row, col / got.layout().group, false);
-                        let d = slack(format, v / scale) + error / scale;
-                        let code = got.code(row, col);
-                        let what = format!("{format} block {block}, {cols} columns, {dtype}: {row}, {col}");
-                        let expected = [v / scale - d, v / scale, v / scale + d].map(|v| format.nearest(v, 0));
-                        assert!(expected.contains(&code), "{what}: {code} for {}, want {expected:?}", v / scale);
-                        let bit = mask[row * units + col / 32] >> (col % 32) & 1 == 1;
-                        let limit = f64::from(bound) * scale;
-                        if (v.abs() - limit).abs() > error + 3.0 * U32 * limit {
-                            assert_eq!(bit, v.abs() <= limit, "{what}: mask of {v} within {limit}");
-                        }
-                    }
-                    // Scales are those of the rotated values.
-                    let wide: Vec<f32> = x.iter().map(|v| *v as f32).collect();
-                    let want = PackedMatrix::quantize(format, &wide, rows, cols, Rounding::Nearest).unwrap();
-                    for row in 0..rows {
-                        for g in 0..got.layout().groups {
-                            let (a, b) = (got.scale(row, g, false), want.scale(row, g, false));
-                            // A block's norm is at most sqrt(block) times its largest element; sums over a row round once a column.
-                            let slack = (f64::from(block.ilog2()) + 4.0) * (block as f64).sqrt() + cols as f64 + 8.0;
-                            let near = match format.store() {
-                                Store::F32 => (a - b).abs() <= slack * U32 * b,
-                                // What is stored in fewer bits may fall to the neighbour.
-                                _ => got.scale_bits(row, g).abs_diff(want.scale_bits(row, g)) <= 1,
-                            };
-                            assert!(near, "{format} block {block}: scale {a}, want {b}");
-                        }
-                    }
+                    check_rotation(&context, text.parse().unwrap(), dtype, [3, cols], block, None);
                 }
             }
+        }
+    }
+}
+
+/// Teams of eight lanes have from 4 to 16 units of a row at a time, by its length: around each length where that changes, the largest blocks that
+/// divide it.
+#[test]
+fn rows_of_every_length_are_rotated_by_whole_blocks() {
+    for context in every_tier() {
+        if !kernel::tiles(&context) {
+            common::skip(&format!("teams of a subgroup on the {} tier", context.tier()));
+            continue;
+        }
+        let blocks = [(128, 128), (256, 256), (128, 384), (256, 512), (256, 768), (256, 1024), (128, 1152)];
+        let long = [(256, 1280), (128, 4096), (256, 4096), (128, 4224), (256, 4352), (256, 8192), (256, 8448)];
+        for (block, cols) in blocks.into_iter().chain(long) {
+            let tiles = Some(kernel::Division::Tiles);
+            check_rotation(&context, "e2m1:mse".parse().unwrap(), DType::F32, [2, cols], block, tiles);
+        }
+        // The other divisions where teams of four units, with all of a row that they hold, would not do.
+        for (text, division) in [("e2m1:mse", kernel::Division::Units), ("int4:row:f32", kernel::Division::Rows)] {
+            for cols in [256, 1280, 4096] {
+                check_rotation(&context, text.parse().unwrap(), DType::F32, [2, cols], 256, Some(division));
+            }
+        }
+        for text in ["mxfp4", "int8:g128:f32"] {
+            let tiles = Some(kernel::Division::Tiles);
+            check_rotation(&context, text.parse().unwrap(), DType::F32, [2, 1280], 256, tiles);
         }
     }
 }

@@ -61,7 +61,7 @@ fn across(v: Unit, l: u32, d: u32) -> Unit {
 #endfor
     return u;
 }
-// The transform of each block of columns, all of which the team has.
+// The transform of each block of columns, all of which the team has: a block of 256 needs HALVES of 2 or 4.
 fn rotated_tile(v: Unit, l: u32) -> Unit {
     var u = v;
 #for h 0 HALVES

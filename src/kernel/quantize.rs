@@ -727,6 +727,8 @@ fn encode(
                     129..=256 => 2,
                     _ => 4,
                 };
+                // A rotation's block is a team's.
+                let halves = halves.max(recipe.rotation_units.div_ceil(4));
                 defines.extend([("LONG", long.into()), ("HALVES", halves.into())]);
                 let workgroups = if long { layout.rows } else { layout.rows.div_ceil(32) };
                 context.dispatch(&ROWS_TILE, &defines, recipe, bindings, Grid::Linear(workgroups as u64))?;
