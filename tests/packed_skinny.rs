@@ -51,8 +51,8 @@ fn ragged_sizes_agree_with_float64() {
 #[test]
 fn the_epilogue_follows_whole_sums() {
     for ctx in coop() {
-        let matrix = hard("int4:g32".parse().unwrap(), 45, 96, 3);
-        for m in [9, 40] {
+        for (m, k) in [(9, 96), (40, 96), (9, 0)] {
+            let matrix = hard("int4:g32".parse().unwrap(), 45, k, 3);
             epilogues(&ctx, packed_skinny::dispatch, m, &matrix, DType::F16, &Activation::ALL);
         }
     }

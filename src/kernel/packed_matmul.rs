@@ -392,9 +392,7 @@ fn run_to_terms(context: &Context, spec: &PackedMatmul<'_>, choice: Choice) -> R
         return Ok(None);
     }
     if k == 0 {
-        // There are no codes: the dense product of nothing, whose epilogue is the same. Zeros need no mask.
-        let nothing = context.alloc(1, spec.out.dtype())?;
-        return dense(context, spec, &nothing, &nothing).map(|()| None);
+        return without_codes(context, spec).map(|()| None);
     }
     match choice {
         Choice::Unpacked if spec.mask.is_some() => unfused(context, spec, choice),
@@ -452,6 +450,12 @@ fn unpack(context: &Context, packed: &Packed) -> Result<Buffer> {
     let out = context.alloc(packed.layout().rows * packed.layout().cols, DType::F32)?;
     dequantize(context, packed, &out)?;
     Ok(out)
+}
+
+/// A product with k = 0: the dense one of nothing, whose epilogue is the same. Zeros need no mask.
+pub(super) fn without_codes(context: &Context, spec: &PackedMatmul<'_>) -> Result<()> {
+    let nothing = context.alloc(1, spec.out.dtype())?;
+    dense(context, spec, &nothing, &nothing)
 }
 
 /// The same product of dense operands.

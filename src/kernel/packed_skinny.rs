@@ -2,7 +2,7 @@
 
 use super::dim;
 use super::packed::{Decode, PackedInfo};
-use super::packed_matmul::{Operand, PackedMatmul};
+use super::packed_matmul::{Operand, PackedMatmul, without_codes};
 use super::packed_vector::{STORES, check, decoding, few_rows, halves, kind, outputs, store, tail};
 use super::pad_rows::pad_rows;
 use crate::context::Grid;
@@ -116,8 +116,11 @@ pub fn dispatch(context: &Context, spec: &PackedMatmul<'_>) -> Result<()> {
     if m == 0 || n == 0 {
         return Ok(());
     }
-    // Rows that end within a unit, and empty ones, which are read though not used.
-    let width = k.next_multiple_of(UNIT).max(UNIT);
+    if k == 0 {
+        return without_codes(context, spec);
+    }
+    // Rows that end within a unit.
+    let width = k.next_multiple_of(UNIT);
     let padded = if width == k {
         a.clone()
     } else {

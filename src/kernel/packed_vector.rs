@@ -2,7 +2,7 @@
 
 use super::matmul::{Activation, Epilogue, Form};
 use super::packed::{B, Decode, PackedInfo};
-use super::packed_matmul::{Operand, PackedMatmul};
+use super::packed_matmul::{Operand, PackedMatmul, without_codes};
 use super::pad_rows::pad_rows;
 use super::{dim, expect};
 use crate::buffer::{Binding, Buffer, elements};
@@ -459,15 +459,17 @@ pub fn dispatch(context: &Context, spec: &PackedMatmul<'_>) -> Result<()> {
     if m == 0 || n == 0 {
         return Ok(());
     }
+    if k == 0 {
+        return without_codes(context, spec);
+    }
     let class = Class::of(context);
     let ((epilogue, activation), types) = (tail(&spec.epilogue), [a.dtype(), spec.out.dtype()]);
     if !class.tails(types[1]).contains(&epilogue) {
         return unfused(context, spec);
     }
     let width = k.next_multiple_of(UNIT);
-    // Rows that end within a unit, and empty ones, which are read though not used.
-    if width != k || k == 0 {
-        let width = width.max(UNIT);
+    // Rows that end within a unit.
+    if width != k {
         let padded = context.alloc(m * width, a.dtype())?;
         pad_rows(context, a, [m, k], &padded, [m, width])?;
         return run(context, spec, class, &padded, (epilogue, activation));
@@ -544,3 +546,48 @@ fn unfused(context: &Context, spec: &PackedMatmul<'_>) -> Result<()> {
 }
 
 const _: () = assert!(std::mem::size_of::<Params>() == 96);
+
+#[cfg(test)]
+mod tests {
+    use super::super::packed_skinny;
+    use super::*;
+    use crate::format::PackedMatrix;
+    use crate::kernel::packed::Packed;
+    use crate::{ContextOptions, Tensor};
+
+    /// Their shaders read a unit that is not used, and divide by the number of units: there must be one.
+    #[test]
+    fn rows_without_elements_are_not_for_these_kernels() {
+        let options = ContextOptions::default().emulate_matrices().self_test(false);
+        let context = Context::with_options(&options).unwrap();
+        let matrix = PackedMatrix::zeros("e2m1".parse().unwrap(), 40, 0).unwrap();
+        let packed = Packed::from_host(&context, &matrix).unwrap();
+        let types = if context.capabilities().f16 { &[DType::F32, DType::F16][..] } else { &[DType::F32] };
+        for (m, dtype) in [1, 16].into_iter().flat_map(|m| types.iter().map(move |dtype| (m, *dtype))) {
+            let a = Tensor::zeros(&context, &[0], dtype).unwrap();
+            let out = Tensor::from_f32(&context, &vec![7.0; m * 40], &[m * 40]).unwrap();
+            let spec = PackedMatmul {
+                form: Form::Nt,
+                m,
+                n: 40,
+                k: 0,
+                a: Operand::Dense(a.buffer()),
+                b: &packed,
+                out: out.buffer(),
+                alpha: 1.0,
+                bias: None,
+                epilogue: Epilogue::None,
+                mask: None,
+                accumulate: false,
+            };
+            context.submit().unwrap();
+            dispatch(&context, &spec).unwrap();
+            if packed_skinny::supports(&context, &spec).is_ok() {
+                packed_skinny::dispatch(&context, &spec).unwrap();
+            }
+            let ran = context.recorded();
+            assert!(!ran.is_empty() && ran.iter().all(|(name, _)| !name.starts_with("packed")), "{ran:?}");
+            assert_eq!(out.to_vec().unwrap(), vec![0.0; m * 40]);
+        }
+    }
+}
