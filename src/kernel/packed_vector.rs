@@ -171,6 +171,12 @@ const SUMS: u32 = 2048;
 const FULL: usize = 264;
 const NVIDIA: u32 = 0x10DE;
 
+/// Whether shaders may count on what WGSL leaves open and NVIDIA's own Vulkan driver, where it was tried, does: NVK, Mesa's for the same GPUs, is
+/// another compiler.
+fn may_be_loose(adapter: &wgpu::AdapterInfo) -> bool {
+    adapter.vendor == NVIDIA && adapter.backend == wgpu::Backend::Vulkan && adapter.driver == "NVIDIA"
+}
+
 impl Streams {
     /// Whether and how the kernel does a product.
     fn of(context: &Context, spec: &PackedMatmul<'_>) -> Option<Self> {
@@ -187,10 +193,7 @@ impl Streams {
             && kind(decode, true) != 0
             && spec.n >= Self::columns(decode) as usize;
         let halves = halves(spec);
-        // Where it was tried.
-        let loose = caps.adapter.vendor == NVIDIA
-            && caps.adapter.backend == wgpu::Backend::Vulkan
-            && caps.subgroup_size.0 == 32;
+        let loose = may_be_loose(&caps.adapter) && caps.subgroup_size.0 == 32;
         let limit = caps.limits.max_compute_invocations_per_workgroup.min(caps.limits.max_compute_workgroup_size_x);
         let many = Self::may_be_many(decode, tail(&spec.epilogue).0)
             && spec.n >= MANY
@@ -451,7 +454,7 @@ pub(crate) fn halves(spec: &PackedMatmul<'_>) -> bool {
 ///
 /// # Numerics
 /// f32 sums: |error| <= 3 (k + 40) u |a| |w| with u = 2^-24, `w` the values of `b` whose own error is that of [`super::dequantize`]. The 3 is
-/// for centred grids, whose levels are an integer and a half. Where GPUs known to keep subnormal halves (NVIDIA's, by Vulkan) multiply one row
+/// for centred grids, whose levels are an integer and a half. Where GPUs known to keep subnormal halves (NVIDIA's, by its own Vulkan driver) multiply one row
 /// by 4-bit integers, codes are summed before their zero is subtracted: `|w|` is then twice the zero times the scale larger.
 pub fn dispatch(context: &Context, spec: &PackedMatmul<'_>) -> Result<()> {
     let a = check(spec)?;
@@ -554,6 +557,19 @@ mod tests {
     use crate::format::PackedMatrix;
     use crate::kernel::packed::Packed;
     use crate::{ContextOptions, Tensor};
+
+    #[test]
+    fn only_what_was_tried_may_be_loose() {
+        let nvidia = |driver: &str, backend| {
+            let mut adapter = wgpu::AdapterInfo::new(wgpu::DeviceType::DiscreteGpu, backend);
+            (adapter.vendor, adapter.driver) = (NVIDIA, driver.to_owned());
+            adapter
+        };
+        assert!(may_be_loose(&nvidia("NVIDIA", wgpu::Backend::Vulkan)));
+        assert!(!may_be_loose(&nvidia("NVK", wgpu::Backend::Vulkan)));
+        assert!(!may_be_loose(&nvidia("NVIDIA", wgpu::Backend::Gl)));
+        assert!(!may_be_loose(&wgpu::AdapterInfo { vendor: 0x1002, ..nvidia("NVIDIA", wgpu::Backend::Vulkan) }));
+    }
 
     /// Their shaders read a unit that is not used, and divide by the number of units: there must be one.
     #[test]
