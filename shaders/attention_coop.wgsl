@@ -3,7 +3,7 @@
 //
 // The exponentials of a row are taken against a reference: the largest score of its first tile, raised to the largest so far only where a score
 // exceeds it by more than SLACK, since that means to pass the sums through workgroup memory to scale them. So weights are at most 256 times
-// the dropout factor, far within the range of f16, and the sum of a row's exponentials is at least 1.
+// the dropout factor, which the host lets be at most 128, within the range of f16, and the sum of a row's exponentials is at least 1.
 //
 // Bounds: rows of qkv and out are clamped to seq - 1 or guarded; every index of workgroup memory is a lane's or tile's place in its own block.
 #import attention_coop

@@ -4,11 +4,11 @@ mod common;
 
 use common::{Gen, U16, U32, assert_within, blank, every_tier, tensor, wide};
 use walsh::kernel::Dropout;
-use walsh::kernel::attention::{AttentionDims, AttentionPath, attention_on};
-use walsh::kernel::attention_backward::{AttentionGrads, attention_backward_on};
+use walsh::kernel::attention::{AttentionDims, AttentionPath, attention, attention_on};
+use walsh::kernel::attention_backward::{AttentionGrads, attention_backward, attention_backward_on};
 use walsh::reference::attention::{self as reference, Dims};
 use walsh::reference::dropout::factors;
-use walsh::{Context, DType, Error, Tensor, Tier};
+use walsh::{Context, ContextOptions, DType, Error, Tensor, Tier};
 
 const SEED: u64 = 0x1234_5678_9abc_def0;
 const OP: u32 = 7;
@@ -102,27 +102,46 @@ fn bounds(case: &Case, path: AttentionPath, qkv: &[f64], dout: &[f64], f: Option
     bounds
 }
 
+/// A step state.
+fn state(context: &Context) -> Tensor {
+    let mut state = vec![0u32; 16];
+    state[0] = STEP;
+    Tensor::from_u32(context, &state, &[16]).unwrap()
+}
+
+fn dropout_of(p: f64, state: &Tensor) -> Option<Dropout<'_>> {
+    let dropout = Dropout { p: p as f32, seed: SEED, op: OP, micro: MICRO, state: state.buffer() };
+    (p > 0.0).then_some(dropout)
+}
+
 fn check(context: &Context, path: AttentionPath, case: &Case, seed: u64) {
-    let Case { dims, f16, dropout } = *case;
-    let Dims { batch, seq, heads, head_dim, causal } = dims;
-    let what = format!("{} {path:?} {dims:?} f16 {f16} dropout {dropout}", context.tier());
+    let Dims { batch, seq, heads, head_dim, .. } = case.dims;
     let mut gen_ = Gen::new(seed);
     let width = heads * head_dim;
     // Queries and keys with outliers, the first token all zero.
     let mut qkv: Vec<f32> = gen_.hard(batch * seq * 3 * width).iter().map(|v| v * 0.5).collect();
     qkv[..3 * width].fill(0.0);
-    let mut dout = gen_.hard(batch * seq * width);
+    let dout = gen_.hard(batch * seq * width);
+    check_values(context, Some(path), case, qkv, dout);
+}
+
+/// By the path that is chosen where none is given.
+fn check_values(context: &Context, path: Option<AttentionPath>, case: &Case, mut qkv: Vec<f32>, mut dout: Vec<f32>) {
+    let Case { dims, f16, dropout } = *case;
+    let Dims { batch, seq, heads, head_dim, causal } = dims;
+    let what = format!("{} {path:?} {dims:?} f16 {f16} dropout {dropout}", context.tier());
     let qkv_t = tensor(context, &mut qkv, f16);
     let dout_t = tensor(context, &mut dout, f16);
     let (out_t, dqkv_t) = (blank(context, dout.len(), f16), blank(context, qkv.len(), f16));
     let lse_t = blank(context, batch * heads * seq, false);
-    let mut state = vec![0u32; 16];
-    state[0] = STEP;
-    let state = Tensor::from_u32(context, &state, &[16]).unwrap();
-    let p = dropout as f32;
-    let drop = (dropout > 0.0).then_some(Dropout { p, seed: SEED, op: OP, micro: MICRO, state: state.buffer() });
+    let state = state(context);
+    let drop = dropout_of(dropout, &state);
     let sizes = AttentionDims { batch, seq, heads, head_dim, causal };
-    attention_on(context, qkv_t.buffer(), out_t.buffer(), lse_t.buffer(), sizes, drop, path).unwrap();
+    let [qkv_b, out_b, lse_b] = [&qkv_t, &out_t, &lse_t].map(Tensor::buffer);
+    match path {
+        Some(path) => attention_on(context, qkv_b, out_b, lse_b, sizes, drop, path).unwrap(),
+        None => attention(context, qkv_b, out_b, lse_b, sizes, drop).unwrap(),
+    }
     let grads = AttentionGrads {
         qkv: qkv_t.buffer(),
         out: out_t.buffer(),
@@ -130,12 +149,16 @@ fn check(context: &Context, path: AttentionPath, case: &Case, seed: u64) {
         lse: lse_t.buffer(),
         dqkv: dqkv_t.buffer(),
     };
-    attention_backward_on(context, grads, sizes, drop, path).unwrap();
+    match path {
+        Some(path) => attention_backward_on(context, grads, sizes, drop, path).unwrap(),
+        None => attention_backward(context, grads, sizes, drop).unwrap(),
+    }
 
     let (qkv, dout) = (wide(&qkv), wide(&dout));
     let f = drop.map(|d| factors(batch * heads * seq * seq.next_multiple_of(4), f64::from(d.p), SEED, OP, STEP, MICRO));
     let (out, lse) = reference::attention(&qkv, dims, f.as_deref());
     let grad = reference::attention_backward(&qkv, &dout, dims, f.as_deref());
+    let path = path.unwrap_or_else(|| AttentionPath::of(context, qkv_t.dtype(), head_dim, drop));
     let bounds = bounds(case, path, &qkv, &dout, f.as_deref());
     assert_within(&format!("lse {what}"), &lse_t.to_vec().unwrap(), &lse, |i| bounds.lse[i]);
     assert_within(&format!("out {what}"), &out_t.to_vec().unwrap(), &out, |i| bounds.out[i]);
@@ -204,6 +227,44 @@ fn coop_matches_the_reference() {
     run(AttentionPath::Coop);
 }
 
+/// Contexts with cooperative matrices, be they emulated.
+fn coop() -> Vec<Context> {
+    let options = ContextOptions::default().emulate_matrices().self_test(false);
+    let all = (0..Context::adapters().len()).map(|n| options.clone().adapter(format!("#{n}")));
+    all.map(|options| Context::with_options(&options).unwrap()).filter(|c| c.tier() == Tier::Coop).collect()
+}
+
+#[test]
+fn a_dropout_that_f16_cannot_hold_is_for_other_kernels() {
+    let contexts = coop();
+    if contexts.is_empty() {
+        common::skip("attention with much dropout: no cooperative matrices, not even emulated ones");
+    }
+    for context in contexts {
+        let (seq, width) = (128, 32);
+        // Scores of 16 keys that are 0 and then of some near 8, base 2: weights of 2^7.7 relative to the first, times 128 or 500.
+        let mut gen_ = Gen::new(3);
+        let (mut qkv, dout) = (gen_.normals(seq * 3 * width), gen_.normals(seq * width));
+        for (t, token) in qkv.chunks_mut(3 * width).enumerate() {
+            token[..width].fill(1.0);
+            token[width..2 * width].fill(if t < 16 { 0.0 } else { 0.9 + 0.04 * (t % 2) as f32 });
+        }
+        for dropout in [127.0 / 128.0, 0.998] {
+            let case = Case { dims: dims(1, seq, 1, width, false), f16: true, dropout };
+            check_values(&context, None, &case, qkv.clone(), dout.clone());
+        }
+        let state = state(&context);
+        let of = |p: f64| AttentionPath::of(&context, DType::F16, width, dropout_of(p, &state));
+        assert_eq!([0.0, 0.2, 127.0 / 128.0].map(of), [AttentionPath::Coop; 3]);
+        assert_ne!(of(0.993), AttentionPath::Coop);
+        let [qkv, out, lse] = [(3 * width, true), (width, true), (1, false)].map(|(n, f16)| blank(&context, n, f16));
+        let sizes = AttentionDims { batch: 1, seq: 1, heads: 1, head_dim: width, causal: true };
+        let [qkv, out, lse] = [&qkv, &out, &lse].map(Tensor::buffer);
+        let refused = attention_on(&context, qkv, out, lse, sizes, dropout_of(0.998, &state), AttentionPath::Coop);
+        assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
+    }
+}
+
 #[test]
 fn a_token_depends_on_no_later_one() {
     for context in every_tier() {
@@ -261,7 +322,7 @@ fn wrong_shapes_are_refused() {
     let qkv = blank(context, 4 * 3 * 20, false);
     let (out, lse) = (blank(context, 4 * 20, false), blank(context, 4, false));
     let call = |sizes, lse: &Tensor| {
-        let path = AttentionPath::of(context, DType::F32, 16);
+        let path = AttentionPath::of(context, DType::F32, 16, None);
         attention_on(context, qkv.buffer(), out.buffer(), lse.buffer(), sizes, None, path)
     };
     let sizes = AttentionDims { batch: 1, seq: 4, heads: 1, head_dim: 20, causal: true };

@@ -138,15 +138,22 @@ pub enum AttentionPath {
     Rows,
     /// Tiles in workgroup memory: GPUs.
     Tiles,
-    /// Cooperative matrices: f16 on the cooperative tier.
+    /// Cooperative matrices: f16 on the cooperative tier, with a dropout of at most 127/128.
     Coop,
+}
+
+/// The largest factor 1 / (1 - p) of dropout on cooperative matrices: weights there are f16 and up to 2^8 times it, and f16 ends below 2^16.
+const COOP_DROPOUT_FACTOR: f32 = 128.0;
+
+fn coop_holds(dropout: Option<Dropout<'_>>) -> bool {
+    dropout.is_none_or(|d| d.factors().1 <= COOP_DROPOUT_FACTOR)
 }
 
 impl AttentionPath {
     /// The one for the context's adapter and a problem.
     #[must_use]
-    pub fn of(context: &Context, dtype: DType, head_dim: usize) -> Self {
-        let coop = dtype == DType::F16 && COOP_HEAD_DIMS.iter().any(|d| *d as usize == head_dim);
+    pub fn of(context: &Context, dtype: DType, head_dim: usize, dropout: Option<Dropout<'_>>) -> Self {
+        let coop = dtype == DType::F16 && COOP_HEAD_DIMS.iter().any(|d| *d as usize == head_dim) && coop_holds(dropout);
         match context.tier() {
             Tier::Coop if coop => Self::Coop,
             _ if context.capabilities().is_cpu() => Self::Rows,
@@ -230,6 +237,10 @@ pub(super) fn plan(
                 let got = format!("{} and {head_dim} on the {} tier", qkv.dtype(), context.tier());
                 return Err(Error::shape(op, expected, got));
             }
+            if let Some(dropout) = dropout.filter(|d| !coop_holds(Some(*d))) {
+                let expected = "a dropout of at most 127/128 on cooperative matrices, whose weights are f16";
+                return Err(Error::invalid(op, expected, dropout.p.to_string()));
+            }
             let int64 = dropout.is_some() && context.capabilities().features.contains(wgpu::Features::SHADER_INT64);
             (coop_defines(head_dim, dropout.is_some(), int64), COOP_ROWS)
         }
@@ -250,12 +261,14 @@ pub(super) fn plan(
 /// same type; `lse [batch, heads, seq]` f32, the logarithm of the sum of exponentials of a query's scaled scores, which the backward pass wants.
 ///
 /// # Errors
-/// [`Error::Shape`] for other shapes or a head width outside [`HEAD_DIMS`]; [`Error::Limit`] where indices exceed 32 bits.
+/// [`Error::Shape`] for other shapes or a head width outside [`HEAD_DIMS`]; [`Error::Invalid`] for a dropout that is no probability below 1;
+/// [`Error::Limit`] where indices exceed 32 bits.
 ///
 /// # Numerics
 /// Computed in f32 with an online softmax; nothing of size `seq * seq` is stored. Dropout counts its random numbers over `[batch, heads, seq, keys]`
 /// with keys padded to a multiple of 4. With f16 buffers on the cooperative tier the products run on matrix units with f16 operands and f32 sums:
-/// the weights are rounded to f16, and weights below 2^-25 of a row's sum vanish. Each result depends only on its own sequence and head, and with `causal` only on tokens up to its own.
+/// the weights are rounded to f16, and weights below 2^-25 of a row's sum vanish; not with a dropout above 127/128, whose factor would carry weights
+/// beyond the range of f16. Each result depends only on its own sequence and head, and with `causal` only on tokens up to its own.
 ///
 /// # Source
 /// Dao et al., "FlashAttention", 2022, algorithm 1; Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
@@ -267,14 +280,14 @@ pub fn attention(
     dims: AttentionDims,
     dropout: Option<Dropout<'_>>,
 ) -> Result<()> {
-    let path = AttentionPath::of(context, qkv.dtype(), dims.head_dim);
+    let path = AttentionPath::of(context, qkv.dtype(), dims.head_dim, dropout);
     attention_on(context, qkv, out, lse, dims, dropout, path)
 }
 
 /// The same by a path of the caller's choice, for tests and benches.
 ///
 /// # Errors
-/// As [`attention`].
+/// As [`attention`]; [`Error::Invalid`] for a dropout above 127/128 on cooperative matrices.
 pub fn attention_on(
     context: &Context,
     qkv: &Buffer,

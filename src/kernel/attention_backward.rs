@@ -95,7 +95,7 @@ pub fn attention_backward(
     dims: AttentionDims,
     dropout: Option<Dropout<'_>>,
 ) -> Result<()> {
-    let path = AttentionPath::of(context, grads.qkv.dtype(), dims.head_dim);
+    let path = AttentionPath::of(context, grads.qkv.dtype(), dims.head_dim, dropout);
     attention_backward_on(context, grads, dims, dropout, path)
 }
 
