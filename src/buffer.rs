@@ -216,6 +216,11 @@ impl Buffer {
         Arc::ptr_eq(&self.raw, &other.raw) && self.offset == other.offset
     }
 
+    /// True if both are parts of one buffer, whether they overlap or not: no dispatch may write one of them and use the other.
+    pub(crate) fn shares_memory(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.raw, &other.raw)
+    }
+
     /// True if no other handle refers to this memory, so that it may be overwritten.
     pub(crate) fn is_unique(&self) -> bool {
         Arc::strong_count(&self.raw) == 1

@@ -491,6 +491,7 @@ impl Context {
     /// Records a copy of `data` into `to`. It takes its place in the order of commands: earlier ones see the old content.
     pub(crate) fn upload(&self, to: &Buffer, data: &[u8]) -> Result<()> {
         debug_assert_eq!(data.len() as u64, to.bytes());
+        self.check_owns("upload", &[to])?;
         if data.is_empty() {
             return Ok(());
         }
@@ -523,17 +524,33 @@ impl Context {
         Ok(buffer)
     }
 
+    /// That all of these are buffers of this context: another pool may hand one out again while commands of this context still use it, and
+    /// another device's make the encoder invalid.
+    fn check_owns(&self, op: &'static str, buffers: &[&Buffer]) -> Result<()> {
+        if buffers.iter().all(|buffer| self.owns(buffer)) { Ok(()) } else { Err(Error::ContextMismatch { op }) }
+    }
+
     /// Records filling `buffer` with zero bytes.
-    pub(crate) fn clear(&self, buffer: &Buffer) {
+    pub(crate) fn clear(&self, buffer: &Buffer) -> Result<()> {
+        self.check_owns("clear", &[buffer])?;
         let bytes = buffer.bytes().next_multiple_of(4);
         if bytes > 0 {
             self.stream().commands.push(Command::Clear { at: (buffer.raw.clone(), buffer.offset), bytes });
         }
+        Ok(())
     }
 
-    /// Records a copy between buffers of one size.
-    pub(crate) fn copy(&self, from: &Buffer, to: &Buffer) {
+    /// Records a copy between buffers of one size; none where both are the same place. wgpu copies between two buffers only, so that two places
+    /// in one are refused.
+    pub(crate) fn copy(&self, from: &Buffer, to: &Buffer) -> Result<()> {
         debug_assert_eq!(from.bytes(), to.bytes());
+        self.check_owns("copy", &[from, to])?;
+        if from.same(to) {
+            return Ok(());
+        }
+        if from.shares_memory(to) {
+            return Err(Error::invalid("copy", "buffers that are no parts of one", "two parts of the same buffer"));
+        }
         let bytes = from.bytes().next_multiple_of(4);
         if bytes > 0 {
             self.stream().commands.push(Command::Copy {
@@ -542,10 +559,12 @@ impl Context {
                 bytes,
             });
         }
+        Ok(())
     }
 
     /// Records a copy of `buffer` to the host.
     pub(crate) fn readback(&self, buffer: &Buffer) -> Result<Readback> {
+        self.check_owns("readback", &[buffer])?;
         let padded = buffer.bytes().next_multiple_of(4).max(4);
         let raw = self.0.pool.take(&self.0, Role::Readback, padded)?;
         let (sender, done) = futures::channel::oneshot::channel();
@@ -1071,5 +1090,18 @@ mod tests {
                 shader(x.to_vec().map(|_| ()));
             }
         }
+    }
+
+    #[test]
+    fn copies_within_one_buffer_are_nothing_or_refused() {
+        let context = Context::new().unwrap();
+        let x = Tensor::from_f32(&context, &[1.0; 128], &[128]).unwrap();
+        let [low, high] = [0, 64].map(|start| x.buffer().slice(start, 64).unwrap());
+        let recorded = context.stream().commands.len();
+        context.copy(&low, &low.clone()).unwrap();
+        let result = context.copy(&low, &high);
+        assert!(matches!(result, Err(Error::Invalid { .. })), "{result:?}");
+        assert_eq!(context.stream().commands.len(), recorded);
+        assert_eq!(x.to_vec().unwrap(), [1.0; 128]);
     }
 }

@@ -120,7 +120,7 @@ impl Tensor {
     /// [`Error::Limit`] or [`Error::OutOfMemory`]; [`Error::Unsupported`] for f16 without `SHADER_F16`.
     pub fn zeros(context: &Context, shape: &[usize], dtype: DType) -> Result<Self> {
         let tensor = Self::empty(context, shape, dtype)?;
-        context.clear(&tensor.0.buffer);
+        context.clear(&tensor.0.buffer)?;
         Ok(tensor)
     }
 

@@ -280,6 +280,34 @@ fn buffers_that_a_kernel_may_not_share_are_refused_by_name() {
 }
 
 #[test]
+fn buffers_of_another_context_are_refused_where_no_kernel_runs() {
+    use walsh::format::PackedMatrix;
+    use walsh::kernel::packed::Packed;
+    use walsh::kernel::reduce::{Reduction, reduce};
+    for context in every_tier() {
+        // On a device of its own, and on the same one, where the pools are two.
+        let beside = Context::from_parts(context.device(), context.queue(), context.capabilities().clone());
+        for other in [&Context::new().unwrap(), &beside] {
+            let packed = Packed::from_host(&context, &PackedMatrix::zeros("int4".parse().unwrap(), 2, 64).unwrap());
+            let [scalar, empty] = [1, 0].map(|len| Tensor::zeros(&context, &[len], DType::F32).unwrap());
+            let results = [
+                packed.unwrap().to_host(other).map(|_| ()),
+                reduce(other, empty.buffer(), scalar.buffer(), Reduction::Sum(1.0)),
+            ];
+            for (i, result) in results.into_iter().enumerate() {
+                assert!(matches!(result, Err(Error::ContextMismatch { .. })), "{i}: {result:?}");
+            }
+            // Both are as good as before.
+            assert_eq!(scalar.item().unwrap(), 0.0);
+            let mut encoder = other.device().create_command_encoder(&walsh::wgpu::CommandEncoderDescriptor::default());
+            other.record(&mut encoder).unwrap();
+            drop(encoder.finish());
+            other.check().unwrap();
+        }
+    }
+}
+
+#[test]
 fn threads_that_need_one_pipeline_compile_it_once() {
     let run = |threads: usize| {
         let context = Context::new().unwrap();

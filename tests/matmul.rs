@@ -7,7 +7,7 @@ use half::f16;
 use walsh::kernel::Dropout;
 use walsh::kernel::matmul::{Activation, Choice, Dims, Epilogue, Form, Matmul, Shape, choose, matmul, matmul_with};
 use walsh::reference::matmul as reference;
-use walsh::{Context, ContextOptions, DType, Tensor, Tier};
+use walsh::{Context, ContextOptions, DType, Error, Tensor, Tier};
 
 const F32: [DType; 3] = [DType::F32; 3];
 const F16_F32: [DType; 3] = [DType::F16, DType::F16, DType::F32];
@@ -422,6 +422,41 @@ fn a_dropout_that_cannot_be_is_refused() {
         refused += usize::from(matmul(ctx, &Matmul { out: out.buffer(), ..spec }).is_err());
     }
     assert_eq!(refused, 4);
+}
+
+#[test]
+fn a_residual_in_the_buffer_of_the_result_is_refused_by_every_kernel() {
+    for ctx in every_tier() {
+        for choice in kernels(&ctx) {
+            let types = if matches!(choice, Choice::Coop { .. }) { F16_F32 } else { F32 };
+            let (m, n, k) = (if choice == Choice::VectorLanes { 1 } else { 4 }, 8, 8);
+            let operand = |len: usize| tensor(&ctx, &vec![1.0; len], types[0]).0;
+            let (a, b) = (operand(m * k), operand(n * k));
+            let out = tensor(&ctx, &vec![2.0; m * n], DType::F32).0;
+            let spec = Matmul {
+                form: Form::Nt,
+                dims: Dims::new(m, n, k),
+                a: a.buffer(),
+                b: b.buffer(),
+                out: out.buffer(),
+                alpha: 1.0,
+                bias: None,
+                epilogue: Epilogue::Residual(out.buffer(), None),
+                accumulate: false,
+            };
+            let plain = Matmul { epilogue: Epilogue::None, ..spec };
+            if choice.supports(&ctx, &plain).is_err() {
+                continue;
+            }
+            for result in [matmul_with(&ctx, &spec, choice), matmul(&ctx, &spec)] {
+                assert!(matches!(&result, Err(Error::Invalid { .. })), "{choice:?}: {result:?}");
+            }
+            // The context is as good as before, and nothing was written.
+            assert_eq!(out.to_vec().unwrap(), vec![2.0; m * n], "{choice:?}");
+            matmul_with(&ctx, &plain, choice).unwrap();
+            assert_eq!(out.to_vec().unwrap(), vec![k as f32; m * n], "{choice:?}");
+        }
+    }
 }
 
 #[test]

@@ -646,6 +646,28 @@ fn a_kernel_says_what_it_cannot_do() {
 }
 
 #[test]
+fn a_residual_in_the_buffer_of_the_result_is_refused() {
+    for ctx in every_tier() {
+        // Few columns are no multiples of 4, so that what follows tiles is a kernel of its own; few rows are a kernel of vectors.
+        for (m, n, k) in [(6, 4, 8), (6, 5, 8), (70, 5, 8), (1, 5, 8), (6, 4, 0)] {
+            let b = Packed::from_host(&ctx, &PackedMatrix::zeros(parsed("int4"), n, k).unwrap()).unwrap();
+            let a = Tensor::zeros(&ctx, &[(m * k).max(1)], DType::F32).unwrap();
+            let out = Tensor::from_f32(&ctx, &vec![2.0; m * n], &[m * n]).unwrap();
+            let good = plain(Form::Nt, [m, n, k], Operand::Dense(a.buffer()), &b, &out);
+            let bad = PackedMatmul { epilogue: Epilogue::Residual(out.buffer(), None), ..good };
+            let results = [packed_matmul(&ctx, &bad), walsh::kernel::packed_vector::dispatch(&ctx, &bad)];
+            for result in results.into_iter().take(if m <= 64 { 2 } else { 1 }) {
+                assert!(matches!(&result, Err(Error::Invalid { .. })), "{m} {n} {k}: {result:?}");
+            }
+            // The context is as good as before, and nothing was written.
+            assert_eq!(out.to_vec().unwrap(), vec![2.0; m * n], "{m} {n} {k}");
+            packed_matmul(&ctx, &good).unwrap();
+            assert_eq!(out.to_vec().unwrap(), vec![0.0; m * n], "{m} {n} {k}");
+        }
+    }
+}
+
+#[test]
 fn what_does_not_fit_together_is_refused() {
     let ctx = &baseline()[0];
     let of = |len: usize| Tensor::zeros(ctx, &[len], DType::F32).unwrap();

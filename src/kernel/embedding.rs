@@ -291,7 +291,7 @@ pub fn embedding_backward(
         check_seq(op, rows, positions.seq, block)?;
         // Positions that no row has.
         if !positions.accumulate && block > positions.seq {
-            context.clear(positions.table);
+            context.clear(positions.table)?;
         }
     }
     if let Some(room) = VOCABS.into_iter().find(|room| vocab <= *room as usize) {
@@ -370,7 +370,7 @@ fn sorted(
     let (size, width) = (wg_size(context), width(cols));
     let (rows32, units) = (dim(rows)?, dim(cols)? / width);
     if !accumulate {
-        context.clear(dtable); // most tokens do not occur
+        context.clear(dtable)?; // most tokens do not occur
     }
     let order = context.alloc(2 * rows, DType::U32)?;
     let sort = [("WG_SIZE", size.into())];

@@ -163,7 +163,7 @@ pub enum Epilogue<'a> {
     Activation(Activation, &'a Buffer),
     /// `out = v act'(pre)`: the input gradient on its way through the activation before it.
     ActivationGrad(Activation, &'a Buffer),
-    /// `out = residual + dropout(v)`; `residual` is f32 and shaped like `out`.
+    /// `out = residual + dropout(v)`; `residual` is f32, shaped like `out` and no part of the same buffer.
     Residual(&'a Buffer, Option<Dropout<'a>>),
 }
 
@@ -494,7 +494,7 @@ fn vectors(spec: &Matmul<'_>) -> bool {
 ///
 /// # Errors
 /// [`Error::Shape`] where a buffer is too short or the types are not supported together; [`Error::Invalid`] for a dropout that is no
-/// probability below 1; [`Error::Limit`] where a dispatch is too large.
+/// probability below 1 and for a residual in the buffer of the result; [`Error::Limit`] where a dispatch is too large.
 ///
 /// # Numerics
 /// Products are summed in f32 in an order that is fixed per kernel and shape: |error| <= (k + 6) u |a| |b| with u = 2^-24, except that
@@ -596,7 +596,7 @@ fn unfused(context: &Context, spec: &Matmul<'_>) -> Result<()> {
             unary_backward(context, activation.into(), pre, &sum, spec.out, spec.accumulate)
         }
         Epilogue::Residual(residual, None) => {
-            context.copy(residual, spec.out);
+            context.copy(residual, spec.out)?;
             matmul(context, &Matmul { accumulate: true, ..plain })
         }
         Epilogue::Residual(residual, Some(mask)) => {
@@ -756,7 +756,20 @@ fn check(spec: &Matmul<'_>) -> Result<()> {
     {
         return fail(format!("an f32 bias of {n} elements"), format!("{} of {}", bias.len(), bias.dtype()));
     }
-    Ok(())
+    residual_apart("matmul", spec.epilogue, spec.out)
+}
+
+/// That the residual is no part of the buffer of the result. Kernels that add it on the way out could not bind both; products whose epilogue is
+/// a kernel of its own might manage, but what is refused hangs on no kernel.
+pub(crate) fn residual_apart(op: &'static str, epilogue: Epilogue<'_>, out: &Buffer) -> Result<()> {
+    match epilogue {
+        Epilogue::Residual(residual, _) if residual.shares_memory(out) => Err(Error::invalid(
+            format!("{op}, residual"),
+            "a buffer other than that of the result",
+            "a part of the buffer of the result",
+        )),
+        _ => Ok(()),
+    }
 }
 
 const _: () = assert!(std::mem::size_of::<Params>() == 80);

@@ -344,7 +344,8 @@ pub(super) fn vectors(spec: &PackedMatmul<'_>) -> bool {
 ///
 /// # Errors
 /// [`Error::Shape`] where an operand or a buffer has another size or the types are not supported together; [`Error::Invalid`] for a dropout
-/// that is no probability below 1; [`Error::Unsupported`] for f16 where the device has none; [`Error::Limit`] where a dispatch is too large.
+/// that is no probability below 1 and for a residual in the buffer of the result; [`Error::Unsupported`] for f16 where the device has none;
+/// [`Error::Limit`] where a dispatch is too large.
 ///
 /// # Numerics
 /// Depends on the kernel, see the table at [`choose`]; sums are f32, in an order that is fixed per kernel and shape, and u is 2^-24.
@@ -485,7 +486,7 @@ fn unfused(context: &Context, spec: &PackedMatmul<'_>, choice: Choice) -> Result
             unary_backward(context, activation.into(), pre, &sum, spec.out, spec.accumulate)
         }
         (Epilogue::Residual(residual, None), _) => {
-            context.copy(residual, spec.out);
+            context.copy(residual, spec.out)?;
             run(context, &PackedMatmul { accumulate: true, ..plain }, choice)
         }
         (Epilogue::Residual(residual, Some(drop)), _) => {
@@ -572,7 +573,7 @@ fn check(context: &Context, spec: &PackedMatmul<'_>) -> Result<()> {
             format!("{} with {form:?}", describe(mask)),
         );
     }
-    Ok(())
+    matmul::residual_apart(OP, spec.epilogue, spec.out)
 }
 
 fn describe(buffer: &Buffer) -> String {

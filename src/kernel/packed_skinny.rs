@@ -103,8 +103,8 @@ pub fn supports(context: &Context, spec: &PackedMatmul<'_>) -> Result<(), &'stat
 /// `out = a b^T` and what follows, with `a` f16 and of at most 64 rows.
 ///
 /// # Errors
-/// [`crate::Error::Shape`] where a buffer has another length or type; [`crate::Error::Unsupported`] as [`supports`] says;
-/// [`crate::Error::Limit`] where a dispatch is too large.
+/// [`crate::Error::Shape`] where a buffer has another length or type; [`crate::Error::Invalid`] for a residual in the buffer of the result;
+/// [`crate::Error::Unsupported`] as [`supports`] says; [`crate::Error::Limit`] where a dispatch is too large.
 ///
 /// # Numerics
 /// Values of `b` are rounded to f16 after multiplication with the header's norm, or, where rows have one scale, without that scale; then

@@ -1,6 +1,6 @@
 //! Products of few rows with a quantized matrix, bound by reading it once: `x W^T` as decoding has it.
 
-use super::matmul::{Activation, Epilogue, Form};
+use super::matmul::{Activation, Epilogue, Form, residual_apart};
 use super::packed::{B, Decode, PackedInfo};
 use super::packed_matmul::{Operand, PackedMatmul, without_codes};
 use super::pad_rows::pad_rows;
@@ -405,6 +405,7 @@ pub(crate) fn check<'a>(spec: &PackedMatmul<'a>) -> Result<&'a Buffer> {
         let expected = "no accumulation into an activation or a residual sum".to_owned();
         return Err(Error::shape("packed product", expected, format!("{:?}", spec.epilogue)));
     }
+    residual_apart("packed product", spec.epilogue, spec.out)?;
     Ok(a)
 }
 
@@ -449,8 +450,8 @@ pub(crate) fn halves(spec: &PackedMatmul<'_>) -> bool {
 /// `out = a b^T` and what follows, with `a` dense and of at most [`MAX_ROWS`] rows. More than one row share decoded weights in blocks of eight.
 ///
 /// # Errors
-/// [`Error::Shape`] where a buffer has another length or type; [`Error::Unsupported`] as [`supports`] says; [`Error::Limit`] where a dispatch
-/// is too large.
+/// [`Error::Shape`] where a buffer has another length or type; [`Error::Invalid`] for a residual in the buffer of the result;
+/// [`Error::Unsupported`] as [`supports`] says; [`Error::Limit`] where a dispatch is too large.
 ///
 /// # Numerics
 /// f32 sums: |error| <= 3 (k + 40) u |a| |w| with u = 2^-24, `w` the values of `b` whose own error is that of [`super::dequantize`]. The 3 is
@@ -541,7 +542,7 @@ fn unfused(context: &Context, spec: &PackedMatmul<'_>) -> Result<()> {
             super::unary::unary(context, activation.into(), pre, spec.out)
         }
         Epilogue::Residual(residual, _) => {
-            context.copy(residual, spec.out);
+            context.copy(residual, spec.out)?;
             dispatch(context, &PackedMatmul { accumulate: true, ..plain })
         }
         Epilogue::None | Epilogue::ActivationGrad(..) => dispatch(context, &plain),

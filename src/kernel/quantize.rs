@@ -940,8 +940,7 @@ pub fn tensor_scale(context: &Context, x: &Buffer, statistic: Statistic, out: &B
     let recipe = Recipe { rule, gain, epsilon, least, big, big_factor, given: 1, ..recipe(&packed)? };
     let scratch = context.alloc(4 + 4 * PARTIALS, DType::F32)?;
     tensor_statistics(context, recipe, &Input::Rows(x), x, &packed, &scratch)?;
-    context.copy(&scratch.slice(0, 1)?, out);
-    Ok(())
+    context.copy(&scratch.slice(0, 1)?, out)
 }
 
 fn tensor_statistics(

@@ -56,8 +56,7 @@ pub fn reduce(context: &Context, x: &Buffer, out: &Buffer, reduction: Reduction)
         if reduction == Reduction::Max {
             return Err(Error::shape(KERNEL.name, "at least one element", "none"));
         }
-        context.clear(out);
-        return Ok(());
+        return context.clear(out);
     }
     // A first stage pays where one workgroup would be busy for longer than a dispatch takes.
     let (least, most) = if context.capabilities().is_cpu() { (1 << 14, 16) } else { (1 << 12, 512) };

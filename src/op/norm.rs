@@ -106,7 +106,7 @@ impl Tensor {
             let accumulate = dw.accumulate || db.as_ref().is_some_and(|db| db.accumulate);
             for place in [Some(&dw), db.as_ref()].into_iter().flatten() {
                 if accumulate && !place.accumulate {
-                    context.clear(place.tensor.buffer());
+                    context.clear(place.tensor.buffer())?;
                 }
             }
             layer_norm_backward(

@@ -38,7 +38,7 @@ impl Tensor {
         let turn = move |x: &Tensor, inverse: bool| {
             let context = x.context();
             let out = Tensor::empty(context, x.shape(), x.dtype())?;
-            context.copy(x.buffer(), out.buffer());
+            context.copy(x.buffer(), out.buffer())?;
             let rows = batch * seq;
             let (heads, frequencies, position_offset) = (2 * heads, frequencies.buffer(), None);
             // Of a sequence without tokens nothing is turned, but the kernel wants a length.

@@ -129,7 +129,7 @@ impl AdamW {
         for chunk in &parameters.chunks {
             let zeros = || -> Result<Buffer> {
                 let buffer = context.alloc(chunk.weights.len(), DType::F32)?;
-                context.clear(&buffer);
+                context.clear(&buffer)?;
                 Ok(buffer)
             };
             moments.push([zeros()?, zeros()?]);
@@ -291,7 +291,7 @@ impl AdamW {
     /// Ends the gradient part of a step: the global norm, and all that the updates read from the state.
     fn begin(&self, parameters: &Parameters) -> Result<()> {
         let o = &self.options;
-        parameters.clear_unwritten();
+        parameters.clear_unwritten()?;
         for chunk in &parameters.chunks {
             grad_norm(&self.context, &chunk.grads, &self.partials, chunk.first_partial)?;
         }

@@ -196,7 +196,7 @@ impl Parameters {
         for Extent { elements, decayed: decay_end, within } in sizes {
             let buffer = |dtype| -> Result<Buffer> {
                 let buffer = context.alloc(elements, dtype)?;
-                context.clear(&buffer);
+                context.clear(&buffer)?;
                 Ok(buffer)
             };
             chunks.push(Chunk {
@@ -299,14 +299,15 @@ impl Parameters {
     }
 
     /// Clears the gradients that no backward pass wrote since the last [`Parameters::zero_grad`].
-    pub(crate) fn clear_unwritten(&self) {
+    pub(crate) fn clear_unwritten(&self) -> Result<()> {
         for tensor in &self.tensors {
             if let Some(slot) = &tensor.0.slot
                 && !slot.written.load(Ordering::Relaxed)
             {
-                self.context.clear(&slot.buffer);
+                self.context.clear(&slot.buffer)?;
             }
         }
+        Ok(())
     }
 
     /// The part of `buffer`, laid out like chunk `chunk` of the arena, that belongs to parameter `index`; `None` if it is in another chunk.

@@ -309,7 +309,7 @@ impl Learned {
         let accumulate_scalars = scale.accumulate || offset.as_ref().is_some_and(|offset| offset.accumulate);
         for target in [Some(&scale), offset.as_ref()].into_iter().flatten() {
             if accumulate_scalars && !target.accumulate {
-                context.clear(target.tensor.buffer());
+                context.clear(target.tensor.buffer())?;
             }
         }
         let learned = LearnedScale {
@@ -339,7 +339,7 @@ pub(crate) fn offset_bias(
 ) -> Result<Buffer> {
     let [n, k] = [weight.layout().rows, weight.layout().cols];
     let (zeros, offsets) = (context.alloc(k, DType::F32)?, context.alloc(k, DType::F32)?);
-    context.clear(&zeros);
+    context.clear(&zeros)?;
     binary(context, Binary::Add, (&zeros, &[k]), (offset, &[1]), &offsets)?;
     let out = context.alloc(n, DType::F32)?;
     let product = PackedMatmul {
