@@ -276,7 +276,8 @@ impl Readback {
     /// Waits until the value is there and returns its bytes. Submits what is recorded if the value is part of it.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`] or [`Error::Device`]; on a host's device [`Error::Invalid`] if the host has not submitted yet.
+    /// [`Error::DeviceLost`], [`Error::Device`] or [`Error::Shader`], also for a value that came before the failure; on a host's device
+    /// [`Error::Invalid`] if the host has not submitted yet.
     pub fn wait(mut self) -> Result<Vec<u8>> {
         self.context.finish(self.ticket)?;
         let mut arrived = self.done.try_recv();
@@ -298,12 +299,18 @@ impl Readback {
         }
     }
 
-    /// The bytes if they have arrived, `None` if not; never waits.
+    /// The bytes if they have arrived, `None` if not; they are given once. Never waits and never submits: a value that is part of no submit yet
+    /// does not arrive. A device of walsh's own is polled; a host's is the host's to poll, and values arrive when it does.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`] or [`Error::Device`].
+    /// [`Error::DeviceLost`], [`Error::Device`] or [`Error::Shader`], also for a value that came before the failure.
     pub fn poll(&mut self) -> Result<Option<Vec<u8>>> {
-        match self.done.try_recv() {
+        let mut arrived = self.done.try_recv();
+        if matches!(arrived, Ok(None)) {
+            self.context.poll_once()?;
+            arrived = self.done.try_recv();
+        }
+        match arrived {
             Ok(Some(Ok(()))) => self.take().map(Some),
             Ok(None) => Ok(None),
             Ok(Some(Err(e))) => Err(self.context.failure_or(e.to_string())),
@@ -311,7 +318,13 @@ impl Readback {
         }
     }
 
+    /// Copies what is mapped, and unmaps it. After a failure of the context nobody knows what that is: commands that are refused leave the
+    /// buffer as it was, and it is mapped all the same.
     fn take(&self) -> Result<Vec<u8>> {
+        if let Err(error) = self.context.check() {
+            self.raw.buffer.unmap();
+            return Err(error);
+        }
         let padded = self.bytes.next_multiple_of(4);
         let mut bytes = {
             let view = self

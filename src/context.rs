@@ -859,11 +859,16 @@ impl Context {
                 self.stream().in_flight.retain(|(t, _)| *t > done);
                 Ok(())
             }
-            None => {
-                self.0.device.poll(wgpu::PollType::Poll).map_err(|e| self.failure_or(e.to_string()))?;
-                self.check()
-            }
+            None => self.poll_once(),
         }
+    }
+
+    /// Has a device of walsh's own say what is done, without waiting.
+    pub(crate) fn poll_once(&self) -> Result<()> {
+        if self.0.owned {
+            self.0.device.poll(wgpu::PollType::Poll).map_err(|e| self.failure_or(e.to_string()))?;
+        }
+        self.check()
     }
 
     /// Runs `work`, which records and may submit, and returns the device time of each dispatch in it, in order: (kernel and variant, seconds).
@@ -1070,6 +1075,24 @@ mod tests {
         variants: || vec![vec![]],
         proven_bounds: false,
     };
+
+    #[test]
+    fn a_value_of_a_submit_that_failed_never_arrives() {
+        let context = Context::new().unwrap();
+        let x = Tensor::from_f32(&context, &[1.0; 128], &[128]).unwrap();
+        let raw = &x.buffer().raw;
+        // wgpu refuses the encoder, and maps the buffer that it did not copy to.
+        let bad = Command::Copy { from: (raw.clone(), 0), to: (raw.clone(), 256), bytes: 256 };
+        context.stream().commands.push(bad);
+        let (mut polled, waited) = (x.read().unwrap(), x.read().unwrap());
+        assert!(matches!(context.submit(), Err(Error::Device(_))));
+        context.0.device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
+        for _ in 0..2 {
+            let result = polled.poll();
+            assert!(matches!(result, Err(Error::Device(_))), "{result:?}");
+        }
+        assert!(matches!(waited.wait(), Err(Error::Device(_))));
+    }
 
     #[test]
     fn a_shader_that_does_not_compile_fails_the_context_for_good() {

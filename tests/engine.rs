@@ -121,6 +121,33 @@ fn a_readback_that_nobody_waits_for_harms_no_later_one() {
     }
 }
 
+#[test]
+fn a_value_that_is_submitted_arrives_by_polling_alone() {
+    const LONG: std::time::Duration = std::time::Duration::from_secs(60);
+    for context in every_tier() {
+        let x = Tensor::from_f32(&context, &[1.5, -2.0], &[2]).unwrap();
+        let (mut first, mut second) = (x.read().unwrap(), x.read().unwrap());
+        context.submit().unwrap();
+        let start = std::time::Instant::now();
+        for read in [&mut first, &mut second] {
+            let bytes = loop {
+                if let Some(bytes) = read.poll().unwrap() {
+                    break bytes;
+                }
+                assert!(start.elapsed() < LONG, "polling alone brings no value");
+                std::thread::yield_now();
+            };
+            assert_eq!(bytes, bytemuck::cast_slice::<f32, u8>(&[1.5, -2.0]));
+        }
+        // Polling submits nothing.
+        let submits = context.counts().submits;
+        let mut unsubmitted = x.read().unwrap();
+        assert!((0..100).all(|_| unsubmitted.poll().unwrap().is_none()));
+        assert_eq!(context.counts().submits, submits);
+        assert_eq!(unsubmitted.wait().unwrap().len(), 8);
+    }
+}
+
 fn gone<T: std::fmt::Debug>(what: &str, result: walsh::Result<T>) {
     assert!(matches!(result, Err(Error::DeviceLost(_) | Error::Device(_))), "{what}: {result:?}");
     assert!(result.unwrap_err().is_failure());
