@@ -4,7 +4,7 @@
 use crate::tensor::{GradSlot, Inner};
 use crate::{Context, DType, Error, Result, Tensor, kernel};
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -74,7 +74,8 @@ impl Tensor {
     /// Gradients of this scalar with respect to every leaf that asks for one. The graph is consumed.
     ///
     /// # Errors
-    /// [`Error::Shape`] if it is not a scalar; [`Error::Invalid`] if nothing in it needs a gradient or the graph was consumed before.
+    /// [`Error::Shape`] if it is not a scalar; [`Error::Invalid`] if nothing in it needs a gradient or the graph was consumed before; what an
+    /// operation returns. For [`crate::optim::Parameters`] see [`Tensor::backward_into`].
     pub fn backward(&self) -> Result<Gradients> {
         let mut gradients = Gradients::default();
         self.backward_into(&mut gradients)?;
@@ -84,7 +85,10 @@ impl Tensor {
     /// As [`Tensor::backward`], adding to gradients that are there.
     ///
     /// # Errors
-    /// As [`Tensor::backward`].
+    /// As [`Tensor::backward`]. After an error, gradients that this pass would have been the first to give do not exist, in `gradients` as well as
+    /// in [`crate::optim::Parameters`]: a further pass, whose graph has to be built anew, sets them. Gradients that were there before hold an
+    /// unknown part of this pass, or are gone: what was accumulated over several passes has to start afresh, by [`Gradients::default`] and
+    /// [`crate::optim::Parameters::zero_grad`].
     pub fn backward_into(&self, gradients: &mut Gradients) -> Result<()> {
         if self.len() != 1 {
             return Err(Error::shape("backward", "a scalar", format!("{:?}", self.shape())));
@@ -96,8 +100,21 @@ impl Tensor {
     /// The same for a tensor of any shape whose gradient is given.
     ///
     /// # Errors
-    /// [`Error::Shape`] if shapes differ; [`Error::Invalid`] as [`Tensor::backward`].
+    /// [`Error::Shape`] if shapes differ; else as [`Tensor::backward_into`].
     pub fn backward_from(&self, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
+        let before: HashSet<u64> = gradients.by_id.keys().copied().collect();
+        let result = self.pass(gradient, gradients);
+        let first = std::mem::take(&mut gradients.first);
+        if result.is_err() {
+            // Kernels may have been recorded for some of them and not for others.
+            first.iter().filter_map(|tensor| tensor.0.slot.as_ref()).for_each(GradSlot::forget);
+            gradients.by_id.retain(|id, _| before.contains(id));
+        }
+        result
+    }
+
+    /// A backward pass, or a part of one that is under way.
+    fn pass(&self, gradient: Tensor, gradients: &mut Gradients) -> Result<()> {
         if gradient.shape() != self.shape() || gradient.dtype() != self.dtype() {
             return Err(Error::shape(
                 "backward",
@@ -171,17 +188,21 @@ impl Tensor {
 
 /// Gradients by tensor id.
 #[derive(Debug, Default)]
-pub struct Gradients(HashMap<u64, Tensor>);
+pub struct Gradients {
+    by_id: HashMap<u64, Tensor>,
+    /// The tensors with a place in an arena that the pass under way was the first to write a gradient of.
+    first: Vec<Tensor>,
+}
 
 impl Gradients {
     /// The gradient of `tensor`, if one reached it. Gradients of [`crate::optim::Parameters`] are in their arena instead.
     #[must_use]
     pub fn get(&self, tensor: &Tensor) -> Option<&Tensor> {
-        self.0.get(&tensor.id())
+        self.by_id.get(&tensor.id())
     }
 
     fn take(&mut self, id: u64) -> Option<Tensor> {
-        self.0.remove(&id)
+        self.by_id.remove(&id)
     }
 
     /// Adds `gradient` to that of `tensor`.
@@ -194,10 +215,10 @@ impl Gradients {
         if !input.requires_grad {
             return Ok(());
         }
-        if input.parameter.is_none() && !self.0.contains_key(&input.id) {
+        if input.parameter.is_none() && !self.by_id.contains_key(&input.id) {
             // What the caller gets to see, the gradients of leaves, shares no memory with anything. Between operations sharing is fine.
             if !input.leaf || gradient.is_exclusive() {
-                self.0.insert(input.id, gradient);
+                self.by_id.insert(input.id, gradient);
                 return Ok(());
             }
         }
@@ -216,11 +237,17 @@ impl Gradients {
             return Ok(None);
         }
         let Input { context, id, shape, dtype, .. } = input;
-        if let Some(GradSlot { buffer, written }) = input.parameter.as_ref().and_then(|t| t.0.slot.as_ref()) {
+        if let Some(parameter) = &input.parameter
+            && let Some(GradSlot { buffer, written }) = &parameter.0.slot
+        {
             let tensor = Tensor::new(context, buffer.clone(), shape);
-            return Ok(Some(Target { tensor, accumulate: written.swap(true, Ordering::Relaxed) }));
+            let accumulate = written.swap(true, Ordering::Relaxed);
+            if !accumulate {
+                self.first.push(parameter.clone());
+            }
+            return Ok(Some(Target { tensor, accumulate }));
         }
-        let (gradient, accumulate) = match self.0.remove(id) {
+        let (gradient, accumulate) = match self.by_id.remove(id) {
             None => (Tensor::empty(context, shape, *dtype)?, false),
             Some(own) if own.dtype() == *dtype && own.is_exclusive() => (own, true),
             Some(other) => {
@@ -231,7 +258,7 @@ impl Gradients {
                 (copy, true)
             }
         };
-        self.0.insert(*id, gradient.clone());
+        self.by_id.insert(*id, gradient.clone());
         Ok(Some(Target { tensor: gradient, accumulate }))
     }
 }
@@ -278,7 +305,7 @@ pub fn checkpoint(inputs: &[&Tensor], block: impl Fn(&[Tensor]) -> Result<Tensor
         if !again.requires_grad() {
             return Ok(());
         }
-        again.backward_from(gradient, gradients)?;
+        again.pass(gradient, gradients)?;
         for (leaf, input) in leaves.iter().zip(&saved) {
             if let Some(gradient) = gradients.take(leaf.id()) {
                 gradients.add(input, gradient)?;

@@ -48,6 +48,13 @@ pub(crate) struct GradSlot {
     pub written: AtomicBool,
 }
 
+impl GradSlot {
+    /// From now on there is no gradient: the next kernel overwrites what is there.
+    pub fn forget(&self) {
+        self.written.store(false, Ordering::Relaxed);
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub id: u64,

@@ -373,6 +373,54 @@ fn a_parameter_has_a_gradient_from_its_backward_pass_to_its_step() {
     }
 }
 
+/// What fails: a part of its graph was consumed before. It is older than what is added to it, so that the pass gets there last.
+fn consumed(x: &Tensor) -> Tensor {
+    let part = x.scale(2.0).unwrap();
+    part.sum().unwrap().backward().unwrap();
+    part.sum().unwrap()
+}
+
+#[test]
+fn a_backward_pass_that_fails_leaves_no_gradients_to_add_to() {
+    for context in every_tier() {
+        for checkpointed in [false, true] {
+            let p = parameters(&context, 3);
+            let x = leaf(&context, &[3.0; 4]);
+            // One parameter gets its gradient within the checkpoint, one outside of it, and the leaf both ways.
+            let good = || {
+                let inner = p[0].clone();
+                let block = move |inputs: &[Tensor]| inner.sum()?.add(&inputs[0].sum()?);
+                let first = if checkpointed { checkpoint(&[&x], block) } else { block(std::slice::from_ref(&x)) };
+                first.unwrap().add(&p[1].sum().unwrap()).unwrap().add(&x.sum().unwrap()).unwrap()
+            };
+            let check = |gradients: &Gradients| {
+                for i in [0, 1] {
+                    assert_eq!(p.gradient(i).unwrap().to_vec().unwrap(), [1.0; WIDTH * WIDTH], "{checkpointed} {i}");
+                }
+                assert!(p.gradient(2).is_none());
+                assert_eq!(gradient(gradients, &x), [2.0; 4], "{checkpointed}");
+            };
+            let mut gradients = Gradients::default();
+            for _ in 0..2 {
+                let stranger = leaf(&context, &[1.0]);
+                let bad = consumed(&stranger).add(&good()).unwrap();
+                assert!(matches!(bad.backward_into(&mut gradients), Err(Error::Invalid { .. })));
+                assert!((0..3).all(|i| p.gradient(i).is_none()) && gradients.get(&x).is_none(), "{checkpointed}");
+            }
+            good().backward_into(&mut gradients).unwrap();
+            check(&gradients);
+            // What was there before is still there, for better or worse; what is new is not.
+            let bad = consumed(&leaf(&context, &[1.0])).add(&good()).unwrap().add(&p[2].sum().unwrap()).unwrap();
+            assert!(bad.backward_into(&mut gradients).is_err());
+            assert!(p.gradient(0).is_some() && p.gradient(1).is_some() && p.gradient(2).is_none());
+            p.zero_grad();
+            let mut gradients = Gradients::default();
+            good().backward_into(&mut gradients).unwrap();
+            check(&gradients);
+        }
+    }
+}
+
 #[test]
 fn writing_a_parameter_changes_what_products_in_f16_see() {
     for context in every_tier().into_iter().filter(|c| c.capabilities().f16) {

@@ -278,7 +278,7 @@ impl Parameters {
     }
 
     /// The accumulated gradient of parameter `index`; `None` if no backward pass wrote one since the last [`Parameters::zero_grad`] or
-    /// optimizer step. It is a view: what later passes write shows in it.
+    /// optimizer step; a pass that failed wrote none. It is a view: what later passes write shows in it.
     ///
     /// # Panics
     /// If there is no such parameter.
@@ -293,7 +293,7 @@ impl Parameters {
     pub fn zero_grad(&self) {
         for tensor in &self.tensors {
             if let Some(slot) = &tensor.0.slot {
-                slot.written.store(false, Ordering::Relaxed);
+                slot.forget();
             }
         }
     }
