@@ -61,6 +61,9 @@ pub(crate) struct Pool {
     free: Mutex<BTreeMap<(Role, u64), BTreeMap<u64, wgpu::Buffer>>>,
     next: AtomicU64,
     held: AtomicU64,
+    /// Bytes beyond which there is no memory, for tests; 0: as many as the device has.
+    #[cfg(test)]
+    pub limit: AtomicU64,
 }
 
 /// Rounds up to one of eight steps per power of two: at most an eighth is wasted, and steps of one model fall into few classes.
@@ -129,6 +132,10 @@ impl Pool {
             Role::Readback => U::COPY_DST | U::MAP_READ,
             Role::Uniform => U::UNIFORM | U::COPY_DST,
         };
+        #[cfg(test)]
+        if (1..self.held_bytes() + class).contains(&self.limit.load(Ordering::Relaxed)) {
+            return Err(Error::OutOfMemory { bytes: class, in_use: self.held_bytes() });
+        }
         let Shared { device, counters, .. } = shared;
         let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);

@@ -395,7 +395,8 @@ impl Context {
         }
     }
 
-    /// Device memory held, in bytes. Freed buffers stay in the pool, so this is the peak since the last [`Context::trim`].
+    /// Device memory held, in bytes. Freed buffers stay in the pool, so this is the peak since the last [`Context::trim`], the one included that a
+    /// tensor causes for which memory is short.
     #[must_use]
     pub fn held_bytes(&self) -> u64 {
         self.0.pool.held_bytes()
@@ -466,7 +467,23 @@ impl Context {
                 why: "the device has no SHADER_F16".into(),
             });
         }
-        Buffer::new(&self.0, len, dtype).map_err(|e| self.check().err().unwrap_or(e))
+        self.or_trim(|| Buffer::new(&self.0, len, dtype)).map_err(|e| self.check().err().unwrap_or(e))
+    }
+
+    /// What `take` returns, which takes memory; where there is none left, once more after the pool has released its own. Nobody may call this
+    /// with the stream locked.
+    fn or_trim<T>(&self, take: impl Fn() -> Result<T>) -> Result<T> {
+        match take() {
+            Err(Error::OutOfMemory { .. }) => {
+                self.trim();
+                if self.0.owned {
+                    // The device keeps what submits under way use. If it fails, so does the second attempt.
+                    let _ = self.poll(None);
+                }
+                take()
+            }
+            other => other,
+        }
     }
 
     /// Whether the buffer is of this context.
@@ -476,7 +493,7 @@ impl Context {
 
     /// Two counters, zero now; whoever uses them leaves zeros.
     pub(crate) fn tally(&self) -> Result<Buffer> {
-        Buffer::tally(&self.0).map_err(|e| self.check().err().unwrap_or(e))
+        self.or_trim(|| Buffer::tally(&self.0)).map_err(|e| self.check().err().unwrap_or(e))
     }
 
     /// The kernels of the dispatches that are recorded and not submitted, with the tier of each.
@@ -496,7 +513,7 @@ impl Context {
             return Ok(());
         }
         let bytes = (data.len() as u64).next_multiple_of(4);
-        let staging = self.0.pool.take(&self.0, Role::Upload, bytes)?;
+        let staging = self.or_trim(|| self.0.pool.take(&self.0, Role::Upload, bytes))?;
         let whole = data.len() / 4 * 4;
         if whole > 0 {
             self.0.queue.write_buffer(&staging.buffer, 0, &data[..whole]);
@@ -566,7 +583,7 @@ impl Context {
     pub(crate) fn readback(&self, buffer: &Buffer) -> Result<Readback> {
         self.check_owns("readback", &[buffer])?;
         let padded = buffer.bytes().next_multiple_of(4).max(4);
-        let raw = self.0.pool.take(&self.0, Role::Readback, padded)?;
+        let raw = self.or_trim(|| self.0.pool.take(&self.0, Role::Readback, padded))?;
         let (sender, done) = futures::channel::oneshot::channel();
         let mut stream = self.stream();
         if buffer.bytes() > 0 {
@@ -1075,6 +1092,48 @@ mod tests {
         variants: || vec![vec![]],
         proven_bounds: false,
     };
+
+    #[test]
+    fn memory_that_nobody_uses_is_released_before_there_is_none() {
+        const LEN: usize = 1 << 16;
+        let own = Context::new().unwrap();
+        let host = Context::from_parts(own.device(), own.queue(), own.capabilities().clone());
+        for context in [&own, &host] {
+            let zeros = |len: usize| Tensor::zeros(context, &[len], DType::F32);
+            let submit = || {
+                let mut encoder = own.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+                context.record(&mut encoder).unwrap();
+                own.queue().submit([encoder.finish()]);
+            };
+            let kept = Tensor::from_f32(context, &[1.5; 8], &[8]).unwrap();
+            // A bind group refers to it.
+            drop(zeros(LEN).unwrap().add(&zeros(LEN).unwrap()).unwrap());
+            submit();
+            let held = context.held_bytes();
+            context.0.pool.limit.store(held, Ordering::Relaxed);
+            let large = zeros(2 * LEN).unwrap();
+            assert!(context.held_bytes() <= held);
+            // Uploads have it released too.
+            drop(large);
+            submit();
+            context.0.pool.limit.store(context.held_bytes(), Ordering::Relaxed);
+            kept.write(bytemuck::cast_slice(&[2.5f32; 8])).unwrap();
+            let read = kept.read().unwrap();
+            if context.owned() {
+                assert_eq!(read.wait().unwrap(), bytemuck::cast_slice::<f32, u8>(&[2.5; 8]));
+            }
+            // What is in use is not; the context is as good as before.
+            let used = zeros(LEN / 2).unwrap();
+            context.0.pool.limit.store(context.held_bytes(), Ordering::Relaxed);
+            let result = zeros(4 * LEN);
+            assert!(matches!(result, Err(Error::OutOfMemory { .. })), "{result:?}");
+            context.check().unwrap();
+            context.0.pool.limit.store(0, Ordering::Relaxed);
+            zeros(4 * LEN).unwrap();
+            drop(used);
+        }
+        assert_eq!(own.submit().and_then(|()| Tensor::from_f32(&own, &[1.0], &[1])?.item()).unwrap(), 1.0);
+    }
 
     #[test]
     fn a_value_of_a_submit_that_failed_never_arrives() {
