@@ -1,7 +1,8 @@
 // attention_coop_backward_key.wgsl: dk = sum over queries of dS q, dv = sum over queries of (dropout factor * P) dout; P and dS as in
 // attention_coop_backward_query.wgsl, which must run before and leaves `stats` and `masks`. One workgroup per head and ROWS keys, see
 // common/attention_coop.wgsl; here tiles are of queries, the products of scores have a row per query and a column per own key, and go into
-// the sums transposed. Weights are at most the dropout factor (128, see there), give or take what P is rounded. Bounds as in attention_coop.wgsl, with keys and queries exchanged; rows of stats and masks are clamped.
+// the sums transposed. Weights are at most the dropout factor (128, see there), give or take what P is rounded. Bounds as in
+// attention_coop.wgsl, with keys and queries exchanged; rows of stats and masks are clamped.
 #import attention_coop
 @group(0) @binding(1) var<storage, read> qkv: array<vec4<Elem>>;
 @group(0) @binding(2) var<storage, read> dout: array<vec4<Elem>>;

@@ -11,8 +11,8 @@
 // has one scale (params.by_row), levels alone (integers are exact), and that scale is in the epilogue. Decoding as in packed_vector.wgsl;
 // FLOAT: E2M1, whose codes become halves of words, level 2^-14, without a table.
 //
-// Bounds: K is at least 1 and filled up to whole units with zeros in `a`; rows and columns beyond the end repeat the last one and are not stored; slices
-// beyond the end repeat the last one with weights of zero.
+// Bounds: K is at least 1 and filled up to whole units with zeros in `a`; rows and columns beyond the end repeat the last one and are not
+// stored; slices beyond the end repeat the last one with weights of zero.
 #enable wgpu_cooperative_matrix
 #if DECODE == 0
 #import packed P=B p=b

@@ -13,8 +13,8 @@
 // from the sum. HALVED 2, E2M1: its three bits of magnitude are a half's lowest exponent bits and highest mantissa bit, so level 2^-14; every
 // second code is looked up all the same, which halves the load on either unit. Tables: codes need no mask to be an invocation's number.
 //
-// Bounds: n is at least COLS and there is a unit; the last columns are done in a block that overlaps the one before, of which what is new is kept; units beyond the
-// end repeat the last one and count nothing. Tier: subgroup (of at least 16 invocations, of one size).
+// Bounds: n is at least COLS and there is a unit; the last columns are done in a block that overlaps the one before, of which what is new is
+// kept; units beyond the end repeat the last one and count nothing. Tier: subgroup (of at least 16 invocations, of one size).
 #import packed_level P=B p=b
 #import packed_decode
 #import packed_store
