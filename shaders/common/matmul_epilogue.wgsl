@@ -80,6 +80,17 @@ fn kept(i: u32) -> vec4<f32> {
 }
 #endif
 
+// A bit each for columns col .. col + 3 of a row: 1 where the mask, if there is one, lets them pass. A select instead of a branch, since a branch
+// ends what the compiler schedules together.
+fn open_of(row: u32, col: u32) -> u32 {
+#if PACKED
+#if FORM == 1
+    let masked = (params.flags & 4u) != 0u;
+    return select(15u, mask[select(0u, row * ((params.n + 31u) / 32u) + col / 32u, masked)] >> (col % 32u), masked);
+#endif
+#endif
+    return 15u;
+}
 #if VEC
 // The bias of columns col .. col + 3; col is a multiple of 4.
 fn bias_of(col: u32) -> vec4<f32> {
@@ -103,17 +114,6 @@ fn extra_of(batch: u32, row: u32, col: u32) -> vec4<f32> {
     return vec4<f32>(0.0);
 #endif
 #endif
-}
-// A bit each for columns col .. col + 3 of a row: 1 where the mask, if there is one, lets them pass. A select instead of a branch, since a branch
-// ends what the compiler schedules together.
-fn open_of(row: u32, col: u32) -> u32 {
-#if PACKED
-#if FORM == 1
-    let masked = (params.flags & 4u) != 0u;
-    return select(15u, mask[select(0u, row * ((params.n + 31u) / 32u) + col / 32u, masked)] >> (col % 32u), masked);
-#endif
-#endif
-    return 15u;
 }
 // Columns col .. col + 3 of a row; col is a multiple of 4.
 fn finish4(batch: u32, row: u32, col: u32, sum: vec4<f32>) {
@@ -173,7 +173,7 @@ fn finish1(batch: u32, row: u32, col: u32, sum: f32) {
 #endif
 #if PACKED
 #if FORM == 1
-    if (params.flags & 4u) != 0u && (mask[row * ((params.n + 31u) / 32u) + col / 32u] >> (col % 32u) & 1u) == 0u { v = 0.0; }
+    if (open_of(row, col) & 1u) == 0u { v = 0.0; }
 #endif
 #endif
     if params.accumulate != 0u { v += f32(out[i]); }

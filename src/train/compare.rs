@@ -119,7 +119,7 @@ impl Records {
     /// [`Error::Io`]; [`Error::File`] as [`Records::read`].
     pub fn push(&mut self, record: Record) -> Result<()> {
         for other in Self::written(&self.path)? {
-            if self.get(&other.name).is_none() {
+            if other.name != record.name && self.get(&other.name).is_none() {
                 self.all.push(other);
             }
         }
