@@ -134,9 +134,15 @@ fn main(
         let base = chunk * size;
         let count = min(width * size, params.units - base) * 8u;
         workgroupBarrier();
-        for (var i = index; i < count; i += LANES) {
+        // The second condition adds nothing to the first, but for a driver that then leaves the loop as it is: unrolled, it has NF4 with inputs in
+        // f16 at 2960 GB/s of codes instead of 3045 (H200, 65536 x 4096).
+        var i = index;
+        loop {
+            if i >= count { break; }
             let u = i / 8u;
             stage[u * 8u + ((i + u) & 7u)] = vec4<f32>(a[base * 8u + i]);
+            i += LANES;
+            if i >= params.units * 8u { break; }
         }
         workgroupBarrier();
         let u = unit - base;

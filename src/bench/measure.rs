@@ -10,6 +10,9 @@ const WARM_UP: Duration = Duration::from_millis(300);
 /// Samples to take the median of, time permitting, and if there is none.
 const SAMPLES: usize = 9;
 const FEW: usize = 3;
+/// How much more than the least of all samples the median of a GPU's last ones may be: while it is more, clocks have been higher than they are
+/// (after load near the limit of its power an H200 halves them for seconds), and time permitting more samples are taken.
+const SETTLED: f64 = 1.02;
 /// Dispatches of a sample at most.
 const MAX_BATCH: u64 = 256;
 
@@ -111,7 +114,7 @@ pub fn check(context: &Context, case: &Case, prepared: &Prepared) -> Result<Chec
 pub struct Measured {
     /// The highest tier among the kernels.
     pub tier: Tier,
-    /// The median of the samples, in seconds.
+    /// The median of successive samples, in seconds: of as many as were wanted, where they were fastest.
     pub median: f64,
     /// The least of the samples, in seconds: what other work on the machine disturbs least.
     pub least: f64,
@@ -125,16 +128,26 @@ pub struct Measured {
 pub fn measure(context: &Context, case: &Case, until: Instant) -> Result<Measured> {
     let result = case.prepare(context).and_then(|prepared| {
         let Checked { tier, .. } = check(context, case, &prepared)?;
-        let mut samples = samples(context, &prepared, until)?;
-        samples.sort_by(f64::total_cmp);
-        Ok(Measured { tier, median: samples[samples.len() / 2], least: samples[0] })
+        let (samples, wanted) = samples(context, &prepared, until)?;
+        let least = samples.iter().copied().fold(f64::INFINITY, f64::min);
+        Ok(Measured { tier, median: least_median(&samples, wanted), least })
     });
     context.trim();
     result
 }
 
-/// Seconds per dispatch, a few times at least.
-fn samples(context: &Context, prepared: &Prepared, until: Instant) -> Result<Vec<f64>> {
+/// The least of the medians of each `wanted` successive samples, or of all where they are fewer. Infinite without samples.
+fn least_median(samples: &[f64], wanted: usize) -> f64 {
+    let medians = samples.windows(wanted.min(samples.len()).max(1)).map(|window| {
+        let mut window = window.to_vec();
+        window.sort_by(f64::total_cmp);
+        window[window.len() / 2]
+    });
+    medians.fold(f64::INFINITY, f64::min)
+}
+
+/// Seconds per dispatch, a few times at least, and how many of them are wanted.
+fn samples(context: &Context, prepared: &Prepared, until: Instant) -> Result<(Vec<f64>, usize)> {
     let cpu = context.capabilities().is_cpu();
     let (seconds, dispatches) = if cpu { (2e-3, 20) } else { (20e-3, 100) };
     // A first sample, on clocks that may still be low, says how many dispatches the others have: a whole number, rounded down.
@@ -148,10 +161,16 @@ fn samples(context: &Context, prepared: &Prepared, until: Instant) -> Result<Vec
     }
     let mut samples = Vec::new();
     let wanted = usize::try_from(dispatches / batch).unwrap_or_default().max(SAMPLES);
-    while samples.len() < FEW || (samples.len() < wanted && Instant::now() < until) {
+    while samples.len() < FEW || (!enough(&samples, wanted, cpu) && Instant::now() < until) {
         samples.push(time(context, batch, &prepared.record)? / batch as f64);
     }
-    Ok(samples)
+    Ok((samples, wanted))
+}
+
+/// Whether there are as many as are wanted, and a GPU is as fast as it has been.
+fn enough(samples: &[f64], wanted: usize, cpu: bool) -> bool {
+    let least = samples.iter().copied().fold(f64::INFINITY, f64::min);
+    samples.len() >= wanted && (cpu || least_median(&samples[samples.len() - wanted..], wanted) <= SETTLED * least)
 }
 
 /// The seconds that the device takes for what `record` records, `times` times in one submit.
@@ -215,4 +234,21 @@ fn date() -> String {
 fn wgpu_version(lock: &str) -> &str {
     let version = lock.split_once("name = \"wgpu\"\nversion = \"").and_then(|(_, rest)| rest.split_once('"'));
     version.map_or("unknown", |(version, _)| version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_that_fell_do_not_count() {
+        let mut samples = vec![1.0, 1.01, 0.99, 3.0, 3.1, 2.9];
+        assert!((least_median(&samples, 3) - 1.0).abs() < 1e-12, "the fastest three");
+        assert!(!enough(&samples, 3, false), "the last three took three times as long");
+        assert!(enough(&samples, 3, true), "a CPU has other work instead");
+        samples.extend([1.0, 1.0]);
+        assert!(enough(&samples, 3, false), "the median of the last three is back");
+        assert!(!enough(&samples, 9, false), "fewer than wanted");
+        assert!((least_median(&samples, 9) - 1.01).abs() < 1e-12, "of all where they are fewer");
+    }
 }
