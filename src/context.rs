@@ -475,14 +475,19 @@ impl Context {
     fn or_trim<T>(&self, take: impl Fn() -> Result<T>) -> Result<T> {
         match take() {
             Err(Error::OutOfMemory { .. }) => {
-                self.trim();
-                if self.0.owned {
-                    // The device keeps what submits under way use. If it fails, so does the second attempt.
-                    let _ = self.poll(None);
-                }
+                self.release();
                 take()
             }
             other => other,
+        }
+    }
+
+    /// Has the device release what the pool holds for reuse. Nobody may call this with the stream locked.
+    fn release(&self) {
+        self.trim();
+        if self.0.owned {
+            // The device keeps what submits under way use. If it fails, so does the next attempt to take memory.
+            let _ = self.poll(None);
         }
     }
 
@@ -630,9 +635,21 @@ impl Context {
         let Some(grid) = self.fold(kernel, grid)? else { return Ok(()) };
         let pipeline = shared.pipelines.get(shared, Key { kernel, tier, defines: defines.to_vec() })?;
         check_bindings(&pipeline, std::mem::size_of::<P>(), bindings)?;
+        let params = bytemuck::bytes_of(params);
         let mut stream = self.stream();
-        let has_params = pipeline.params_size > 0;
-        let slot = if has_params { Some(stream.params.intern(shared, bytemuck::bytes_of(params))?) } else { None };
+        // The stream stays locked from here on: who submits in between may have the parameters' memory released.
+        let slot = match pipeline.params_size {
+            0 => None,
+            _ => Some(match stream.params.intern(shared, params) {
+                Err(Error::OutOfMemory { .. }) => {
+                    drop(stream);
+                    self.release();
+                    stream = self.stream();
+                    stream.params.intern(shared, params)?
+                }
+                other => other?,
+            }),
+        };
         let group_key: GroupKey = (
             pipeline.id,
             slot.as_ref().map_or((0, 0), |(raw, offset)| (raw.id, *offset)),
@@ -1121,6 +1138,14 @@ mod tests {
             let read = kept.read().unwrap();
             if context.owned() {
                 assert_eq!(read.wait().unwrap(), bytemuck::cast_slice::<f32, u8>(&[2.5; 8]));
+            }
+            // So have parameters, each kind of which has a place of its own: these are more than a chunk has.
+            drop(zeros(LEN).unwrap());
+            submit();
+            context.0.pool.limit.store(context.held_bytes() + (1 << 12), Ordering::Relaxed);
+            for i in 0..300u16 {
+                drop(kept.scale(f32::from(i)).unwrap());
+                submit();
             }
             // What is in use is not; the context is as good as before.
             let used = zeros(LEN / 2).unwrap();
