@@ -94,6 +94,28 @@ fn products_take_any_shape_and_have_both_rates() {
 }
 
 #[test]
+fn transforms_and_quantization_take_a_shape_and_any_format_with_options() {
+    let found = |flags: &[&str]| {
+        let (out, _) = text(&bench(&[flags, &["--json", "--seconds", "2"]].concat()), 0);
+        let found = rows(&out).into_iter().map(|row| {
+            format!("{} {} {} {} {}", row["kernel"], row["format"], row["m"], row["n"], row["k"]).replace('"', "")
+        });
+        found.collect::<Vec<_>>()
+    };
+    let transforms = found(&["--kernel", "hadamard", "--format", "f32", "--shape", "3x96x32", "--shape", "2x40x20"]);
+    assert_eq!(transforms, ["hadamard f32 3 96 32", "hadamard_mixed f32 2 40 20"]);
+    let both = found(&["--format", "nf4:dq", "--format", "int3:asym:g32", "--shape", "5x70"]);
+    let (nf4, int3) = ("nf4:dq", "int3:g32:asym");
+    assert_eq!(both, [nf4, int3].map(|f| [format!("quantize {f} 5 70 0"), format!("dequantize {f} 5 70 0")]).concat());
+    let products = found(&["--kernel", "packed_nt", "--format", "int4:asym", "--shape", "2x9x64"]);
+    assert!(!products.is_empty() && products.iter().all(|p| p == "packed_nt int4:asym 2 9 64"), "{products:?}");
+    // A model's shapes, too.
+    assert!(
+        found(&["--kernel", "dequantize", "--format", "nf4:dq"]).iter().all(|p| p.starts_with("dequantize nf4:dq"))
+    );
+}
+
+#[test]
 fn what_does_not_fit_the_time_is_named() {
     let (out, message) = text(&bench(&["--kernel", "sum", "--seconds", "1e-9", "--json"]), 0);
     assert_eq!(rows(&out).len(), 1);
@@ -118,7 +140,13 @@ fn bad_flags_say_what_there_is() {
     refused(&["--format", "int99"], &["--format: expected", "f16, f32", "found `int99`"]);
     refused(&["--kernel", "rope", "--format", "f16"], &["--format: expected", "one of f32", "found `f16`"]);
     refused(&["--kernel", "rope", "--shape", "1x2x3"], &["--kernel: expected", "matmul_tn", "found `rope`"]);
-    refused(&["--shape", "12x34"], &["--shape: expected MxNxK", "found `12x34`"]);
+    refused(&["--kernel", ""], &["--kernel: expected", "found ``"]);
+    refused(&["--format", ""], &["--format: expected", "found ``"]);
+    refused(&["--format", "nf4:gymnastics"], &["--format: expected", "nf4, ", "found `nf4:gymnastics`"]);
+    refused(&["--kernel", "packed_nt", "--shape", "12x34"], &["--kernel: expected", "dequantize, quantize"]);
+    refused(&["--kernel", "hadamard", "--shape", "12x34x56"], &["--kernel: expected", "found `hadamard`"]);
+    refused(&["--shape", "12"], &["--shape: expected MxNxK", "found `12`"]);
+    refused(&["--shape", "12x34x"], &["--shape: expected MxNxK", "found `12x34x`"]);
     refused(&["--shape", "12x0x34"], &["--shape: expected MxNxK"]);
     refused(&["--shape", "1000000x1000000x1"], &["2^30 elements", "found `1000000x1000000x1`"]);
     refused(&["--shape", "32768x32768x1", "--format", "f32", "--json"], &["needs", "limit"]);

@@ -91,6 +91,7 @@ fn roundings(choice: Choice, k: usize, left: &Left, b: &PackedMatrix) -> usize {
         Choice::Integer(_) | Choice::Binary(_) => {
             matrices.iter().flatten().map(|m| m.layout().groups).max().unwrap_or(1) + 2
         }
+        Choice::UnpackedVector => 3 * (k + 40),
         _ => k,
     };
     sums + 8 + if double { 64 } else { 0 }
@@ -213,6 +214,9 @@ fn unpacked_operands_agree_with_float64() {
             if form == Form::Nt {
                 let a = Left::Packed(quantized(parsed("int4:row:f32"), [dims[0], dims[2]], 5, false));
                 compare(&ctx, Choice::Unpacked, form, &a, &b, DType::F32, dims);
+                let few = [1 + i % 8, dims[1], dims[2]];
+                let a = Left::Packed(quantized(parsed("int4:row:f32"), [few[0], few[2]], 6, false));
+                compare(&ctx, Choice::UnpackedVector, form, &a, &b, DType::F32, few);
             }
         }
     }
@@ -609,6 +613,12 @@ fn the_chosen_kernel_fits_the_device() {
                 _ => [SMALL, Choice::Integer(Shape::Small), Choice::Binary(Shape::Small), SMALL],
             }
         );
+        // A CPU unpacks few rows alone, and counts bits where there are many to count.
+        let (few, long) = (of("int4", 8, k), of("binary", 16, 1024));
+        let rows = choose(&ctx, &plain(Form::Nt, [8, n, k], Operand::Packed(&few), &int, &out));
+        let bits = choose(&ctx, &plain(Form::Nt, [16, 16, 1024], Operand::Packed(&long), &long, &out));
+        assert_eq!(rows == Choice::UnpackedVector, cpu(&ctx), "{rows:?}");
+        assert_eq!(bits == Choice::Binary(Shape::Small), ctx.tier() != Tier::Coop, "{bits:?}");
         // It computes, too: a row of the identity picks a column of b.
         let mut x = vec![0.0; m * k];
         (0..k).for_each(|i| x[i * k + i] = 1.0);
@@ -638,6 +648,7 @@ fn a_kernel_says_what_it_cannot_do() {
         (Choice::Binary(Shape::Small), Operand::Packed(&wide), &wide, "signs"),
         (Choice::Binary(Shape::Small), Operand::Packed(&short), &short, "groups of 128"),
         (Choice::Tiled { shape: Shape::Tall, splits: 1 }, Operand::Dense(dense.buffer()), &wide, "tall"),
+        (Choice::UnpackedVector, Operand::Dense(dense.buffer()), &wide, if cpu(ctx) { "is quantized" } else { "CPU" }),
     ] {
         let spec = plain(Form::Nt, [2, 2, 40000], a, b, &out);
         let error = packed_matmul_with(ctx, &spec, choice).unwrap_err();

@@ -20,22 +20,7 @@ const PRODUCTS: &[&str] = &["packed_*", "matmul_*", "dequantize", "mask", "pad_r
 
 pub fn cases(size: Size) -> Vec<Case> {
     let (rows, width) = (size.rows(), size.width);
-    let mut all = Vec::new();
-    for (_, format) in Format::named() {
-        all.push(encode(format, [rows, width]));
-        all.push(decode(format, [4 * width, width]));
-        let mut shapes = vec![[1, 4 * width, width], [16, 4 * width, width], [rows, 4 * width, width]];
-        if size.is_large() {
-            shapes.extend([[1, 4096, 4096], [16, 4096, 4096], [256, 4096, 4096], [4096; 3], [1, 65536, 4096]]);
-        }
-        for shape in shapes {
-            all.extend(activations(size).into_iter().map(|a| product(Form::Nt, format, a, shape)));
-        }
-        for a in activations(size) {
-            all.push(product(Form::Nn, format, a, [rows, width, 4 * width]));
-            all.push(product(Form::Tn, format, a, [4 * width, width, rows]));
-        }
-    }
+    let mut all: Vec<Case> = Format::named().flat_map(|(_, format)| of_format(format, size)).collect();
     for bits in [4, 8] {
         let format =
             Format { grid: Grid::Int { bits, full: true }, ..Format::int(bits).scaled(Span::Tensor, Store::F32) };
@@ -55,14 +40,39 @@ pub fn cases(size: Size) -> Vec<Case> {
     all
 }
 
+/// What is measured of each format: encoding, decoding, and products with dense activations.
+pub fn of_format(format: Format, size: Size) -> Vec<Case> {
+    let (rows, width) = (size.rows(), size.width);
+    let mut all = vec![encode(format, [rows, width]), decode(format, [4 * width, width])];
+    let mut shapes = vec![[1, 4 * width, width], [16, 4 * width, width], [rows, 4 * width, width]];
+    if size.is_large() {
+        shapes.extend([[1, 4096, 4096], [16, 4096, 4096], [256, 4096, 4096], [4096; 3], [1, 65536, 4096]]);
+    }
+    for shape in shapes {
+        all.extend(activations(size).into_iter().map(|a| product(Form::Nt, format, a, shape)));
+    }
+    for a in activations(size) {
+        all.push(product(Form::Nn, format, a, [rows, width, 4 * width]));
+        all.push(product(Form::Tn, format, a, [4 * width, width, rows]));
+    }
+    all
+}
+
+/// Encoding and decoding of a matrix.
+pub fn matrices_of(format: Format, shape: [usize; 2]) -> Vec<Case> {
+    vec![encode(format, shape), decode(format, shape)]
+}
+
 /// Products at a shape of the caller's.
 pub fn products(mnk: [usize; 3]) -> Vec<Case> {
-    let weights = Format::named().flat_map(|(_, format)| {
-        [DType::F32, DType::F16]
-            .into_iter()
-            .flat_map(move |activations| Form::ALL.map(|form| product(form, format, activations, mnk)))
-    });
+    let weights = Format::named().flat_map(|(_, format)| products_of(format, mnk));
     weights.chain(PAIRS.map(|format| both(format, mnk))).collect()
+}
+
+/// Those with weights in one format and dense activations.
+pub fn products_of(format: Format, mnk: [usize; 3]) -> Vec<Case> {
+    let of = |activations| Form::ALL.map(|form| product(form, format, activations, mnk));
+    [DType::F32, DType::F16].into_iter().flat_map(of).collect()
 }
 
 /// What activations and weights are both quantized to.

@@ -2,7 +2,7 @@
 //! benches time and a test checks for gaps.
 //!
 //! A [`Case`] says what it is before it allocates anything. A family of cases is a function of a [`Size`] in a file of its own, listed in
-//! `FAMILIES`; what multiplies matrices also takes any shape and is listed in `PRODUCTS`.
+//! `FAMILIES`; what also takes any shape is listed in `SHAPED`.
 
 mod attention;
 mod ceilings;
@@ -37,8 +37,9 @@ const FAMILIES: &[Family<Size>] = &[
     elementwise::cases,
 ];
 
-/// What computes `out[m, n]` as sums of `k` products.
-const PRODUCTS: &[Family<[usize; 3]>] = &[matmul::products, low_bit::products, packed_matmul::products];
+/// What computes `out[m, n]` as sums of `k` products, or transforms the rows of `[m, n]` in blocks of `k`.
+const SHAPED: &[Family<[usize; 3]>] =
+    &[matmul::products, low_bit::products, packed_matmul::products, hadamard::transforms];
 
 /// Sizes of a model that kernels are timed at.
 #[derive(Clone, Copy, Debug)]
@@ -89,10 +90,35 @@ pub fn cases(sizes: &[Size]) -> Vec<Case> {
     ceilings.chain(sizes.iter().flat_map(|size| FAMILIES.iter().flat_map(|family| family(*size)))).collect()
 }
 
-/// The products that can be had at a shape of the caller's.
+/// What a caller's shape is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Products of these M, N and K, and Walsh-Hadamard transforms of rows, columns and block.
+    Three([usize; 3]),
+    /// Quantization of rows and columns, and back.
+    Two([usize; 2]),
+}
+
+/// What can be had at a shape of the caller's.
 #[must_use]
-pub fn products(mnk: [usize; 3]) -> Vec<Case> {
-    PRODUCTS.iter().flat_map(|family| family(mnk)).collect()
+pub fn shaped(shape: Shape) -> Vec<Case> {
+    match shape {
+        Shape::Three(mnk) => SHAPED.iter().flat_map(|family| family(mnk)).collect(),
+        Shape::Two(matrix) => Format::named().flat_map(|(_, f)| low_bit::matrices_of(f, matrix)).collect(),
+    }
+}
+
+/// What is measured of a format by its name, of any other: at these sizes, or at shapes of the caller's where there are some.
+#[must_use]
+pub fn of_format(format: Format, sizes: &[Size], shapes: &[Shape]) -> Vec<Case> {
+    if shapes.is_empty() {
+        return sizes.iter().flat_map(|size| low_bit::of_format(format, *size)).collect();
+    }
+    let of = |shape: &Shape| match *shape {
+        Shape::Three(mnk) => low_bit::products_of(format, mnk),
+        Shape::Two(matrix) => low_bit::matrices_of(format, matrix),
+    };
+    shapes.iter().flat_map(of).collect()
 }
 
 /// What a kernel's speed is compared by.

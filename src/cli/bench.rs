@@ -5,7 +5,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
-use walsh::bench::{Case, Ceilings, Row, Size, TINY, cases, header, measure, products, sizes};
+use walsh::bench::{Case, Ceilings, Row, Shape, Size, TINY, cases, header, measure, of_format, shaped, sizes};
+use walsh::format::Format;
 use walsh::io::convert::matches as glob;
 use walsh::{Context, Error, Result};
 
@@ -16,11 +17,12 @@ pub struct Args {
     /// Only kernels whose name contains this, or matches it as a whole where it has * or ? [repeatable]
     #[arg(long, value_name = "PATTERN")]
     kernel: Vec<String>,
-    /// Only formats of weights that contain or match this [repeatable]
+    /// Only formats of weights that contain or match this, or a format with options, such as nf4:dq [repeatable]
     #[arg(long, value_name = "PATTERN")]
     format: Vec<String>,
-    /// Only products, of this shape instead of a model's [repeatable]
-    #[arg(long, value_name = "MxNxK")]
+    /// Instead of a model's shapes: MxNxK of products, ROWSxCOLSxBLOCK of Walsh-Hadamard transforms, ROWSxCOLS of quantize and dequantize
+    /// [repeatable]
+    #[arg(long, value_name = "SHAPE")]
     shape: Vec<String>,
     /// Seconds for all cases together, after the ceilings
     #[arg(long, default_value_t = 60.0)]
@@ -108,32 +110,38 @@ fn time(
 
 /// The cases that the flags ask for.
 fn select(args: &Args, sizes: &[Size]) -> Result<Vec<Case>> {
-    let mut selected = Vec::new();
-    for text in &args.shape {
-        selected.extend(products(shape(text)?));
-    }
-    if args.shape.is_empty() {
+    let shapes: Vec<Shape> = args.shape.iter().map(|text| shape(text)).collect::<Result<_>>()?;
+    let mut selected: Vec<Case> = shapes.iter().flat_map(|shape| shaped(*shape)).collect();
+    if shapes.is_empty() {
         selected = cases(sizes);
     }
+    let mut formats = args.format.clone();
+    for pattern in &mut formats {
+        if selected.iter().any(|case| matches(pattern, &case.format)) {
+            continue;
+        }
+        // A format that the table lacks, or has by another spelling.
+        let Ok(format) = pattern.parse::<Format>() else { continue };
+        *pattern = format.to_string();
+        if !selected.iter().any(|case| case.format == *pattern) {
+            selected.extend(of_format(format, sizes, &shapes));
+        }
+    }
     narrow(&mut selected, "--kernel", &args.kernel, |case| case.kernel)?;
-    narrow(&mut selected, "--format", &args.format, |case| &case.format)?;
+    narrow(&mut selected, "--format", &formats, |case| &case.format)?;
     Ok(selected)
 }
 
-fn shape(text: &str) -> Result<[usize; 3]> {
-    let sizes: Vec<usize> = text.split(['x', 'X']).map_while(|part| part.parse().ok()).filter(|n| *n > 0).collect();
-    match sizes.as_slice() {
-        // Larger ones fit no device, and their products no integer.
-        &[m, n, k]
-            if text.split(['x', 'X']).count() == 3
-                && m.max(n).max(k) <= 1 << 20
-                && (m * n).max(m * k).max(n * k) <= 1 << 30 =>
-        {
-            Ok([m, n, k])
-        }
+fn shape(text: &str) -> Result<Shape> {
+    let sizes: Option<Vec<usize>> =
+        text.split(['x', 'X']).map(|part| part.parse().ok().filter(|n| (1..=1 << 20).contains(n))).collect();
+    // Larger ones fit no device, and their products no integer.
+    match sizes.as_deref() {
+        Some(&[m, n, k]) if (m * n).max(m * k).max(n * k) <= 1 << 30 => Ok(Shape::Three([m, n, k])),
+        Some(&[rows, cols]) if rows * cols <= 1 << 30 => Ok(Shape::Two([rows, cols])),
         _ => Err(Error::invalid(
             "--shape",
-            "MxNxK, such as 256x4096x4096, each from 1 to 1048576 and matrices of at most 2^30 elements",
+            "MxNxK, such as 256x4096x4096, or ROWSxCOLS, each from 1 to 1048576 and matrices of at most 2^30 elements",
             format!("`{text}`"),
         )),
     }
@@ -141,7 +149,8 @@ fn shape(text: &str) -> Result<[usize; 3]> {
 
 /// Keeps the cases whose name matches one of the patterns; each must match some.
 fn narrow(cases: &mut Vec<Case>, flag: &str, patterns: &[String], name: fn(&Case) -> &str) -> Result<()> {
-    if let Some(pattern) = patterns.iter().find(|pattern| !cases.iter().any(|case| matches(pattern, name(case)))) {
+    let matched = |pattern: &String| !pattern.is_empty() && cases.iter().any(|case| matches(pattern, name(case)));
+    if let Some(pattern) = patterns.iter().find(|pattern| !matched(pattern)) {
         let names: Vec<&str> = cases.iter().map(name).collect::<BTreeSet<_>>().into_iter().collect();
         let expected = format!("a part of, or a pattern with * or ? for, one of {}", names.join(", "));
         return Err(Error::invalid(flag, expected, format!("`{pattern}`")));
@@ -282,9 +291,10 @@ mod tests {
     }
 
     #[test]
-    fn shapes_are_three_positive_numbers() {
-        assert_eq!(shape("1x4096X65536").unwrap(), [1, 4096, 65536]);
-        for text in ["", "4096", "1x2", "1x2x3x4", "0x1x1", "1xax1", "1x2x", "-1x2x3", "2000000x1x1"] {
+    fn shapes_are_two_or_three_positive_numbers() {
+        assert_eq!(shape("1x4096X65536").unwrap(), Shape::Three([1, 4096, 65536]));
+        assert_eq!(shape("5x70").unwrap(), Shape::Two([5, 70]));
+        for text in ["", "4096", "1x2x3x4", "32769x32768", "0x1x1", "1xax1", "1x2x", "-1x2x3", "2000000x1x1"] {
             assert!(shape(text).is_err(), "{text}");
         }
     }

@@ -67,6 +67,8 @@ pub struct PackedMatmul<'a> {
 pub enum Choice {
     /// [`dequantize()`] into a buffer that is free again afterwards, then [`matmul::matmul`].
     Unpacked,
+    /// The same for the left operand alone, then the kernels of [`packed_vector`].
+    UnpackedVector,
     /// The kernels of [`packed_vector`].
     Vector,
     /// [`packed_skinny::KERNEL`].
@@ -89,6 +91,9 @@ pub enum Choice {
     },
 }
 
+/// The least K for which [`Choice::Binary`] is faster than [`Choice::Unpacked`] on a CPU: tiles are slow there, however little they count.
+const BINARY_K: usize = 1024;
+
 /// The most rows for which [`Choice::Skinny`] is faster than [`Choice::Coop`].
 const SKINNY_ROWS: usize = 32;
 
@@ -99,6 +104,8 @@ const SKINNY_ROWS: usize = 32;
 /// | any | dense with quantized | Nt, m = 1, no dropout | vector |
 /// | coop tier | f16 with quantized | Nt, m <= 32, no dropout | skinny |
 /// | any | dense with quantized | Nt, m <= 8, no dropout | vector |
+/// | CPU | quantized, both; f32 out | Nt, m <= 8, no dropout | vector, after `a` is unpacked |
+/// | CPU | signs, both | Nt, k >= 1024, groups of at least 128 | binary |
 /// | CPU | all f32 or quantized | k > 0 | unpacked |
 /// | any but CPU | f32 with quantized | Nt, m <= 64, no dropout | vector |
 /// | coop tier | f16 or quantized; integers on both sides with sums below 2^24 | contiguous dimensions of dense matrices multiples of 4 | coop |
@@ -125,6 +132,8 @@ pub fn choose(context: &Context, spec: &PackedMatmul<'_>) -> Choice {
         (m == 1, Choice::Vector),
         (m <= SKINNY_ROWS, Choice::Skinny),
         (m <= matmul::VECTOR_ROWS, Choice::Vector),
+        (true, Choice::UnpackedVector),
+        (context.capabilities().is_cpu() && k >= BINARY_K, Choice::Binary(whole)),
         (true, Choice::Unpacked),
         (!context.capabilities().is_cpu() && !f16, Choice::Vector),
         (!packed_coop::may_round(spec), coop),
@@ -154,7 +163,12 @@ fn can_split(spec: &PackedMatmul<'_>) -> Result<(), &'static str> {
 impl Choice {
     fn splits(self) -> usize {
         match self {
-            Self::Unpacked | Self::Vector | Self::Skinny | Self::Binary(_) | Self::Integer(_) => 1,
+            Self::Unpacked
+            | Self::UnpackedVector
+            | Self::Vector
+            | Self::Skinny
+            | Self::Binary(_)
+            | Self::Integer(_) => 1,
             Self::Tiled { splits, .. } | Self::Coop { splits } => splits.max(1),
         }
     }
@@ -180,6 +194,17 @@ impl Choice {
                     _ => Ok(()),
                 }
             }
+            Self::UnpackedVector => match spec.a {
+                _ if !context.capabilities().is_cpu() => Err("it is written for adapters that run shaders on a CPU"),
+                Operand::Dense(_) => Err("its left operand is quantized"),
+                _ if spec.out.dtype() != DType::F32 => Err("it unpacks to f32"),
+                _ if spec.k == 0 => Err("it needs k > 0"),
+                _ if spec.m > matmul::VECTOR_ROWS => Err("it takes at most 8 rows"),
+                // Whatever is dense stands for what `a` will be.
+                Operand::Packed(_) => {
+                    packed_vector::supports(context, &PackedMatmul { a: Operand::Dense(spec.out), ..*spec })
+                }
+            },
             Self::Vector => packed_vector::supports(context, spec),
             Self::Skinny => packed_skinny::supports(context, spec),
             Self::Coop { .. } => packed_coop::supports(context, spec),
@@ -350,7 +375,7 @@ pub(super) fn vectors(spec: &PackedMatmul<'_>) -> bool {
 /// # Numerics
 /// Depends on the kernel, see the table at [`choose`]; sums are f32, in an order that is fixed per kernel and shape, and u is 2^-24.
 /// - Unpacked and tiled: values of codes are rounded to f32 once (twice where scales are E4M3 or double-quantized): |error| <= (k + 8) u |a| |b|.
-/// - Vector: as its documentation says, at most 3 (k + 40) u |a| |b|.
+/// - Vector, after unpacking or not: as its documentation says, at most 3 (k + 40) u |a| |b|.
 /// - Coop and skinny: values that carry a scale of their own within the sum are rounded to f16 besides: 2^-11 |a| |b| more, and what is smaller than
 ///   the largest value by 2^27 loses digits. Codes of integers with one scale a row are exact.
 /// - Integer and binary: sums are exact until a scale changes: (groups + 4) u |a b| summed by group.
@@ -403,6 +428,11 @@ fn run_to_terms(context: &Context, spec: &PackedMatmul<'_>, choice: Choice) -> R
                 Operand::Packed(a) => unpack(context, a)?,
             };
             dense(context, spec, &a, &unpack(context, spec.b)?)
+        }
+        Choice::UnpackedVector => {
+            let Operand::Packed(a) = spec.a else { return run_to_terms(context, spec, Choice::Vector) };
+            let a = unpack(context, a)?;
+            packed_vector::dispatch(context, &PackedMatmul { a: Operand::Dense(&a), ..*spec })
         }
         Choice::Vector => packed_vector::dispatch(context, spec),
         Choice::Skinny => packed_skinny::dispatch(context, spec),

@@ -160,6 +160,25 @@ impl Counts {
     }
 }
 
+/// Checks what only nightly runs. A workspace of its own, it has this one's dependencies and shares what was built of them.
+fn fuzz_targets() -> Result {
+    if Command::new("c++").arg("--version").output().is_err() {
+        println!("skipped: libFuzzer is C++, and there is no compiler `c++`");
+        return Ok(());
+    }
+    let mut command = cargo();
+    if env::var_os("CARGO_TARGET_DIR").is_none() {
+        command.env("CARGO_TARGET_DIR", root().join("target"));
+    }
+    let manifest = root().join("fuzz").join("Cargo.toml");
+    status(
+        command
+            .args(["clippy", "--locked", "--all-targets", "--manifest-path"])
+            .arg(manifest)
+            .args(["--", "-D", "warnings"]),
+    )
+}
+
 fn ci(install: bool) -> Result {
     step("format");
     status(cargo().args(["fmt", "--all", "--check"]))?;
@@ -167,6 +186,8 @@ fn ci(install: bool) -> Result {
     status(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings", "-W", "clippy::all"]))?;
     step("the library alone");
     status(cargo().args(["clippy", "--package", "walsh", "--lib", "--no-default-features", "--", "-D", "warnings"]))?;
+    step("fuzz targets");
+    fuzz_targets()?;
     step("documentation");
     status(cargo().env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--workspace", "--no-deps", "--quiet"]))?;
     ensure_adapter(install)?;
