@@ -16,7 +16,7 @@ use walsh::{Error, Result};
 #[derive(Debug, clap::Args)]
 #[command(allow_negative_numbers = true)]
 pub struct Args {
-    /// TOML file with settings by these flags' names (_ for -), and rows as [[run]]; flags go over it
+    /// TOML file with settings by these flags' names (_ for -), and rows as [[run]]; flags go over it, --lr over rows' own rates too
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -41,7 +41,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let mut sweep = args.sweep.clone();
     if let Some(path) = &args.config {
-        sweep = sweep.over(read(path)?);
+        sweep = sweep.over_file(read(path)?);
     }
     // Bad flags are told before a device is made, unless the preset, hence what they mean, depends on the device.
     if let Some(preset) = sweep.preset {

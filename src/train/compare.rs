@@ -9,6 +9,7 @@ use crate::optim::Optimizer;
 use crate::qat::Method;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -71,6 +72,15 @@ impl Record {
             curve: Vec::new(),
             diverged: Some(error.to_string()),
         }
+    }
+
+    /// The loss that the run is compared by: its best one. Of a model that is quantized after training that of the trained one, since rounding
+    /// costs least before training is over, and nobody quantizes a model of which half is still to be learned.
+    fn loss(&self) -> Option<f64> {
+        let best = self.best_val_loss?;
+        let method = self.info.config.method;
+        let after = method != Method::None && !method.trains_quantized();
+        if after { self.curve.last().map(|end| end.loss) } else { Some(best) }
     }
 }
 
@@ -167,13 +177,14 @@ pub struct Row {
     pub activations: Option<Format>,
     /// Rotation block; none without rotation.
     pub hadamard: Option<u32>,
-    /// Highest learning rate of the runs below: the one with the lowest mean loss among those that were tried.
+    /// Highest learning rate of the runs below: among those that were tried the one with the lowest mean loss, over the seeds that all have.
     pub lr: f64,
     /// Steps.
     pub steps: u64,
     /// Seeds of the runs.
     pub seeds: Vec<u64>,
-    /// Mean over the seeds of the best validation loss, in nats per token; none if a run diverged at every learning rate.
+    /// Mean over the seeds of the best validation loss, in nats per token (of a model quantized after training: of the last one); none if a run
+    /// diverged at every learning rate.
     pub best_val_loss_mean: Option<f64>,
     /// Sample standard deviation over the seeds; none for one seed.
     pub best_val_loss_spread: Option<f64>,
@@ -244,13 +255,22 @@ fn grouped<'a, K: PartialEq>(records: &[&'a Record], key: impl Fn(&Record) -> K)
 
 /// The row of runs that differ in learning rate and seed at most.
 fn row(records: &[&Record]) -> Option<Row> {
-    let rates: Vec<(Option<f64>, Vec<&Record>)> = grouped(records, |record| record.info.config.lr.to_bits())
-        .into_iter()
-        .map(|group| (losses(&group).and_then(|losses| mean(&losses)), group))
-        .collect();
+    let rates = grouped(records, |record| record.info.config.lr.to_bits());
+    // By the seeds that all of them have, while a sweep is under way: one seed may be luckier than the mean of three.
+    let seeds = |group: &[&Record]| group.iter().map(|record| record.info.config.seed).collect::<BTreeSet<u64>>();
+    let shared = rates.iter().map(|group| seeds(group)).reduce(|a, b| &a & &b).unwrap_or_default();
     // A rate at which some run diverged counts for nothing where there is another.
-    let order = |loss: Option<f64>| loss.unwrap_or(f64::INFINITY);
-    let (loss, best) = rates.into_iter().min_by(|a, b| order(a.0).total_cmp(&order(b.0)))?;
+    let order = |group: &[&Record]| {
+        let all = losses(group)?;
+        let own: Vec<f64> = (group.iter().zip(&all))
+            .filter(|(record, _)| shared.is_empty() || shared.contains(&record.info.config.seed))
+            .map(|(_, loss)| *loss)
+            .collect();
+        mean(&own)
+    };
+    let order = |group: &[&Record]| order(group).unwrap_or(f64::INFINITY);
+    let best = rates.into_iter().min_by(|a, b| order(a).total_cmp(&order(b)))?;
+    let loss = losses(&best).and_then(|losses| mean(&losses));
     let info = &best.first()?.info;
     let config = &info.config;
     let floor = best.iter().find_map(|record| record.entropy_floor);
@@ -275,9 +295,9 @@ fn row(records: &[&Record]) -> Option<Row> {
     })
 }
 
-/// The best losses, if every run has one.
+/// The losses that runs are compared by, if every run has one.
 fn losses(records: &[&Record]) -> Option<Vec<f64>> {
-    records.iter().map(|record| record.best_val_loss).collect()
+    records.iter().map(|record| record.loss()).collect()
 }
 
 fn mean_curve(records: &[&Record]) -> Vec<Evaluation> {
@@ -400,6 +420,31 @@ mod tests {
             (rows[1].best_val_loss_mean, rows[1].best_val_loss_spread, rows[1].gap_to_floor),
             (None, None, None)
         );
+    }
+
+    #[test]
+    fn rates_are_ranked_by_the_seeds_that_all_have() {
+        // The mean of three seeds is above the other rate's one, which is the worst of its kind.
+        let rows = of(&[
+            record("int4", 0.5, 1, Some(1.25)),
+            record("int4", 1.0, 1, Some(1.0)),
+            record("int4", 1.0, 2, Some(1.5)),
+            record("int4", 1.0, 3, Some(2.0)),
+        ]);
+        assert_eq!((rows[0].lr, rows[0].best_val_loss_mean, rows[0].seeds.len()), (1.0, Some(1.5), 3));
+        let apart = of(&[record("int4", 0.5, 1, Some(1.25)), record("int4", 1.0, 2, Some(1.5))]);
+        assert_eq!((apart[0].lr, apart[0].best_val_loss_mean), (0.5, Some(1.25)));
+    }
+
+    #[test]
+    fn what_is_quantized_after_training_is_told_at_its_end() {
+        let curve = [(10, 1.0), (20, 1.5)].map(|(step, loss)| Evaluation { step, loss });
+        let of_method = |method: &str| {
+            let mut record = record("int4", 1.0, 1, Some(1.0));
+            (record.info.config.method, record.curve) = (method.parse().unwrap(), curve.to_vec());
+            of(&[record])[0].best_val_loss_mean
+        };
+        assert_eq!(["ptq", "ste"].map(of_method), [Some(1.5), Some(1.0)]);
     }
 
     #[test]

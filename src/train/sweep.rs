@@ -169,6 +169,15 @@ impl Sweep {
         Ok(plan)
     }
 
+    /// These flags over the settings of a file, its rows' own learning rates among them.
+    #[must_use]
+    pub fn over_file(self, mut file: Self) -> Self {
+        if !self.lr.is_empty() {
+            file.run.iter_mut().for_each(|run| run.lr.clear());
+        }
+        self.over(file)
+    }
+
     fn variants(&self) -> Result<Vec<Variant<'_>>> {
         let none = Some(Method::None);
         let full =
@@ -340,6 +349,9 @@ mod tests {
                 "ste,weights=int2,lr=0.02,steps=9,seed=1337",
             ]
         );
+        let rates = Sweep { lr: vec![0.25], ..Sweep::default() }.over_file(sweep.clone());
+        assert!(names(&rates).iter().all(|name| name.contains("lr=0.25,")), "{:?}", names(&rates));
+        assert_eq!(names(&Sweep::default().over_file(sweep.clone())), names(&sweep));
         let full = Combination { lr: vec![0.5], ..Combination::default() };
         let own = Sweep { run: vec![row("int4", &[]), full], ..sweep };
         assert_eq!(names(&own)[1], "none,lr=0.5,steps=9,seed=1337");
