@@ -420,8 +420,6 @@ impl<'s> Archive<'s> {
             (Some(Container::Walsh), walsh::find(json, &header, &mut claims).map_err(at)?)
         } else if names().any(bitsandbytes::recognises) {
             (Some(Container::Bitsandbytes), bitsandbytes::find(&*source, &mut claims).map_err(at)?)
-        } else if header.tensors.iter().any(|t| gpt_oss::recognises(&t.name, t.dtype, &t.shape)) {
-            (Some(Container::GptOss), gpt_oss::find(&mut claims).map_err(at)?)
         } else if names().any(gptq::recognises) {
             let entries = gptq::find(&mut claims, config(gptq::is_awq(&header))?).map_err(at)?;
             let container = entries.iter().find_map(|entry| match &entry.content {
@@ -433,9 +431,13 @@ impl<'s> Archive<'s> {
                 _ => None,
             });
             (container, entries)
+        } else if header.tensors.iter().any(|stored| gpt_oss::recognises(stored, &header)) {
+            // After GPTQ, which has scales of the same name.
+            (Some(Container::GptOss), gpt_oss::find(&mut claims).map_err(at)?)
         } else {
             (None, Vec::new())
         };
+        walsh::check_rest(&claims).map_err(at)?;
         let used = claims.used;
         let Header { tensors, metadata } = header;
         entries.reserve_exact(used.iter().filter(|used| !**used).count());
