@@ -940,9 +940,42 @@ fn malformed_containers_are_refused_with_the_tensors_name() {
     for (file, own, other) in [(&gptq, "gptq", "awq"), (&awq, "awq", "gptq")] {
         let parts = [&format!("the layout of {other}, the quant_method of"), "`a.qweight`", &format!("that of {own}")];
         refused(file, Some(&says(other)), &parts.map(|part| part as &str));
-        for method in [own, "another"] {
+        for method in [own, &own.to_uppercase()] {
             walsh::io::fuzz_bytes(file, Some(says(method).as_bytes())).unwrap();
         }
+        refused(file, Some(&says("hqq")), &["quant_method gptq or awq in the configuration", "`a.qweight`", "hqq"]);
+        refused(file, Some(r#"{"quant_method": "hqq"}"#), &["quant_method gptq or awq", "hqq"]);
+    }
+    // Layouts: those that are known under each key, and one that is not.
+    for (file, key, known, expected) in [
+        (&gptq, "checkpoint_format", &["gptq", "GPTQ", "gptq_v2"][..], "checkpoint_format gptq or gptq_v2 of gptq in"),
+        (&gptq, "format", &["gptq", "gptq_v2"], "format gptq or gptq_v2 of gptq in"),
+        (&gptq, "version", &["gemv"], ""),
+        (&awq, "version", &["gemm", "GEMM"], "version gemm of awq in"),
+        (&awq, "checkpoint_format", &["gemm"], "checkpoint_format gemm of awq in"),
+    ] {
+        let says = |value: &str| format!(r#"{{"bits": 4, "group_size": 128, "{key}": "{value}", "desc_act": false}}"#);
+        for value in known {
+            walsh::io::fuzz_bytes(file, Some(says(value).as_bytes())).unwrap();
+        }
+        for value in if expected.is_empty() { &[][..] } else { &["marlin", "gemv", ""] } {
+            refused(file, Some(&says(value)), &[expected, "the configuration", "`a.qweight`", value]);
+        }
+    }
+    refused(&gptq, Some(r#"{"bits": 4, "is_marlin_format": true}"#), &["is_marlin_format false", "`a.qweight`"]);
+    walsh::io::fuzz_bytes(&gptq, Some(br#"{"bits": 4, "is_marlin_format": false, "checkpoint_format": null}"#))
+        .unwrap();
+    // Fields that are not what they should be, and what is no object at all.
+    for (config, reason) in [
+        (r#"{"bits": "4"}"#, "`bits`"),
+        (r#"{"w_bit": 4.5}"#, "`w_bit`"),
+        (r#"{"group_size": "all"}"#, "`group_size`"),
+        (r#"{"bits": 4, "sym": "yes"}"#, "`sym`"),
+        (r#"{"bits": 4, "quant_method": 3}"#, "`quant_method`"),
+        ("[4, 128]", "an object of settings"),
+        (r#"{"quantization_config": [4, 128]}"#, "an object of settings"),
+    ] {
+        refused(&gptq, Some(config), &["a configuration as JSON", reason]);
     }
     refused(&poked(&gptq, "a.scales", &[0, 0x7C]), None, &["`a.weight`", "finite scales"]);
     let mut out_of_range = vec![0; 128 * 4];
@@ -1056,6 +1089,9 @@ fn an_older_configuration_counts_beside_a_readable_one_of_the_model() {
         let format = format().unwrap();
         assert_eq!(matches!(format.grid(), Grid::ZeroPoint { .. }), zero_points, "{model}: {format}");
     }
+    // Another method's is passed over as well, if there is one that counts.
+    std::fs::write(path("config.json"), r#"{"quantization_config": {"quant_method": "hqq", "bits": 4}}"#).unwrap();
+    assert_eq!(format().unwrap(), symmetric);
     // One that cannot be read might have been the one that counts: it is named, not passed over.
     let refused = |expected: &str| {
         let error = format().unwrap_err().to_string();

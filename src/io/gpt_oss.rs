@@ -58,8 +58,8 @@ pub(super) fn encode(tensor: &PackedTensor) -> Vec<Vec<u8>> {
 /// The endings of the two names, as they are written and as OpenAI's own files have them.
 const ENDINGS: [(&str, &str); 2] = [("_blocks", "_scales"), (".blocks", ".scales")];
 
-/// The tensor that these are the blocks of, and the name of its scales. One of the two must say by its type that they are gpt-oss': codes of three and
-/// more dimensions, or bytes as scales. Whatever the other one is then, it is checked and not taken for a tensor of its own.
+/// The tensor that these are the blocks of, and the name of its scales. The type of one of the two must say that it is gpt-oss': codes of three or
+/// more dimensions, or bytes as scales. Whatever the other one is then, it is checked, and not taken for a tensor of its own.
 fn blocks_of<'h>(stored: &'h Stored, header: &Header) -> Option<(&'h str, String)> {
     ENDINGS.iter().find_map(|(blocks, scales)| {
         let name = stored.name.strip_suffix(blocks)?;
