@@ -825,7 +825,35 @@ fn malformed_containers_are_refused_with_the_tensors_name() {
     refused(&changed(&walsh_file, r#"\"version\":1"#, r#"\"version\":2"#), None, &["version 1", "2"]);
     refused(&changed(&walsh_file, r#"\"shape\":[8,128]"#, r#"\"shape\":[8,129]"#), None, &["`a.weight`", "codes"]);
     refused(&changed(&walsh_file, r#"\"shape\":[8,128]"#, r#"\"shape\":[0,128]"#), None, &["`a.weight`"]);
-    refused(&changed(&walsh_file, r#"\"nf4\""#, r#"\"nf9\""#), None, &["nf9"]);
+    for (from, to, reason) in [
+        (r#"\"nf4\""#, r#"\"nf9\""#, "nf9"),
+        (r#"\"nf4\""#, "4", "`4`"),
+        (r#"\"shape\":[8,128]"#, r#"\"shape\":[-1,128]"#, "`-1`"),
+        (r#"\"dtype\""#, r#"\"type\""#, "missing field `dtype`"),
+    ] {
+        let bytes = changed(&walsh_file, from, to);
+        refused(&bytes, None, &["walsh.quantized", "tensor `a.weight`", reason]);
+        let error = walsh::io::fuzz_bytes(&bytes, None).unwrap_err().to_string();
+        assert_eq!(error.matches(" at line 1 column ").count(), 1, "{error}");
+    }
+    // Codes without a description: all are lost, and one of them.
+    let reason = "a description under the metadata key walsh.quantized in tensor `a.weight`";
+    for key in ["walsh.quantised", "format"] {
+        refused(&changed(&walsh_file, "walsh.quantized", key), None, &[reason]);
+    }
+    refused(&changed(&walsh_file, r#"\"a.weight\":{"#, r#"\"b\":{"#), None, &["`b`", "b.codes"]);
+    let only = r#"\"tensors\":{"#;
+    let length = u64::from_le_bytes(*walsh_file.first_chunk().unwrap()) as usize;
+    let json = std::str::from_utf8(&walsh_file[8..8 + length]).unwrap();
+    let start = json.find(only).unwrap() + only.len();
+    let end = start + json[start..].find("}}").unwrap() + 1;
+    refused(&changed(&walsh_file, &json[start..end], ""), None, &[reason]);
+    // Beside tensors of another container, too; and what only has a name like theirs is a tensor.
+    let pair = |dtype: &str| {
+        safetensors("", &[("a.codes", dtype, &[2], words(&[1, 2])), ("a.side", "U32", &[1], words(&[3]))])
+    };
+    refused(&pair("U32"), None, &["walsh.quantized in tensor `a`"]);
+    assert_eq!(walsh::io::fuzz_bytes(&pair("F32"), None).unwrap(), 2);
     refused(&changed(&walsh_file, "a.weight.codes", "b.weight.codes"), None, &["`a.weight`", "a.weight.codes"]);
     let mut side = part(&walsh_file, "a.weight.side");
     side[32 * 4..33 * 4].copy_from_slice(&f32::INFINITY.to_le_bytes());
@@ -855,11 +883,46 @@ fn malformed_containers_are_refused_with_the_tensors_name() {
         let name = "a.weight.quant_state.bitsandbytes__nf4";
         refused(&poked(&bnb, name, text.as_bytes()), None, &["`a.weight`", reason]);
     }
+    let described = format!(r#""dtype":"U8","shape":[{}]"#, state.len());
+    for (dtype, shape) in [("F32", vec![128]), ("F16", vec![256]), ("I8", vec![512]), ("U8", vec![1, 512])] {
+        let other = format!(r#""dtype":"{dtype}","shape":{shape:?}"#);
+        let parts = ["`a.weight`", "U8 of one dimension as `a.weight.quant_state", dtype, &format!("{shape:?}")];
+        refused(&changed(&bnb, &described, &other), None, &parts);
+    }
 
     let oss = file(Container::GptOss, "mxfp4");
     refused(&changed(&oss, "a.weight_scales", "other"), None, &["a.weight_scales"]);
     refused(&changed(&oss, "[8, 4, 16]", "[8, 8, 8]"), None, &["`a.weight_blocks`", "16 bytes"]);
     refused(&poked(&oss, "a.weight_scales", &[255]), None, &["`a.weight`", "finite scales"]);
+    // Blocks that are none, and scales without any. The 512 bytes of the former and the 32 of the latter stay.
+    let is = |dtype: &str, shape: &[usize]| format!(r#""dtype":"{dtype}","shape":{shape:?}"#);
+    for (dtype, shape) in [
+        ("F32", &[8, 4, 4][..]),
+        ("I32", &[8, 4, 4]),
+        ("F16", &[8, 4, 8]),
+        ("BF16", &[8, 4, 8]),
+        ("U32", &[128]),
+        ("I64", &[64]),
+        ("I8", &[8, 4, 16]),
+        ("U8", &[32, 16]),
+        ("U8", &[512]),
+    ] {
+        let bytes = changed(&oss, &is("U8", &[8, 4, 16]), &is(dtype, shape));
+        refused(&bytes, None, &["`a.weight_blocks`", "U8 of three", dtype, &format!("{shape:?}")]);
+    }
+    refused(&changed(&oss, &is("U8", &[8, 4, 16]), &is("U8", &[4, 8, 16])), None, &["a.weight_scales", "[8, 4]"]);
+    refused(&changed(&oss, &is("U8", &[8, 4]), &is("F32", &[8])), None, &["a.weight_scales", "F32 [8]"]);
+    refused(&changed(&oss, "a.weight_blocks", "other"), None, &["`a.weight_scales`", "`a.weight_blocks` beside it"]);
+    let dotted = |name: &'static str| safetensors("", &[(name, "U8", &[1, 2], vec![127; 2])]);
+    refused(&dotted("w.scales"), None, &["`w.scales`", "`w.blocks` beside it"]);
+    // A layout that is not gpt-oss', and names alone.
+    let mlx = [("w.scales", "U8", &[1, 2][..], vec![127; 2]), ("w.weight", "U32", &[1, 8], words(&[0; 8]))];
+    let plain = [("w_blocks", "F32", &[1][..], floats(&[0.5])), ("w_scales", "F32", &[1, 1], floats(&[0.5]))];
+    for tensors in [&mlx, &plain] {
+        let bytes = safetensors("", tensors);
+        let archive = Archive::from_bytes("test", &bytes, None).unwrap();
+        assert_eq!((archive.container(), archive.entries().len()), (None, 2));
+    }
 
     let gptq = file(Container::Gptq, "int4:asym");
     for name in ["qzeros", "scales"] {
@@ -877,9 +940,42 @@ fn malformed_containers_are_refused_with_the_tensors_name() {
     for (file, own, other) in [(&gptq, "gptq", "awq"), (&awq, "awq", "gptq")] {
         let parts = [&format!("the layout of {other}, the quant_method of"), "`a.qweight`", &format!("that of {own}")];
         refused(file, Some(&says(other)), &parts.map(|part| part as &str));
-        for method in [own, "another"] {
+        for method in [own, &own.to_uppercase()] {
             walsh::io::fuzz_bytes(file, Some(says(method).as_bytes())).unwrap();
         }
+        refused(file, Some(&says("hqq")), &["quant_method gptq or awq in the configuration", "`a.qweight`", "hqq"]);
+        refused(file, Some(r#"{"quant_method": "hqq"}"#), &["quant_method gptq or awq", "hqq"]);
+    }
+    // Layouts: those that are known under each key, and one that is not.
+    for (file, key, known, expected) in [
+        (&gptq, "checkpoint_format", &["gptq", "GPTQ", "gptq_v2"][..], "checkpoint_format gptq or gptq_v2 of gptq in"),
+        (&gptq, "format", &["gptq", "gptq_v2"], "format gptq or gptq_v2 of gptq in"),
+        (&gptq, "version", &["gemv"], ""),
+        (&awq, "version", &["gemm", "GEMM"], "version gemm of awq in"),
+        (&awq, "checkpoint_format", &["gemm"], "checkpoint_format gemm of awq in"),
+    ] {
+        let says = |value: &str| format!(r#"{{"bits": 4, "group_size": 128, "{key}": "{value}", "desc_act": false}}"#);
+        for value in known {
+            walsh::io::fuzz_bytes(file, Some(says(value).as_bytes())).unwrap();
+        }
+        for value in if expected.is_empty() { &[][..] } else { &["marlin", "gemv", ""] } {
+            refused(file, Some(&says(value)), &[expected, "the configuration", "`a.qweight`", value]);
+        }
+    }
+    refused(&gptq, Some(r#"{"bits": 4, "is_marlin_format": true}"#), &["is_marlin_format false", "`a.qweight`"]);
+    walsh::io::fuzz_bytes(&gptq, Some(br#"{"bits": 4, "is_marlin_format": false, "checkpoint_format": null}"#))
+        .unwrap();
+    // Fields that are not what they should be, and what is no object at all.
+    for (config, reason) in [
+        (r#"{"bits": "4"}"#, "`bits`"),
+        (r#"{"w_bit": 4.5}"#, "`w_bit`"),
+        (r#"{"group_size": "all"}"#, "`group_size`"),
+        (r#"{"bits": 4, "sym": "yes"}"#, "`sym`"),
+        (r#"{"bits": 4, "quant_method": 3}"#, "`quant_method`"),
+        ("[4, 128]", "an object of settings"),
+        (r#"{"quantization_config": [4, 128]}"#, "an object of settings"),
+    ] {
+        refused(&gptq, Some(config), &["a configuration as JSON", reason]);
     }
     refused(&poked(&gptq, "a.scales", &[0, 0x7C]), None, &["`a.weight`", "finite scales"]);
     let mut out_of_range = vec![0; 128 * 4];
@@ -993,6 +1089,9 @@ fn an_older_configuration_counts_beside_a_readable_one_of_the_model() {
         let format = format().unwrap();
         assert_eq!(matches!(format.grid(), Grid::ZeroPoint { .. }), zero_points, "{model}: {format}");
     }
+    // Another method's is passed over as well, if there is one that counts.
+    std::fs::write(path("config.json"), r#"{"quantization_config": {"quant_method": "hqq", "bits": 4}}"#).unwrap();
+    assert_eq!(format().unwrap(), symmetric);
     // One that cannot be read might have been the one that counts: it is named, not passed over.
     let refused = |expected: &str| {
         let error = format().unwrap_err().to_string();

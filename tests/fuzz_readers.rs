@@ -120,9 +120,14 @@ fn seed(container: Option<Container>, format: &str, shape: &[usize], order: Opti
     Seed { bytes: std::fs::read(&path).unwrap(), sidecar }
 }
 
+/// A field with as many small objects as its value: what takes most memory beside its text where a reader keeps it.
+fn many_objects(count: usize) -> String {
+    format!("\"x\":[{}]", vec!["{\"\":0}"; count].join(","))
+}
+
 fn seeds() -> Vec<Seed> {
     let order: Vec<u32> = (0..32).map(|i| (i * 5) % 32).collect();
-    let all = vec![
+    let mut all = vec![
         seed(None, "", &[], None),
         seed(Some(Container::Walsh), "int4:g16", &[2, 40], None),
         seed(Some(Container::Walsh), "nf4:dq", &[2, 64], Some((0..64).rev().collect())),
@@ -140,6 +145,12 @@ fn seeds() -> Vec<Seed> {
         seed(Some(Container::Gguf), "mxfp4", &[2, 32], None),
         seed(Some(Container::Gguf), "nvfp4", &[1, 64], None),
     ];
+    // A configuration most of which is about something else.
+    for number in [7, 10] {
+        let Seed { bytes, .. } = all[number].clone();
+        let config = format!(r#"{{"bits":4,"group_size":16,"version":"GEMM",{}}}"#, many_objects(500));
+        all.push(Seed { bytes, sidecar: Some(config.into_bytes()) });
+    }
     for seed in &all {
         assert!(fuzz_bytes(&seed.bytes, seed.sidecar.as_deref()).unwrap() >= 1);
     }
@@ -150,7 +161,7 @@ const NUMBERS: [u64; 18] =
     [0, 1, 2, 3, 4, 7, 16, 31, 32, 33, 255, 256, 65535, 1 << 31, u32::MAX as u64, 1 << 40, i64::MAX as u64, u64::MAX];
 
 /// Words that mean something to a reader.
-const TEXTS: [&str; 22] = [
+const TEXTS: [&str; 27] = [
     "U8",
     "I32",
     "U32",
@@ -172,6 +183,11 @@ const TEXTS: [&str; 22] = [
     "nf4",
     "int4:asym",
     "walsh.quantized",
+    "quantization_config",
+    "quant_method",
+    "checkpoint_format",
+    "gptq_v2",
+    ".blocks",
     "[",
 ];
 
@@ -476,6 +492,29 @@ fn headers_of_many_small_things_stay_within_the_bound() {
         assert!(peak <= 16 * file.len() + (64 << 10), "file {number}: {peak} bytes for {}", file.len());
         // Half of them are valid.
         assert_eq!(result.is_ok(), [0, 5, 6].contains(&number), "file {number}: {result:?}");
+    }
+    // The same of configurations, whose bytes count with the file's.
+    let file = seed(Some(Container::Gptq), "int4:g16:asym", &[8, 32], None).bytes;
+    let many = many_objects(130_000);
+    let keys = (0..80_000).map(|i| format!("\"{i:x}\":[]")).collect::<Vec<_>>().join(",");
+    let long = "a".repeat(1_000_000);
+    for (number, (config, fine)) in [
+        (format!(r#"{{"bits":4,"group_size":16,{many}}}"#), true),
+        (format!(r#"{{"quantization_config":{{"bits":4,{many},"group_size":16}}}}"#), true),
+        (format!(r#"{{{many},"quantization_config":{{"bits":4}}}}"#), true),
+        (format!(r#"{{"bits":4,{keys}}}"#), true),
+        (format!(r#"{{"bits":4,"{long}":0}}"#), true),
+        (format!(r#"{{"bits":4,"quant_method":"{long}"}}"#), false),
+        (format!(r#"{{"bits":4,"checkpoint_format":"{long}"}}"#), false),
+        (format!(r#"{{"bits":"{long}"}}"#), false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (result, peak) = peak(|| fuzz_bytes(&file, Some(config.as_bytes())).map_err(|e| e.to_string()));
+        let size = file.len() + config.len();
+        assert!(peak <= 16 * size + (64 << 10), "configuration {number}: {peak} bytes for {size}");
+        assert_eq!(result.is_ok(), fine, "configuration {number}");
     }
 }
 

@@ -3,7 +3,7 @@
 //! Source: `QuantState` of bitsandbytes 0.45. `P` holds two codes to a byte, the even element in the high four bits; `P.absmax`, `P.quant_map`
 //! and, nested, `P.nested_absmax` and `P.nested_quant_map` the scales; `P.quant_state.bitsandbytes__nf4` (or `__fp4`) the rest as JSON.
 
-use super::safetensors::{Dimensions, Part};
+use super::safetensors::{Dimensions, Part, Stored};
 use super::source::{Problem, Source, Span, shown};
 use super::tensor::{Dtype, PackedTensor, check_scales, elements, rows_and_cols, words};
 use super::{Claims, Content, Entry, Packed, Parts};
@@ -129,7 +129,7 @@ pub(super) fn find(source: &dyn Source, claims: &mut Claims<'_>) -> Result<Vec<E
     for (number, stored) in claims.header.tensors.iter().enumerate() {
         let Some((name, _)) = stored.name.split_once(STATE) else { continue };
         claims.used[number] = true;
-        entries.push(entry(name, stored.span, source, claims).map_err(|problem| problem.of(name))?);
+        entries.push(entry(name, stored, source, claims).map_err(|problem| problem.of(name))?);
     }
     let orphan = |suffix: &str| Problem::new(format!("`{STATE}..` beside `{suffix}`"), "no such tensor");
     for (stored, used) in claims.header.tensors.iter().zip(&claims.used) {
@@ -142,10 +142,14 @@ pub(super) fn find(source: &dyn Source, claims: &mut Claims<'_>) -> Result<Vec<E
     Ok(entries)
 }
 
-fn entry(name: &str, state: Span, source: &dyn Source, claims: &mut Claims<'_>) -> Result<Entry, Problem> {
-    let state_bytes = state.bytes;
-    let state: State =
-        serde_json::from_slice(&state.read(source)?).map_err(|e| Problem::new("a quantization state as JSON", e))?;
+fn entry(name: &str, stored: &Stored, source: &dyn Source, claims: &mut Claims<'_>) -> Result<Entry, Problem> {
+    if stored.dtype != Dtype::U8 || stored.shape.len() != 1 {
+        let got = format!("{} {:?}", stored.dtype.name(), stored.shape);
+        return Err(Problem::new(format!("U8 of one dimension as `{}`", shown(&stored.name)), got));
+    }
+    let state_bytes = stored.span.bytes;
+    let state: State = serde_json::from_slice(&stored.span.read(source)?)
+        .map_err(|e| Problem::new("a quantization state as JSON", e))?;
     let base: Format = match state.quant_type.as_str() {
         kind @ ("nf4" | "fp4") => kind.parse()?,
         other => return Err(Problem::new("quant_type nf4 or fp4", shown(other))),

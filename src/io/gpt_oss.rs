@@ -3,8 +3,8 @@
 //! A byte holds element 2j in its low four bits and 2j + 1 in the high ones; codes are E2M1, scales E8M0. OpenAI's own files write `.blocks` and
 //! `.scales`. The last dimension is the one that products contract; the values are not transposed.
 
-use super::safetensors::Part;
-use super::source::{Problem, Source, Span};
+use super::safetensors::{Header, Part, Stored};
+use super::source::{Problem, Source, Span, shown};
 use super::tensor::{Dtype, PackedTensor, check_scales, elements, rows_and_cols};
 use super::{Claims, Content, Entry, Packed, Parts};
 use crate::format::{Format, Grid, Minifloat, PackedMatrix, Span as Sharing, Store};
@@ -58,29 +58,54 @@ pub(super) fn encode(tensor: &PackedTensor) -> Vec<Vec<u8>> {
 /// The endings of the two names, as they are written and as OpenAI's own files have them.
 const ENDINGS: [(&str, &str); 2] = [("_blocks", "_scales"), (".blocks", ".scales")];
 
+/// The tensor that these are the blocks of, and the name of its scales. The type of one of the two must say that it is gpt-oss': codes of three or
+/// more dimensions, or bytes as scales. Whatever the other one is then, it is checked, and not taken for a tensor of its own.
+fn blocks_of<'h>(stored: &'h Stored, header: &Header) -> Option<(&'h str, String)> {
+    ENDINGS.iter().find_map(|(blocks, scales)| {
+        let name = stored.name.strip_suffix(blocks)?;
+        let scales = format!("{name}{scales}");
+        let bytes = |number: usize| header.tensors[number].dtype == Dtype::U8;
+        let codes = stored.dtype == Dtype::U8 && stored.shape.len() >= 3;
+        (codes || header.find(&scales).is_some_and(bytes)).then_some((name, scales))
+    })
+}
+
+/// The name of the blocks that scales have lost. A weight beside scales of bytes has a layout of its own: MLX has its MXFP4 in this way.
+fn lost_blocks(stored: &Stored, header: &Header) -> Option<String> {
+    if stored.dtype != Dtype::U8 || stored.shape.len() < 2 {
+        return None;
+    }
+    let (name, blocks) =
+        ENDINGS.iter().find_map(|(blocks, scales)| Some((stored.name.strip_suffix(scales)?, blocks)))?;
+    let blocks = format!("{name}{blocks}");
+    (header.find(&blocks).is_none() && header.find(&format!("{name}.weight")).is_none()).then_some(blocks)
+}
+
 /// Whether a tensor belongs to this container.
-pub(super) fn recognises(name: &str, dtype: Dtype, shape: &[usize]) -> bool {
-    dtype == Dtype::U8 && shape.len() >= 3 && ENDINGS.iter().any(|(blocks, _)| name.ends_with(blocks))
+pub(super) fn recognises(stored: &Stored, header: &Header) -> bool {
+    blocks_of(stored, header).is_some() || lost_blocks(stored, header).is_some()
 }
 
 pub(super) fn find(claims: &mut Claims<'_>) -> Result<Vec<Entry>, Problem> {
     let mut entries = Vec::new();
     for (number, stored) in claims.header.tensors.iter().enumerate() {
-        if !recognises(&stored.name, stored.dtype, &stored.shape) {
-            continue;
-        }
-        claims.used[number] = true;
-        for (blocks, scales) in ENDINGS {
-            if let Some(name) = stored.name.strip_suffix(blocks) {
-                let entry = entry(name, &stored.shape, stored.span, &format!("{name}{scales}"), claims);
-                entries.push(entry.map_err(|problem| problem.of(&stored.name))?);
-            }
+        if let Some((name, scales)) = blocks_of(stored, claims.header) {
+            claims.used[number] = true;
+            entries.push(entry(name, stored, &scales, claims).map_err(|problem| problem.of(&stored.name))?);
+        } else if let Some(blocks) = lost_blocks(stored, claims.header) {
+            let problem = Problem::new(format!("`{}` beside it", shown(&blocks)), "no such tensor");
+            return Err(problem.of(&stored.name));
         }
     }
     Ok(entries)
 }
 
-fn entry(name: &str, blocks: &[usize], codes: Span, scales: &str, claims: &mut Claims<'_>) -> Result<Entry, Problem> {
+fn entry(name: &str, stored: &Stored, scales: &str, claims: &mut Claims<'_>) -> Result<Entry, Problem> {
+    let (blocks, codes) = (&stored.shape, stored.span);
+    if stored.dtype != Dtype::U8 || blocks.len() < 3 {
+        let got = format!("{} {blocks:?}", stored.dtype.name());
+        return Err(Problem::new("blocks U8 of three and more dimensions, the last one of 16 bytes", got));
+    }
     let Some((&16, scales_shape)) = blocks.split_last() else {
         return Err(Problem::new("blocks of 16 bytes as the last dimension", format!("{blocks:?}")));
     };

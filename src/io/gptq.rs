@@ -6,11 +6,12 @@
 //! its columns sorted by group, and says which they were.
 
 use super::safetensors::{Header, Part};
-use super::source::{Problem, Source, Span};
+use super::source::{Problem, Source, Span, shown};
 use super::tensor::{Dtype, PackedTensor, check_scales, halves, word_bytes, words};
 use super::{Claims, Content, Entry, Packed, Parts};
 use crate::format::{Format, Grid, PackedMatrix, Rule, Span as Sharing, Store, Ties};
-use serde_json::Value;
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use std::fmt;
 
 /// Whether the container can hold `format` in tensors of this shape; the reason if not.
 ///
@@ -130,14 +131,17 @@ pub(super) fn encode(tensor: &PackedTensor, v2: bool) -> Result<Vec<Vec<u8>>, St
 }
 
 /// What a model's configuration says of its quantization: `quantize_config.json`, `quant_config.json`, or `quantization_config` in `config.json`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Config {
     bits: Option<u64>,
     group: Option<i64>,
     symmetric: bool,
-    v2: bool,
-    /// Whether `quant_method` says AWQ or GPTQ, if it says either.
-    awq: Option<bool>,
+    /// `quant_method`, in small letters as are the others.
+    method: Option<String>,
+    /// What says which layout of the method it is, under which key.
+    layouts: [(&'static str, Option<String>); 3],
+    /// AutoGPTQ's way to say so, before it had `checkpoint_format`.
+    marlin: bool,
     /// The name of its file.
     file: &'static str,
 }
@@ -150,29 +154,114 @@ const fn method(awq: bool) -> &'static str {
     if awq { "awq" } else { "gptq" }
 }
 
+/// The layouts that are read of AWQ, or else of GPTQ, as configurations call them.
+const fn layouts(awq: bool) -> &'static [&'static str] {
+    if awq { &["gemm"] } else { &["gptq", GPTQ_V2] }
+}
+
+const GPTQ_V2: &str = "gptq_v2";
+
+/// The fields that are read; whatever else there is takes no memory.
+#[derive(Default, PartialEq)]
+struct Settings {
+    bits: [Option<u64>; 2],
+    group: [Option<i64>; 2],
+    symmetric: Option<bool>,
+    method: Option<String>,
+    checkpoint: Option<String>,
+    format: Option<String>,
+    version: Option<String>,
+    marlin: Option<bool>,
+}
+
+impl<'de> Deserialize<'de> for Settings {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Settings;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of settings")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Settings, M::Error> {
+                let mut settings = Settings::default();
+                while let Some(key) = map.next_key::<String>()? {
+                    let named = |e| M::Error::custom(format!("`{key}`: {e}"));
+                    match key.as_str() {
+                        "bits" => settings.bits[0] = map.next_value().map_err(named)?,
+                        "w_bit" => settings.bits[1] = map.next_value().map_err(named)?,
+                        "group_size" => settings.group[0] = map.next_value().map_err(named)?,
+                        "q_group_size" => settings.group[1] = map.next_value().map_err(named)?,
+                        "sym" => settings.symmetric = map.next_value().map_err(named)?,
+                        "quant_method" => settings.method = map.next_value().map_err(named)?,
+                        "checkpoint_format" => settings.checkpoint = map.next_value().map_err(named)?,
+                        "format" => settings.format = map.next_value().map_err(named)?,
+                        "version" => settings.version = map.next_value().map_err(named)?,
+                        "is_marlin_format" => settings.marlin = map.next_value().map_err(named)?,
+                        _ => drop(map.next_value::<IgnoredAny>()?),
+                    }
+                }
+                Ok(settings)
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+/// A configuration whose settings are part of a larger one.
+struct Outer(Option<Settings>);
+
+impl<'de> Deserialize<'de> for Outer {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Outer;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of settings")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Outer, M::Error> {
+                let mut settings = None;
+                while let Some(key) = map.next_key::<String>()? {
+                    match key.as_str() {
+                        "quantization_config" => settings = map.next_value()?,
+                        _ => drop(map.next_value::<IgnoredAny>()?),
+                    }
+                }
+                Ok(Outer(settings))
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
+}
+
 impl Config {
     /// From the content of a file of that name; none where it has nothing of it.
     pub fn parse(json: &[u8], file: &'static str) -> Result<Option<Self>, Problem> {
-        let value: Value = serde_json::from_slice(json).map_err(|e| Problem::new("a configuration as JSON", e))?;
-        let Some(config) = value.get("quantization_config").or((file != MODEL_CONFIG).then_some(&value)) else {
-            return Ok(None);
+        let malformed = |e| Problem::new("a configuration as JSON", e);
+        let settings = match serde_json::from_slice::<Outer>(json).map_err(malformed)?.0 {
+            Some(settings) => settings,
+            None if file == MODEL_CONFIG => return Ok(None),
+            None => serde_json::from_slice(json).map_err(malformed)?,
         };
-        let number = |names: [&str; 2]| names.iter().find_map(|name| config.get(name));
-        let wrong = |what: &str, got: &Value| Problem::new(format!("{what} as a number"), got);
-        let bits = number(["bits", "w_bit"]);
-        let group = number(["group_size", "q_group_size"]);
-        if bits.is_none() && group.is_none() {
+        if settings == Settings::default() {
             return Ok(None);
         }
-        let text = |name: &str| config.get(name).and_then(Value::as_str).unwrap_or_default();
-        Ok(Some(Self {
-            bits: bits.map(|v| v.as_u64().ok_or_else(|| wrong("bits", v))).transpose()?,
-            group: group.map(|v| v.as_i64().ok_or_else(|| wrong("group_size", v))).transpose()?,
-            symmetric: config.get("sym").and_then(Value::as_bool).unwrap_or(false),
-            v2: text("checkpoint_format") == "gptq_v2",
-            awq: [true, false].into_iter().find(|awq| text("quant_method") == method(*awq)),
+        let Settings { bits, group, symmetric, method, checkpoint, format, version, marlin } = settings;
+        let config = Self {
+            bits: bits[0].or(bits[1]),
+            group: group[0].or(group[1]),
+            symmetric: symmetric.unwrap_or(false),
+            // AutoAWQ's own files have GEMM where those of transformers have gemm.
+            method: method.map(|text| text.to_ascii_lowercase()),
+            layouts: [("checkpoint_format", checkpoint), ("format", format), ("version", version)]
+                .map(|(key, text)| (key, text.map(|text| text.to_ascii_lowercase()))),
+            marlin: marlin.unwrap_or(false),
             file,
-        }))
+        };
+        Ok(Some(config))
     }
 
     /// The one for a file of AWQ or of GPTQ among the configurations beside it: the first that names the method, else the first that names none,
@@ -181,22 +270,46 @@ impl Config {
         let mut best: Option<Self> = None;
         for config in configs {
             let config = config?;
-            if config.awq == Some(awq) {
+            if config.method.as_deref() == Some(method(awq)) {
                 return Ok(Some(config));
             }
-            let better = |best: Self| best.awq.is_some() && config.awq.is_none();
-            best = if best.is_none_or(better) { Some(config) } else { best };
+            if best.as_ref().is_none_or(|best| best.method.is_some() && config.method.is_none()) {
+                best = Some(config);
+            }
         }
         Ok(best)
     }
 
-    /// Refuses a layer whose layout is not that of the method.
-    fn check(self, awq: bool) -> Result<(), Problem> {
-        if self.awq == Some(!awq) {
-            let expected = format!("the layout of {}, the quant_method of {}", method(!awq), self.file);
-            return Err(Problem::new(expected, format!("that of {}", method(awq))));
+    /// Refuses a layer whose layout is not that of the method, and layouts that are not known.
+    fn check(&self, awq: bool) -> Result<(), Problem> {
+        let file = self.file;
+        match self.method.as_deref() {
+            Some(name) if name == method(!awq) => {
+                let expected = format!("the layout of {name}, the quant_method of {file}");
+                return Err(Problem::new(expected, format!("that of {}", method(awq))));
+            }
+            Some(name) if name != method(awq) => {
+                return Err(Problem::new(format!("quant_method gptq or awq in {file}"), shown(name)));
+            }
+            _ => {}
+        }
+        for (key, layout) in &self.layouts {
+            let Some(layout) = layout else { continue };
+            // GPTQ's programs have no version of their layout by that key.
+            if !layouts(awq).contains(&layout.as_str()) && (awq || *key != "version") {
+                let expected = format!("{key} {} of {} in {file}", layouts(awq).join(" or "), method(awq));
+                return Err(Problem::new(expected, shown(layout)));
+            }
+        }
+        if self.marlin {
+            return Err(Problem::new(format!("is_marlin_format false in {file}"), "true"));
         }
         Ok(())
+    }
+
+    /// Whether zero points are stored as they are.
+    fn is_v2(&self) -> bool {
+        self.layouts.iter().any(|(_, layout)| layout.as_deref() == Some(GPTQ_V2))
     }
 
     /// The file that goes with a model in `format`, by name and content.
@@ -208,13 +321,13 @@ impl Config {
         let symmetric = matches!(format.grid(), Grid::Int { .. });
         let (name, value) = if awq {
             let value = serde_json::json!({
-                "quant_method": method(awq), "version": "gemm", "zero_point": true, "sym": symmetric,
+                "quant_method": method(awq), "version": layouts(awq)[0], "zero_point": true, "sym": symmetric,
                 "w_bit": format.bits(), "q_group_size": group, "bits": format.bits(), "group_size": group,
             });
             ("quant_config.json", value)
         } else {
             let value = serde_json::json!({
-                "quant_method": method(awq), "checkpoint_format": if v2 { "gptq_v2" } else { "gptq" },
+                "quant_method": method(awq), "checkpoint_format": layouts(awq)[usize::from(v2)],
                 "bits": format.bits(), "group_size": group, "sym": symmetric, "desc_act": permuted,
             });
             ("quantize_config.json", value)
@@ -223,7 +336,7 @@ impl Config {
     }
 
     /// How scales are shared along `cols` columns in so many groups.
-    pub fn sharing(self, cols: usize, groups: usize) -> Result<Sharing, Problem> {
+    pub fn sharing(&self, cols: usize, groups: usize) -> Result<Sharing, Problem> {
         let counted = match self.group {
             Some(-1) => Sharing::Row,
             Some(n) => Sharing::Group(u32::try_from(n).unwrap_or(0)),
@@ -248,7 +361,7 @@ impl Config {
     }
 
     /// The format of tensors with so many bits.
-    pub fn format(self, bits: usize, span: Sharing) -> Result<Format, Problem> {
+    pub fn format(&self, bits: usize, span: Sharing) -> Result<Format, Problem> {
         if self.bits.is_some_and(|b| b != bits as u64) {
             return Err(Problem::new(format!("{} bits, as the configuration says", self.bits.unwrap_or(0)), bits));
         }
@@ -288,10 +401,11 @@ fn packs_rows(width: usize, rows: usize) -> bool {
 }
 
 pub(super) fn find(claims: &mut Claims<'_>, config: Option<Config>) -> Result<Vec<Entry>, Problem> {
+    let config = config.unwrap_or_default();
     let mut entries = Vec::new();
     for stored in &claims.header.tensors {
         if let Some(layer) = stored.name.strip_suffix(".qweight") {
-            let entry = entry(layer, &stored.shape, claims, config.unwrap_or_default());
+            let entry = entry(layer, &stored.shape, claims, &config);
             entries.push(entry.map_err(|problem| problem.of(&stored.name))?);
         }
     }
@@ -303,7 +417,7 @@ pub(super) fn find(claims: &mut Claims<'_>, config: Option<Config>) -> Result<Ve
     Ok(entries)
 }
 
-fn entry(layer: &str, qweight: &[usize], claims: &mut Claims<'_>, config: Config) -> Result<Entry, Problem> {
+fn entry(layer: &str, qweight: &[usize], claims: &mut Claims<'_>, config: &Config) -> Result<Entry, Problem> {
     let scales_name = format!("{layer}.scales");
     let missing = || Problem::new(format!("`{layer}.scales` [groups, rows]"), "no such tensor");
     let number = claims.header.find(&scales_name).ok_or_else(missing)?;
@@ -352,7 +466,7 @@ fn entry(layer: &str, qweight: &[usize], claims: &mut Claims<'_>, config: Config
     let g_idx = format!("{layer}.g_idx");
     let g_idx = claims.header.find(&g_idx).map(|_| claims.take(&g_idx, Dtype::I32, &[cols])).transpose()?;
     let span = config.sharing(cols, groups)?;
-    let parts = Parts::Gptq { codes, zeros, scales, g_idx, v2: config.v2 };
+    let parts = Parts::Gptq { codes, zeros, scales, g_idx, v2: config.is_v2() };
     let packed = Packed { format: config.format(bits, span)?, dtype: Dtype::F16, matrix: [rows, cols], parts };
     Ok(Entry { name: format!("{layer}.weight"), shape: vec![rows, cols], content: Content::Packed(Box::new(packed)) })
 }

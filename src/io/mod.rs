@@ -2,7 +2,8 @@
 //!
 //! A [`Container`] is a file's way of holding a [`Format`]. An [`Archive`] is an open file; whatever its container, a quantized tensor comes out of it
 //! as a [`PackedTensor`], codes and scales bit for bit, and goes into a [`Writer`] as one. Readers take ranges of a file, tensor by tensor. They
-//! refuse what is malformed with the tensor's name, and never take more memory than 16 times the file's size and 64 KiB.
+//! refuse what is malformed with the tensor's name, and never take more memory than 64 KiB and 16 times the size of the file, with that of the
+//! configuration beside it.
 //!
 //! [`convert`] has what the commands `walsh quantize` and `walsh dequantize` do.
 
@@ -357,7 +358,8 @@ impl Archive<'static> {
     /// Opens a file and reads its header. The container is found out from the file. Version and symmetry of GPTQ are told by the configuration beside
     /// it, else version 1 is taken for granted; where the only one is of AWQ, or of GPTQ beside a file of AWQ, the file is refused. Of
     /// `quantize_config.json`, `quant_config.json` and `config.json`, in this order, the first counts that names the file's method, else the
-    /// first that names none, as AutoGPTQ's older ones. Each that is asked must be readable: one that is not might have been the one.
+    /// first that names none, as AutoGPTQ's older ones. Each that is asked must be readable: one that is not might have been the one. A method or
+    /// a layout that the one that counts names and walsh does not read is refused.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::File`] with the tensor's name, or the configuration's, where something is malformed.
@@ -420,8 +422,6 @@ impl<'s> Archive<'s> {
             (Some(Container::Walsh), walsh::find(json, &header, &mut claims).map_err(at)?)
         } else if names().any(bitsandbytes::recognises) {
             (Some(Container::Bitsandbytes), bitsandbytes::find(&*source, &mut claims).map_err(at)?)
-        } else if header.tensors.iter().any(|t| gpt_oss::recognises(&t.name, t.dtype, &t.shape)) {
-            (Some(Container::GptOss), gpt_oss::find(&mut claims).map_err(at)?)
         } else if names().any(gptq::recognises) {
             let entries = gptq::find(&mut claims, config(gptq::is_awq(&header))?).map_err(at)?;
             let container = entries.iter().find_map(|entry| match &entry.content {
@@ -433,9 +433,13 @@ impl<'s> Archive<'s> {
                 _ => None,
             });
             (container, entries)
+        } else if header.tensors.iter().any(|stored| gpt_oss::recognises(stored, &header)) {
+            // After GPTQ, which has scales of the same name.
+            (Some(Container::GptOss), gpt_oss::find(&mut claims).map_err(at)?)
         } else {
             (None, Vec::new())
         };
+        walsh::check_rest(&claims).map_err(at)?;
         let used = claims.used;
         let Header { tensors, metadata } = header;
         entries.reserve_exact(used.iter().filter(|used| !**used).count());

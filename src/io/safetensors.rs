@@ -1,6 +1,6 @@
 //! The safetensors container: a JSON header of names, types, shapes and places, then the bytes.
 
-use super::source::{Problem, Source, Span, shown};
+use super::source::{Problem, Source, Span, in_tensor, shown};
 use super::tensor::{Dtype, elements};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use std::borrow::Cow;
@@ -112,7 +112,7 @@ impl<'de> Deserialize<'de> for Raw {
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Raw, M::Error> {
                 let mut raw = Raw { tensors: Vec::new(), metadata: Vec::new() };
                 while let Some(name) = map.next_key::<String>()? {
-                    let named = |e: M::Error| M::Error::custom(format!("{e} in tensor `{}`", shown(&name)));
+                    let named = |e| in_tensor(&name, e);
                     if name == "__metadata__" {
                         raw.metadata = map.next_value::<Pairs>()?.0;
                         continue;

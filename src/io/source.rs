@@ -145,3 +145,8 @@ pub(crate) fn shown(name: &str) -> String {
     }
     shown
 }
+
+/// Adds a tensor's name to what is wrong with its JSON: in front, because serde_json takes the place in the text from a message's end.
+pub(crate) fn in_tensor<E: serde::de::Error>(name: &str, error: E) -> E {
+    E::custom(format!("tensor `{}`: {error}", shown(name)))
+}

@@ -4,7 +4,7 @@
 //! metadata key [`KEY`] holds formats, shapes and original types as JSON, with the version of this layout.
 
 use super::safetensors::{Dimensions, Header, Part};
-use super::source::{Problem, Source, Span, shown};
+use super::source::{Problem, Source, Span, in_tensor, shown};
 use super::tensor::{Dtype, PackedTensor, check_scales, elements, rows_and_cols, word_bytes, words};
 use super::{Claims, Content, Entry, Item, ItemContent, Packed, Parts};
 use crate::format::{Format, Grid, Header as Side, Layout, PackedMatrix};
@@ -52,8 +52,9 @@ impl<'de> Deserialize<'de> for Tensors {
 
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Tensors, M::Error> {
                 let mut tensors = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    tensors.push(entry);
+                while let Some(name) = map.next_key::<String>()? {
+                    let described = map.next_value().map_err(|e| in_tensor(&name, e))?;
+                    tensors.push((name, described));
                 }
                 Ok(Tensors(tensors))
             }
@@ -107,6 +108,21 @@ pub(super) fn find(json: &str, header: &Header, claims: &mut Claims<'_>) -> Resu
         entries.push(entry);
     }
     Ok(entries)
+}
+
+/// Refuses codes that no description belongs to, in whatever file they are: without it nobody knows what they stand for.
+pub(super) fn check_rest(claims: &Claims<'_>) -> Result<(), Problem> {
+    let free = |number: usize| {
+        let stored = &claims.header.tensors[number];
+        !claims.used[number] && stored.dtype == Dtype::U32 && stored.shape.len() == 1
+    };
+    for (number, stored) in claims.header.tensors.iter().enumerate() {
+        let Some(name) = stored.name.strip_suffix(".codes").filter(|_| free(number)) else { continue };
+        if claims.header.find(&format!("{name}.side")).is_some_and(free) {
+            return Err(Problem::new(format!("a description under the metadata key {KEY}"), "none").of(name));
+        }
+    }
+    Ok(())
 }
 
 fn entry(name: String, described: Described, header: &Header, claims: &mut Claims<'_>) -> Result<Entry, Problem> {
