@@ -9,6 +9,7 @@ use super::tensor::{Dtype, PackedTensor, check_scales, elements, rows_and_cols, 
 use super::{Claims, Content, Entry, Item, ItemContent, Packed, Parts};
 use crate::format::{Format, Grid, Header as Side, Layout, PackedMatrix};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use std::collections::HashSet;
 use std::fmt;
 
 /// The metadata key.
@@ -88,6 +89,11 @@ pub(super) fn parts(name: &str, shape: &[usize], format: &Format, permuted: bool
         parts.push(Part::new(format!("{name}.order"), Dtype::U32, &[cols]));
     }
     Ok(parts)
+}
+
+/// Whether a reader takes a tensor for the order of the columns of one of the quantized tensors `packed`.
+pub(super) fn is_order(name: &str, packed: &HashSet<&str>) -> bool {
+    name.strip_suffix(".order").is_some_and(|name| packed.contains(name))
 }
 
 pub(super) fn encode(tensor: &PackedTensor) -> Vec<Vec<u8>> {
