@@ -929,9 +929,12 @@ fn malformed_gguf_is_refused_with_the_tensors_name() {
 fn the_table_of_formats_and_containers_is_up_to_date() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/formats.md");
     let text = std::fs::read_to_string(&path).unwrap_or_default();
-    let mark = "<!-- generated -->\n";
-    let start = text.find(mark).expect("docs/formats.md has the mark before the table") + mark.len();
-    let expected = format!("{}{}", &text[..start], walsh::io::table());
+    let place = |mark: &str| text.find(mark).unwrap_or_else(|| panic!("docs/formats.md has the mark `{mark}`"));
+    let after = |mark: &str| place(mark) + mark.len();
+    let (options, end) = (after("<!-- options -->\n"), place("<!-- end of options -->"));
+    let between = &text[end..after("<!-- generated -->\n")];
+    let table = walsh::format::options_table();
+    let expected = format!("{}{table}{between}{}", &text[..options], walsh::io::table());
     if std::env::var_os("WALSH_WRITE_DOCS").is_some() {
         std::fs::write(&path, &expected).unwrap();
         return;

@@ -338,7 +338,7 @@ const fn stored(format: Format) -> (&'static str, Format) {
 }
 
 /// The largest magnitude of values of which nothing is left: some are not zero, but all scales of the matrix are, since the format rounds what is at
-/// most half its smallest one to zero, 2^-25 in f16 and 2^-10 in ue4m3.
+/// most half its smallest one to zero, 2^-25 in f16 and short of 2^-10 in ue4m3.
 ///
 /// A group that becomes zeros among others that do not is rounding like any other: it changes values by at most the largest level times that
 /// half, beside values that are larger. Numbers below f32's smallest normal one count as zeros, as they do for all formats, so that those whose
