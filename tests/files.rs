@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use walsh::format::{Format, Grid, Header, PackedMatrix, Rounding, Store};
+use walsh::io::convert::{Selection, quantize_file};
 use walsh::io::gguf::KeyValue;
 use walsh::io::{Archive, Container, Dtype, Item, ItemContent, Metadata, PackedTensor, Writer};
 
@@ -1024,14 +1025,276 @@ fn malformed_gguf_is_refused_with_the_tensors_name() {
 fn the_table_of_formats_and_containers_is_up_to_date() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/formats.md");
     let text = std::fs::read_to_string(&path).unwrap_or_default();
-    let mark = "<!-- generated -->\n";
-    let start = text.find(mark).expect("docs/formats.md has the mark before the table") + mark.len();
-    let expected = format!("{}{}", &text[..start], walsh::io::table());
+    let place = |mark: &str| text.find(mark).unwrap_or_else(|| panic!("docs/formats.md has the mark `{mark}`"));
+    let after = |mark: &str| place(mark) + mark.len();
+    let (options, end) = (after("<!-- options -->\n"), place("<!-- end of options -->"));
+    let between = &text[end..after("<!-- generated -->\n")];
+    let table = walsh::format::options_table();
+    let expected = format!("{}{table}{between}{}", &text[..options], walsh::io::table());
     if std::env::var_os("WALSH_WRITE_DOCS").is_some() {
         std::fs::write(&path, &expected).unwrap();
         return;
     }
     assert!(text == expected, "docs/formats.md: write it with `WALSH_WRITE_DOCS=1 cargo test --test files table`");
+}
+
+/// A plain tensor beside two quantized ones in a file, and whether it comes back as it was where it is not refused by name.
+#[track_caller]
+fn beside(container: Container, name: &str, dtype: Dtype, shape: &[usize]) -> Result<(), String> {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, path) = (dir.path().join("input"), dir.path().join("file"));
+    let content = ItemContent::Plain(Dtype::F32);
+    let mut items: Vec<Item> =
+        ["l.weight", "q.weight"].map(|name| Item { name: name.into(), shape: vec![32, 256], content }).into();
+    items.push(Item { name: name.into(), shape: shape.to_vec(), content: ItemContent::Plain(dtype) });
+    // Also where they would do as an order of columns.
+    let bytes: Vec<u8> = match dtype {
+        Dtype::U32 => words(&(0..shape.iter().product::<usize>() as u32).rev().collect::<Vec<_>>()),
+        _ => vec![0x40; dtype.bytes() as usize * shape.iter().product::<usize>()],
+    };
+    let x = hard(32, 256);
+    let weights = floats(&x);
+    Writer::write(&input, None, items, &Metadata::Texts(Vec::new()), |writer| {
+        (0..2).try_for_each(|i| writer.plain(i, 0, &weights))?;
+        writer.plain(2, 0, &bytes)
+    })
+    .map_err(|e| e.to_string())?;
+    let before = std::fs::read_dir(dir.path()).unwrap().count();
+    let format = match container {
+        Container::Walsh => "int8",
+        Container::Bitsandbytes => "nf4",
+        Container::GptOss => "mxfp4",
+        _ => "int4",
+    };
+    let format = container.format(format).unwrap();
+    let only = Selection { include: vec!["?.weight".into()], exclude: Vec::new() };
+    if let Err(error) = quantize_file(None, &input, &path, format, container, &only, |_, _, _| Ok(())) {
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), before, "{error}");
+        return Err(error.to_string());
+    }
+    let archive = Archive::open(&path).unwrap_or_else(|e| panic!("{name} in {container}: {e}"));
+    assert_eq!((archive.container(), archive.entries().len()), (Some(container), 3), "{name}");
+    let plain = archive.entry(name).unwrap_or_else(|| panic!("{name} in {container} is lost"));
+    assert_eq!((plain.dtype(), plain.shape()), (Some(dtype), shape), "{name} in {container}");
+    assert_eq!(archive.plain(plain, 0, u64::MAX).unwrap(), bytes, "{name} in {container}");
+    let expected = quantized(container, &format.to_string(), &x, &[32, 256]);
+    for weight in ["l.weight", "q.weight"] {
+        let tensor = archive.packed(archive.entry(weight).unwrap()).unwrap();
+        assert_eq!((tensor.matrix.dequantize(), tensor.order), (expected.matrix.dequantize(), None), "{name}");
+    }
+    Ok(())
+}
+
+/// Whatever is written can be read, and what could not be is refused by name.
+#[test]
+fn what_quantize_writes_comes_back_whatever_its_plain_tensors_are_called() {
+    let endings = [
+        "",
+        ".order",
+        ".codes",
+        ".side",
+        ".absmax",
+        ".nested_absmax",
+        ".nested_quant_map",
+        ".scales",
+        ".scale",
+        ".g_idx",
+        "_blocks",
+        "_scales",
+        ".blocks",
+        ".orders",
+        ".bias",
+    ];
+    let bases = ["l.weight", "l", "p"];
+    let kinds = [
+        (Dtype::U32, &[256][..]),
+        (Dtype::F32, &[256]),
+        (Dtype::U8, &[32, 8]),
+        (Dtype::F32, &[1]),
+        (Dtype::F32, &[2, 3]),
+    ];
+    let (mut held, mut refused) = (0, 0);
+    for (number, container) in Container::ALL.into_iter().enumerate() {
+        for (i, (base, ending)) in bases.iter().flat_map(|b| endings.map(|e| (b, e))).enumerate() {
+            let name = format!("{base}{ending}");
+            if name == "l.weight" {
+                continue;
+            }
+            // One of the kinds each, another one in another container; of orders, which only some kinds would do as, every one.
+            let all = if ending == ".order" { 0..kinds.len() } else { (i + number) % 5..(i + number) % 5 + 1 };
+            for (dtype, shape) in &kinds[all] {
+                // GGUF has no tensors without a sign.
+                if container == Container::Gguf && matches!(dtype, Dtype::U32 | Dtype::U8) {
+                    continue;
+                }
+                match beside(container, &name, *dtype, shape) {
+                    Ok(()) => held += 1,
+                    Err(error) => {
+                        assert!(error.contains(&format!("`{name}`")), "{name} in {container}: {error}");
+                        refused += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert!(held > 200 && (20..100).contains(&refused), "{held} {refused}");
+}
+
+#[test]
+fn only_names_that_a_reader_would_take_are_refused() {
+    let all = [
+        Container::Walsh,
+        Container::Bitsandbytes,
+        Container::GptOss,
+        Container::Gptq,
+        Container::GptqV2,
+        Container::Awq,
+    ];
+    let layers = &all[3..];
+    for (name, refusing) in [
+        ("l.weight.order", &all[..1]),
+        ("l.order", &[]),
+        ("p.order", &[]),
+        ("p.absmax", &all[1..2]),
+        ("l.weight.nested_absmax", &all[1..2]),
+        ("p.nested_quant_map", &all[1..2]),
+        ("p.g_idx", layers),
+        ("p.scales", &[]),
+        ("p_blocks", &[]),
+        ("l.weight.codes", &all[..1]),
+        ("l.weight.absmax", &all[1..2]),
+        ("l.weight_scales", &all[2..3]),
+        ("l.scales", layers),
+        ("l.g_idx", layers),
+    ] {
+        for container in all {
+            let result = beside(container, name, Dtype::F32, &[256]);
+            assert_eq!(result.is_err(), refusing.contains(&container), "{name} in {container}: {result:?}");
+            if let Err(error) = result {
+                let taken = error.contains("is taken") || error.contains("a part of a quantized tensor; leave it out");
+                assert!(taken && error.contains(&format!("`{name}`")), "{error}");
+            }
+        }
+    }
+    // What marks another container, wherever it would be looked for, and what no header can hold.
+    let dir = tempfile::tempdir().unwrap();
+    let write = |container: Option<Container>, name: &str, dtype: Dtype, shape: &[usize], texts: usize| {
+        let item = Item { name: name.into(), shape: shape.to_vec(), content: ItemContent::Plain(dtype) };
+        let texts = Metadata::Texts((0..texts).map(|i| (i.to_string(), String::new())).collect());
+        let path = dir.path().join("file");
+        let bytes = vec![0; dtype.bytes() as usize * shape.iter().product::<usize>()];
+        Writer::write(&path, container, vec![item], &texts, |writer| writer.plain(0, 0, &bytes))?;
+        let archive = Archive::open(&path).unwrap();
+        assert_eq!(archive.plain(archive.entry(name).unwrap(), 0, u64::MAX).unwrap(), bytes, "{name}");
+        Ok::<_, walsh::Error>(())
+    };
+    let marks = [
+        ("a.quant_map", Dtype::F32, &[16][..]),
+        ("a_blocks", Dtype::U8, &[1, 1, 16]),
+        ("a_scales", Dtype::U8, &[2, 3]),
+        ("a.qweight", Dtype::I32, &[1]),
+        ("a.qzeros", Dtype::I32, &[1]),
+    ];
+    for (name, dtype, shape) in marks {
+        let error = write(None, name, dtype, shape, 0).unwrap_err().to_string();
+        assert!(error.contains(&format!("`{name}`")) && error.contains("a part of a quantized tensor"), "{error}");
+        write(Some(Container::Walsh), name, dtype, shape, 0).unwrap();
+    }
+    // Two that are marks together only.
+    let marks = [
+        (Some(Container::Walsh), ["a.codes", "a.side"], [Dtype::U32; 2]),
+        (Some(Container::Gptq), ["a.codes", "a.side"], [Dtype::U32; 2]),
+        (None, ["a.codes", "a.side"], [Dtype::U32; 2]),
+        (None, ["a_blocks", "a_scales"], [Dtype::F32, Dtype::U8]),
+    ];
+    for (container, names, dtypes) in marks {
+        let item = |i: usize| Item { name: names[i].into(), shape: vec![4], content: ItemContent::Plain(dtypes[i]) };
+        let pair = vec![item(0), item(1)];
+        let error = Writer::write(&dir.path().join("pair"), container, pair, &Metadata::Texts(Vec::new()), |_| Ok(()))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(&format!("`{}`", names[0])) && error.contains("a part of a quantized tensor"),
+            "{error}"
+        );
+        for i in 0..2 {
+            write(container, names[i], dtypes[i], &[4], 0).unwrap();
+        }
+    }
+    for name in ["a.absmax", "a.g_idx"] {
+        for container in [None, Some(Container::Bitsandbytes), Some(Container::Gptq)] {
+            write(container, name, Dtype::I32, &[1], 0).unwrap();
+        }
+    }
+    write(None, "a", Dtype::U8, &[1; 8], 999).unwrap();
+    for (name, dimensions, texts, part) in
+        [("__metadata__", 1, 0, "another name"), ("a", 9, 0, "at most 8 dimensions"), ("a", 1, 1000, "1000 strings")]
+    {
+        let error = write(None, name, Dtype::U8, &vec![1; dimensions], texts).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+    let format: Format = "mxfp4".parse().unwrap();
+    assert!(Container::GptOss.supports(&format, &[1, 1, 1, 1, 1, 1, 32]).is_ok());
+    assert!(Container::GptOss.supports(&format, &[1, 1, 1, 1, 1, 1, 1, 32]).unwrap_err().contains("7 dimensions"));
+}
+
+/// The types that walsh does not read have a place in the file, too.
+#[test]
+fn gguf_tensors_of_other_types_lie_within_the_file_and_by_themselves() {
+    let kinds: [(u32, &str, u64, usize); 25] = [
+        (3, "Q4_1", 32, 20),
+        (6, "Q5_0", 32, 22),
+        (7, "Q5_1", 32, 24),
+        (9, "Q8_1", 32, 36),
+        (10, "Q2_K", 256, 84),
+        (11, "Q3_K", 256, 110),
+        (12, "Q4_K", 256, 144),
+        (13, "Q5_K", 256, 176),
+        (14, "Q6_K", 256, 210),
+        (15, "Q8_K", 256, 292),
+        (16, "IQ2_XXS", 256, 66),
+        (17, "IQ2_XS", 256, 74),
+        (18, "IQ3_XXS", 256, 98),
+        (19, "IQ1_S", 256, 50),
+        (20, "IQ4_NL", 32, 18),
+        (21, "IQ3_S", 256, 110),
+        (22, "IQ2_S", 256, 82),
+        (23, "IQ4_XS", 256, 136),
+        (29, "IQ1_M", 256, 56),
+        (31, "Q4_0_4_4", 32, 18),
+        (32, "Q4_0_4_8", 32, 18),
+        (33, "Q4_0_8_8", 32, 18),
+        (34, "TQ1_0", 256, 54),
+        (36, "IQ4_NL_4_4", 32, 18),
+        (41, "Q1_0", 128, 18),
+    ];
+    let opened = |bytes: &[u8]| Archive::from_bytes("test", bytes, None).map(|_| ()).unwrap_err().to_string();
+    for (kind, name, values, bytes) in kinds {
+        let good = gguf(&[("a", &[values, 8], kind, vec![0; 8 * bytes]), ("b", &[4], 0, vec![0; 16])]);
+        let archive = Archive::from_bytes("test", &good, None).unwrap();
+        let entry = archive.entry("a").unwrap();
+        assert_eq!((entry.kind(), entry.bytes(), entry.is_read()), (name.to_owned(), Some(8 * bytes as u64), false));
+        let error = opened(&gguf(&[("a", &[values, 8], kind, vec![0; bytes])]));
+        assert!(error.contains("`a`") && error.contains(&format!("{} bytes at", 8 * bytes)), "{error}");
+        let error = opened(&gguf(&[("a", &[values / 2, 8], kind, vec![0; 8 * bytes])]));
+        assert!(error.contains("`a`") && error.contains(&format!("multiple of {values} for {name}")), "{error}");
+        // At the place of the other one, and where no file ends.
+        let place = ((8 * bytes) as u64).next_multiple_of(64);
+        let position = good.windows(8).take(200).position(|w| w == place.to_le_bytes()).unwrap();
+        for (offset, part) in [(0u64, "bytes of its own"), (1 << 40, "the file's end")] {
+            let mut moved = gguf(&[("b", &[4], 0, vec![0; 16]), ("a", &[values, 8], kind, vec![0; 8 * bytes])]);
+            let position = moved.windows(8).take(200).rposition(|w| w == 64u64.to_le_bytes()).unwrap();
+            moved[position..position + 8].copy_from_slice(&offset.to_le_bytes());
+            assert!(opened(&moved).contains(part), "{name}: {}", opened(&moved));
+        }
+        let mut moved = good.clone();
+        moved[position..position + 8].copy_from_slice(&0u64.to_le_bytes());
+        assert!(opened(&moved).contains("bytes of its own"), "{name}");
+    }
+    // Of two sizes.
+    let unknown = gguf(&[("a", &[64], 42, Vec::new())]);
+    let archive = Archive::from_bytes("test", &unknown, None).unwrap();
+    assert_eq!(archive.entry("a").unwrap().bytes(), None);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::command::{code, refused, walsh};
+use common::command::{Place, code, refused, walsh};
 #[cfg(unix)]
 use common::command::{interrupt, wait_for};
 use serde_json::Value;
@@ -214,6 +214,140 @@ fn bad_input_is_refused_by_name() {
     // A configuration of another model is not written over.
     std::fs::write(dir.join("quantize_config.json"), "{}").unwrap();
     quantize("int4", "gptq", &["--exclude", "*embedding*"], &["quantize_config.json", "another model"]);
+}
+
+/// A pattern that is given is to quantize something.
+#[test]
+fn an_include_that_quantizes_nothing_is_refused_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    model(dir);
+    let all =
+        ["quantize", "model.safetensors", "out", "--format", "int4:g64", "--include", "h.0.mlp.weight", "--include"];
+    for (more, parts) in [
+        (&["*.norm"][..], &["`*.norm`, which matches `h.0.norm` of the shape [64], in model.safetensors"][..]),
+        (&["steps"], &["`steps`, which matches `steps` of I64", "f32, f16 or bf16 with two dimensions or more"]),
+        (&["h.0.*n*m*", "--exclude", "h.0.e*"], &["matches `h.0.norm` of the shape [64], in"]),
+        (&["h.0.e*", "--exclude", "h.0.ex*"], &["`h.0.experts.weight` which --exclude matches too"]),
+        (&["?????*s", "--include", "steps"], &["`?????*s`, which matches none"]),
+        (&["*[s-]*", "--include", "*"], &["`*[s-]*`, which matches none"]),
+    ] {
+        refused(dir, &[&all[..], more].concat(), &[&["--include: expected a pattern"], parts].concat());
+    }
+    let said = done(dir, &[&all[..], &["h.0*", "--exclude", "*.norm"]].concat());
+    assert!(said.contains("3 tensors"), "{said}");
+}
+
+/// Scales of f16 end below, too: at half of 2^-24 what is left of a tensor is nothing.
+#[test]
+fn a_tensor_whose_scales_would_all_be_zeros_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let write = |name: &str, x: &[f32]| {
+        let bytes: Vec<u8> = x.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let item = Item { name: "l.weight".into(), shape: vec![4, 128], content: ItemContent::Plain(Dtype::F32) };
+        let texts = Metadata::Texts(Vec::new());
+        Writer::write(&dir.join(name), None, vec![item], &texts, |writer| writer.plain(0, 0, &bytes)).unwrap();
+    };
+    let tiny: Vec<f32> = weights(512).iter().map(|v| v * 1e-9).collect();
+    write("tiny", &tiny);
+    for (format, container, other) in [
+        ("int4", "walsh", "int4:f32"),
+        ("int4:asym", "walsh", "int4:f32:asym"),
+        ("int8:row", "walsh", "int8:row:f32"),
+        ("nvfp4:ue4m3", "walsh", "nvfp4"),
+        ("int4", "gguf", "int4:g32:f32:full:signed:half-up"),
+    ] {
+        let found =
+            format!("found none above 1e-9, all of which would become zeros; {other} in the container walsh has");
+        let args = ["quantize", "tiny", "out", "--format", format, "--container", container];
+        refused(dir, &args, &["tiny: expected values whose scales ", "`l.weight` for ", &found]);
+    }
+    let left = |input: &str, format: &str| {
+        done(dir, &["quantize", input, "packed", "--format", format]);
+        done(dir, &["dequantize", "packed", "back"]);
+        let archive = Archive::open(&dir.join("back")).unwrap();
+        let bytes = archive.plain(archive.entry("l.weight").unwrap(), 0, u64::MAX).unwrap();
+        walsh::io::floats(Dtype::F32, &bytes).unwrap().iter().filter(|v| **v != 0.0).count()
+    };
+    for format in ["int4:f32", "nvfp4", "mxfp4"] {
+        assert!(left("tiny", format) > 400, "{format}");
+    }
+    // Zeros are zeros, and so is a group of nothing much beside one of something.
+    write("zeros", &[0.0; 512]);
+    assert_eq!(left("zeros", "int4"), 0);
+    let mut some = tiny;
+    some[..128].copy_from_slice(&weights(128));
+    write("some", &some);
+    assert!((100..=128).contains(&left("some", "int4")));
+}
+
+/// What a run has written, and the configuration that says how a file is read, are not for these commands to replace.
+#[test]
+fn checkpoints_settings_and_configurations_are_not_written_over() {
+    let place = Place::new();
+    let dir = place.root();
+    let train = ["train", "--text", "text.txt", "--preset", "nano", "--layers", "1", "--embd", "32", "--block", "16"];
+    place.runs(&[&train[..], &["--batch", "2", "--steps", "1", "--eval-batches", "1", "--out", "run"]].concat());
+    model(dir);
+    let checkpoint = "run/step-000001.safetensors";
+    let gptq = ["quantize", "model.safetensors", "g/model", "--format", "int4:g64", "--container", "gptq"];
+    std::fs::create_dir(dir.join("g")).unwrap();
+    done(dir, &gptq);
+    std::fs::copy(dir.join("run/run.json"), dir.join("g/run.json")).unwrap();
+    let quantize = |output: &str, container: &str, parts: &[&str]| {
+        let args = ["quantize", "model.safetensors", output, "--format", "int4:g64", "--container", container];
+        let before = std::fs::read(dir.join(output)).ok();
+        refused(dir, &args, parts);
+        assert!(std::fs::read(dir.join(output)).ok() == before, "{output} was written over");
+    };
+    for output in [checkpoint, "run/../run/step-000001.safetensors"] {
+        quantize(output, "walsh", &["OUTPUT: expected", "no checkpoint of walsh", output]);
+        refused(dir, &["dequantize", "g/model", output], &["OUTPUT: expected", "no checkpoint of walsh"]);
+    }
+    for output in ["run/run.json", "g/run.json"] {
+        quantize(output, "walsh", &["OUTPUT: expected", "not the settings of a run", output]);
+        refused(dir, &["dequantize", "g/model", output], &["OUTPUT: expected", "not the settings of a run"]);
+        refused(dir, &["export", "run", output], &["OUTPUT: expected", "not the settings of a run"]);
+    }
+    // Whether they are there or not: once they were, the input would be read by them.
+    for name in ["quantize_config.json", "quant_config.json", "config.json"] {
+        for output in [format!("g/{name}"), format!("g/../g/{name}")] {
+            let before = std::fs::read(dir.join(&output)).ok();
+            refused(dir, &["dequantize", "g/model", &output], &["OUTPUT: expected", "the input's configuration", name]);
+            assert!(std::fs::read(dir.join(&output)).ok() == before, "{output} was written over");
+        }
+        quantize(name, "walsh", &["OUTPUT: expected", "the input's configuration", name]);
+        // Nor do tensors take the place of the configuration that is written with them.
+        for container in ["gptq", "gptq-v2", "awq"] {
+            let parts = [&format!("g/{name}: expected another name for a file of {container}")[..]];
+            quantize(&format!("g/{name}"), container, &parts);
+        }
+    }
+    // A file of that name that is no run's, and files that these commands have written, are.
+    std::fs::write(dir.join("g/run.json"), "{}").unwrap();
+    for (input, output) in [(checkpoint, "packed"), (checkpoint, "packed"), ("model.safetensors", "g/run.json")] {
+        done(dir, &["quantize", input, output, "--format", "int4:row"]);
+    }
+    for _ in 0..2 {
+        done(dir, &["dequantize", "packed", "back"]);
+    }
+    for file in ["packed", "back"] {
+        assert!(!walsh::train::checkpoint::is_checkpoint(&dir.join(file)).unwrap());
+    }
+    done(dir, &gptq);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_in_the_outputs_place_is_replaced_and_its_target_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    model(dir.path());
+    std::fs::write(dir.path().join("target"), "old").unwrap();
+    std::os::unix::fs::symlink("target", dir.path().join("out")).unwrap();
+    done(dir.path(), &["quantize", "model.safetensors", "out", "--format", "int4"]);
+    assert_eq!(std::fs::read(dir.path().join("target")).unwrap(), b"old");
+    assert!(std::fs::symlink_metadata(dir.path().join("out")).unwrap().is_file());
 }
 
 /// A file that may not become as large as the output: what a full disk is to the command, without one.

@@ -10,7 +10,7 @@ use walsh::io::convert::dequantize_file;
 pub struct Args {
     /// The file to read, in any of walsh's containers
     input: PathBuf,
-    /// The safetensors file to write
+    /// The safetensors file to write, which must be none of walsh's checkpoints or runs and not the input's configuration
     output: PathBuf,
     /// Adapter by a part of its name, or #N
     #[arg(long)]
@@ -22,7 +22,7 @@ pub struct Args {
 
 /// Runs it.
 pub fn run(args: &Args) -> Result<()> {
-    super::different(&args.input, &args.output)?;
+    super::may_be_written(&args.input, &args.output)?;
     let context = context_or_host(args.adapter.as_deref(), args.max_tier.as_deref())?;
     job::stop_writing_on_ctrl_c()?;
     let (bar, step) = progress_bar(&args.output);

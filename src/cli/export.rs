@@ -13,7 +13,7 @@ use walsh::{Error, Result};
 pub struct Args {
     /// Directory of a run, or a checkpoint
     run: PathBuf,
-    /// The file to write, which must not be a checkpoint
+    /// The file to write, which must not be a checkpoint or the settings of a run
     output: PathBuf,
     /// How the file holds the model: walsh (safetensors, every format) or gguf [default: gguf where OUTPUT ends with .gguf, else walsh]
     #[arg(long)]
@@ -60,11 +60,7 @@ pub fn run(args: &Args) -> Result<()> {
         None if args.output.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) => Container::Gguf,
         None => Container::Walsh,
     };
-    // The one that is read is one of them, by whatever path it was found.
-    if checkpoint::is_checkpoint(&args.output)? {
-        let output = args.output.display().to_string();
-        return Err(Error::invalid("OUTPUT", "a file that is no checkpoint of walsh", output));
-    }
+    super::may_be_written(&args.run, &args.output)?;
     let mut found = find(&args.run, args.checkpoint)?;
     // Moments are of no use here.
     found.tensors.retain(|(name, _)| name.starts_with("model."));

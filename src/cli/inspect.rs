@@ -73,6 +73,8 @@ fn describe(entry: &Entry) -> Value {
 
 fn row(entry: &Entry) -> [String; 4] {
     let name: String = entry.name().chars().flat_map(char::escape_debug).collect();
-    let bits = bits(entry).map_or("not read by walsh".to_owned(), |bits| format!("{bits:.3} bits per weight"));
+    let bits = bits(entry).map(|bits| format!("{bits:.3} bits per weight"));
+    let unread = (!entry.is_read()).then(|| "not read by walsh".to_owned());
+    let bits = bits.into_iter().chain(unread).collect::<Vec<_>>().join(", ");
     [name, format!("{:?}", entry.shape()), entry.kind(), bits]
 }

@@ -15,9 +15,10 @@ mod train;
 
 use clap::{Parser, Subcommand};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
+use walsh::train::{checkpoint, is_run_file};
 use walsh::{Context, ContextOptions, Error, Result, Tier};
 
 /// Training on any GPU: a small GPT, from text to samples.
@@ -120,14 +121,28 @@ fn context_or_host(adapter: Option<&str>, max_tier: Option<&str>) -> Result<Opti
     }
 }
 
-/// Refuses to write over the input.
-fn different(input: &Path, output: &Path) -> Result<()> {
-    let same = match (input.canonicalize(), output.canonicalize()) {
-        (Ok(input), Ok(output)) => input == output,
-        _ => false,
+/// Refuses an output in whose place something stands, or would be looked for, that is not to be lost: a checkpoint of whatever run, a run's
+/// settings, the input, and the configurations that may say how the input is to be read.
+fn may_be_written(input: &Path, output: &Path) -> Result<()> {
+    let refuse = |expected: &str| Err(Error::invalid("OUTPUT", expected, output.display().to_string()));
+    if checkpoint::is_checkpoint(output)? {
+        return refuse("a file that is no checkpoint of walsh");
+    }
+    if is_run_file(output) {
+        return refuse("a file that is not the settings of a run");
+    }
+    let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    if same(input, output) {
+        return refuse("another file than the input");
+    }
+    // By names and directories: what is not there yet would be read as the input's configuration once it is.
+    let directory = |path: &Path| match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
     };
-    if same {
-        return Err(Error::invalid("OUTPUT", "another file than the input", output.display().to_string()));
+    let beside = input.is_file() && same(&directory(input), &directory(output));
+    if beside && walsh::io::configurations(input).any(|path| path.file_name() == output.file_name()) {
+        return refuse("another file than the input's configuration");
     }
     Ok(())
 }

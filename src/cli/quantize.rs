@@ -11,7 +11,7 @@ use walsh::{Error, Result};
 pub struct Args {
     /// The safetensors file to read
     input: PathBuf,
-    /// The file to write
+    /// The file to write, which must be none of walsh's checkpoints or runs and not the input's configuration
     output: PathBuf,
     /// Name of the format, with options: int4, nf4:dq, mxfp4:roundup, int4:g64:asym, ..
     #[arg(long)]
@@ -20,7 +20,7 @@ pub struct Args {
     #[arg(long, default_value = "walsh")]
     container: String,
     /// Quantize tensors whose name matches, in which * stands for any characters and ? for one; else all that have two dimensions.
-    /// A pattern that matches no tensor is refused
+    /// A pattern that matches no tensor, or none that can be quantized, is refused
     #[arg(long, value_name = "GLOB")]
     include: Vec<String>,
     /// Copy tensors whose name matches. A pattern that matches no tensor is refused
@@ -39,7 +39,7 @@ pub fn run(args: &Args) -> Result<()> {
     let container = Container::parse(&args.container).map_err(|e| named("--container", e))?;
     let format = container.format(&args.format).map_err(|e| named("--format", e))?;
     let selection = Selection { include: args.include.clone(), exclude: args.exclude.clone() };
-    super::different(&args.input, &args.output)?;
+    super::may_be_written(&args.input, &args.output)?;
     let context = context_or_host(args.adapter.as_deref(), args.max_tier.as_deref())?;
     job::stop_writing_on_ctrl_c()?;
     let (bar, step) = progress_bar(&args.output);

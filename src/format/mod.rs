@@ -31,6 +31,7 @@ pub mod tables;
 
 pub use encode::{Rounding, Uniform};
 pub use minifloat::Minifloat;
+pub use name::options_table;
 pub use packed::{HEADER, Header, Layout, PackedMatrix, UNIT};
 
 /// The values that codes stand for.

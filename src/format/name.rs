@@ -220,15 +220,36 @@ pub(super) fn write(format: &Format, f: &mut fmt::Formatter<'_>) -> fmt::Result 
 }
 
 pub(super) fn parse(text: &str) -> Result<Format> {
+    read(text).map_err(|refused| match refused {
+        Refused::Text(error) => error,
+        Refused::Option(name, option) => {
+            let all = accepted(name).join(", ").replace("gN", "g16, g32, ..");
+            Error::invalid(format!("format `{text}`"), format!("{name} with options of {all}"), format!("`{option}`"))
+        }
+    })
+}
+
+/// Why a text is no format.
+enum Refused {
+    /// Whatever is told as it is.
+    Text(Error),
+    /// An option that the name does not take: name and option.
+    Option(&'static str, String),
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self::Text(error)
+    }
+}
+
+fn read(text: &str) -> Result<Format, Refused> {
     let mut parts = text.split(':');
     let name = parts.next().unwrap_or_default();
     let Some(mut format) = Format::defaults(name) else {
         let names: Vec<_> = NAMES.iter().map(|(n, _)| *n).collect();
-        return Err(Error::invalid(
-            format!("format `{text}`"),
-            format!("one of {}", names.join(", ")),
-            format!("`{name}`"),
-        ));
+        let expected = format!("one of {}", names.join(", "));
+        return Err(Error::invalid(format!("format `{text}`"), expected, format!("`{name}`")).into());
     };
     let base = format;
     let integer = matches!(base.grid, Grid::Int { .. }) && matches!(base.store, Store::F16);
@@ -236,14 +257,17 @@ pub(super) fn parse(text: &str) -> Result<Format> {
     // Each kind of option at most once, so that no two contradict each other.
     let mut given: Vec<&str> = Vec::new();
     for option in parts {
-        let kind = apply(&mut format, option, name, integer, scaled_by_float)
-            .map_err(|expected| Error::invalid(format!("format `{text}`"), expected, format!("`{option}`")))?;
+        let kind = apply(&mut format, option, integer, scaled_by_float).map_err(|expected| match expected {
+            Some(expected) => Error::invalid(format!("format `{text}`"), expected, format!("`{option}`")).into(),
+            None => Refused::Option(base.name(), option.to_owned()),
+        })?;
         if given.contains(&kind) {
             return Err(Error::invalid(
                 format!("format `{text}`"),
                 format!("one option for the {kind}"),
                 format!("`{option}` as another"),
-            ));
+            )
+            .into());
         }
         given.push(kind);
     }
@@ -251,7 +275,7 @@ pub(super) fn parse(text: &str) -> Result<Format> {
     if let Grid::ZeroPoint { .. } = format.grid {
         if given.contains(&RULE) {
             let got = "`asym` and a rule for scales around zero";
-            return Err(Error::invalid(format!("format `{text}`"), "`asym` without another rule", got));
+            return Err(Error::invalid(format!("format `{text}`"), "`asym` without another rule", got).into());
         }
         format.rule = Rule::MinMax;
     }
@@ -262,8 +286,8 @@ pub(super) fn parse(text: &str) -> Result<Format> {
 /// The kind of option that [`Rule`] is.
 const RULE: &str = "rule for scales";
 
-/// Applies one option and says what kind it is of, or what would be possible instead.
-fn apply(format: &mut Format, option: &str, name: &str, integer: bool, floats: bool) -> Result<&'static str, String> {
+/// Applies one option and says what kind it is of. The error is what was expected, none where the name does not take the option.
+fn apply(format: &mut Format, option: &str, integer: bool, floats: bool) -> Result<&'static str, Option<&'static str>> {
     let grid = format.grid;
     match option {
         "tensor" | "row" if floats => format.span = if option == "row" { Span::Row } else { Span::Tensor },
@@ -312,8 +336,8 @@ fn apply(format: &mut Format, option: &str, name: &str, integer: bool, floats: b
         }
         _ => match option.strip_prefix('g').and_then(|n| n.parse::<u32>().ok()) {
             Some(n) if floats && n >= 16 && n.is_power_of_two() && n <= 1 << 20 => format.span = Span::Group(n),
-            Some(_) if floats => return Err("a group of 16, 32, 64, .. up to 1048576 elements".into()),
-            _ => return Err(possible(format, name, integer, floats)),
+            Some(_) if floats => return Err(Some("a group of 16, 32, 64, .. up to 1048576 elements")),
+            _ => return Err(None),
         },
     }
     Ok(match option {
@@ -327,34 +351,67 @@ fn apply(format: &mut Format, option: &str, name: &str, integer: bool, floats: b
     })
 }
 
-fn possible(format: &Format, name: &str, integer: bool, floats: bool) -> String {
-    let mut all: Vec<&str> = Vec::new();
-    if floats {
-        all.extend(["tensor", "row", "g16, g32, ..", "f32", "f16", "absmax"]);
+/// Every option, and what it says; `gN` stands for groups of any size.
+const CHOICES: [(&str, &str); 24] = [
+    ("tensor", "one scale for the whole tensor"),
+    ("row", "a scale per row"),
+    ("gN", "a scale per `N` neighbouring elements of a row: 16, 32, 64, .. 1048576"),
+    ("f32", "scales in f32"),
+    ("f16", "scales in f16"),
+    ("dq", "scales in 8 bits, double-quantized as QLoRA does it; codes as with `exact`"),
+    ("floor", "scales of a power of two: of the largest magnitude's exponent, beyond which values saturate"),
+    ("roundup", "scales of a power of two: the least with which nothing saturates"),
+    ("ceil", "scales of a power of two: of the largest magnitude, rounded up to a power of two"),
+    ("even", "scales of a power of two: of the largest magnitude, rounded to the grid's mantissa"),
+    ("ue4m3", "scales in E4M3 without one of the tensor, as in ggml's NVFP4"),
+    ("full", "the lowest integer, too"),
+    ("centred", "half-integers around zero"),
+    ("asym", "integers with a zero point per scale"),
+    ("absmax", "scales from the largest magnitude"),
+    ("mse", "scales of the least squared error for normal data"),
+    ("absmean", "scales from the mean magnitude"),
+    ("signed", "scales from the element of largest magnitude with its sign"),
+    ("exact", "codes by scales before these are rounded to what is stored"),
+    ("half-even", "values half-way between two codes: to the even one"),
+    ("half-up", "to the larger value"),
+    ("half-down", "to the smaller value"),
+    ("half-zero", "to the value nearer to zero"),
+    ("half-away", "to the value farther from zero"),
+];
+
+/// The options that a name takes, by themselves or with one other: what [`check`] accepts and nothing else.
+fn accepted(name: &str) -> Vec<&'static str> {
+    // A size of groups that is nobody's default, and a valid one.
+    let spelled = |option: &'static str| if option == "gN" { "g512" } else { option };
+    let taken = |options: &[&str]| read(&format!("{name}:{}", options.join(":"))).is_ok();
+    let all = || CHOICES.iter().map(|(option, _)| *option);
+    all()
+        .filter(|option| {
+            let option = spelled(option);
+            taken(&[option]) || all().any(|other| taken(&[option, spelled(other)]))
+        })
+        .collect()
+}
+
+/// The table of options for `docs/formats.md`: what each says, and the names that take it.
+#[must_use]
+pub fn options_table() -> String {
+    let names: Vec<(&str, Vec<&str>)> = NAMES.iter().map(|(name, _)| (*name, accepted(name))).collect();
+    let mut text = String::from("| option | says | taken by |\n|---|---|---|\n");
+    for (option, meaning) in CHOICES {
+        let list = |with: bool| {
+            let names = names.iter().filter(|(_, options)| options.contains(&option) == with);
+            names.map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>()
+        };
+        let (with, without) = (list(true), list(false));
+        let by = match without.len() {
+            0 => "all".to_owned(),
+            n if n < with.len().min(6) => format!("all but {}", without.join(", ")),
+            _ => with.join(", "),
+        };
+        text += &format!("| `{option}` | {meaning} | {by} |\n");
     }
-    if floats && !matches!(format.grid, Grid::Nf3 | Grid::ZeroPoint { .. }) {
-        all.push("exact");
-    }
-    if matches!(format.grid, Grid::Nf4 | Grid::Fp4) {
-        all.push("dq");
-    }
-    if integer {
-        all.extend(["mse", "signed", "full", "centred", "asym"]);
-    }
-    if matches!(name, "binary" | "ternary" | "e2m1" | "mxfp4") {
-        all.push("mse");
-    }
-    if matches!(name, "binary" | "ternary") {
-        all.push("absmean");
-    }
-    if matches!(format.store, Store::E8M0(_)) {
-        all.extend(["floor", "roundup", "ceil", "even"]);
-    }
-    if format.store == Store::E4M3 {
-        all.push("ue4m3");
-    }
-    all.extend(["half-even", "half-up", "half-down", "half-zero", "half-away"]);
-    format!("{name} with options of {}", all.join(", "))
+    text
 }
 
 /// Refuses combinations of options that have no meaning.
@@ -461,34 +518,8 @@ mod tests {
     /// Every name with every sequence of up to three options, each of them once.
     #[test]
     fn what_is_taken_comes_back_and_the_order_of_options_does_not_matter() {
-        let options = [
-            "tensor",
-            "row",
-            "g16",
-            "g64",
-            "g256",
-            "f32",
-            "f16",
-            "dq",
-            "exact",
-            "full",
-            "centred",
-            "asym",
-            "absmax",
-            "mse",
-            "absmean",
-            "signed",
-            "floor",
-            "roundup",
-            "ceil",
-            "even",
-            "ue4m3",
-            "half-even",
-            "half-up",
-            "half-down",
-            "half-zero",
-            "half-away",
-        ];
+        let named = CHOICES.iter().map(|(option, _)| *option).filter(|option| *option != "gN");
+        let options: Vec<&str> = named.chain(["g16", "g64", "g256"]).collect();
         // Options in ascending order of their numbers, and what the orders of them are taken as.
         let mut sets: Vec<Vec<usize>> = vec![Vec::new()];
         for (from, length) in [(0, 1), (1, 2), (2, 3)] {
@@ -507,19 +538,44 @@ mod tests {
         ];
         let mut taken = 0;
         for (name, _) in NAMES {
+            let mut with: Vec<&str> = Vec::new();
             for set in &sets {
                 let texts = orders[set.len()]
                     .iter()
                     .map(|order| order.iter().fold((*name).to_owned(), |text, i| text + ":" + options[set[*i]]));
-                let read: Vec<(String, Option<Format>)> = texts.map(|text| (text.clone(), text.parse().ok())).collect();
+                let read: Vec<(String, Option<Format>)> = texts.map(|text| (text.clone(), read(&text).ok())).collect();
                 assert!(read.iter().all(|(_, format)| *format == read[0].1), "{read:?}");
                 let Some(format) = read[0].1 else { continue };
                 let text = format.to_string();
                 assert_eq!(text.parse::<Format>().ok(), Some(format), "{} is displayed as {text}", read[0].0);
                 taken += read.len();
+                with.extend(set.iter().map(|i| options[*i]));
+            }
+            // An option is offered where it is taken in whatever company, and only there.
+            let offered = accepted(name);
+            for (option, _) in CHOICES {
+                let same = |other: &&str| *other == if option == "gN" { "g64" } else { option };
+                assert_eq!(offered.contains(&option), with.iter().any(same), "{name}:{option}");
             }
         }
         assert!(taken > 5000, "{taken}");
+    }
+
+    #[test]
+    fn what_is_offered_instead_of_an_option_is_taken() {
+        let offered = |text: &str| text.parse::<Format>().unwrap_err().to_string();
+        for (text, options, not) in [
+            ("nf4:bogus", "dq, absmax, exact, half-up", "half-even"),
+            ("nf3:mse:bogus", "row, g16, g32, .., f32, f16, absmax, half-up", "mse"),
+            ("ternary:bogus", "f16, absmean, exact, half-even", "mse,"),
+            ("mxfp4:bogus", "floor, roundup, ceil, even, absmax, mse, half-even", "row"),
+            ("nvint4:row", "ue4m3, half-even", "tensor"),
+            ("int4:dq", "full, centred, asym, absmax, mse, signed, exact", "absmean"),
+        ] {
+            let message = offered(text);
+            let (_, list) = message.split_once("with options of ").unwrap();
+            assert!(list.contains(options) && !list.contains(not), "{text}: {message}");
+        }
     }
 
     #[test]

@@ -124,6 +124,14 @@ pub(super) fn recognises(name: &str) -> bool {
     name.contains(STATE) || name.ends_with(".quant_map")
 }
 
+/// The endings of the tensors that belong to a quantized one, beside [`STATE`].
+const ENDINGS: [&str; 4] = [".quant_map", ".absmax", ".nested_absmax", ".nested_quant_map"];
+
+/// Whether a reader of this container takes a tensor for a part of a quantized one; it refuses those that belong to none.
+pub(super) fn is_part(name: &str) -> bool {
+    name.contains(STATE) || ENDINGS.iter().any(|ending| name.ends_with(ending))
+}
+
 pub(super) fn find(source: &dyn Source, claims: &mut Claims<'_>) -> Result<Vec<Entry>, Problem> {
     let mut entries = Vec::new();
     for (number, stored) in claims.header.tensors.iter().enumerate() {
@@ -133,7 +141,7 @@ pub(super) fn find(source: &dyn Source, claims: &mut Claims<'_>) -> Result<Vec<E
     }
     let orphan = |suffix: &str| Problem::new(format!("`{STATE}..` beside `{suffix}`"), "no such tensor");
     for (stored, used) in claims.header.tensors.iter().zip(&claims.used) {
-        for suffix in [".quant_map", ".absmax", ".nested_absmax", ".nested_quant_map"] {
+        for suffix in ENDINGS {
             if let (Some(name), false) = (stored.name.strip_suffix(suffix), used) {
                 return Err(orphan(suffix).of(name));
             }

@@ -2,11 +2,12 @@
 
 use super::source::shown;
 use super::tensor::{Dtype, PackedTensor, floats};
-use super::{Archive, Container, Entry, Item, ItemContent, Writer};
+use super::{Archive, Container, Entry, Item, ItemContent, Metadata, Writer};
 use crate::format::{Format, Layout, PackedMatrix, Rounding, Store};
 use crate::kernel::dequantize::dequantize;
 use crate::kernel::packed::Packed;
 use crate::kernel::quantize::{Options, quantize};
+use crate::train::checkpoint;
 use crate::{Context, DType, Error, Result};
 use std::path::Path;
 
@@ -74,21 +75,38 @@ fn on_host(matrix: &PackedMatrix) -> Vec<f32> {
 /// Which tensors to quantize.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
-    /// Patterns of names, each of which must match some; without any, all that have two dimensions.
+    /// Patterns of names, each of which must match some that can be quantized; without any, all that have two dimensions.
     pub include: Vec<String>,
     /// Patterns of names that are left as they are; each must match some, too.
     pub exclude: Vec<String>,
 }
 
+/// Whether any of the patterns matches.
+fn any(patterns: &[String], entry: &Entry) -> bool {
+    patterns.iter().any(|pattern| matches(pattern, entry.name()))
+}
+
 impl Selection {
     fn takes(&self, entry: &Entry) -> bool {
-        let any = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, entry.name()));
-        let dimensions = entry.shape().len();
-        let shaped = if self.include.is_empty() { dimensions == 2 } else { dimensions >= 2 && any(&self.include) };
-        shaped && !any(&self.exclude) && entry.dtype().is_some_and(Dtype::is_float) && entry.elements() > 0
+        let asked = if self.include.is_empty() { entry.shape().len() == 2 } else { any(&self.include, entry) };
+        asked && self.obstacle(entry).is_none()
     }
 
-    /// Refuses patterns that match nothing: misspelt, they would quantize, or leave, what nobody asked for.
+    /// Why a tensor cannot be quantized, if so.
+    fn obstacle(&self, entry: &Entry) -> Option<String> {
+        if any(&self.exclude, entry) {
+            Some("which --exclude matches too".into())
+        } else if !entry.dtype().is_some_and(Dtype::is_float) {
+            Some(format!("of {}", entry.kind()))
+        } else if entry.shape().len() < 2 || entry.elements() == 0 {
+            Some(format!("of the shape {:?}", entry.shape()))
+        } else {
+            None
+        }
+    }
+
+    /// Refuses patterns that match nothing: misspelt, they would quantize, or leave, what nobody asked for. So they would where nothing that
+    /// `include` matches can be quantized.
     fn check(&self, archive: &Archive<'_>, input: &Path) -> Result<()> {
         for (flag, patterns) in [("--include", &self.include), ("--exclude", &self.exclude)] {
             let unknown = |pattern: &&String| !archive.entries().iter().any(|entry| matches(pattern, entry.name()));
@@ -96,6 +114,20 @@ impl Selection {
                 let expected = format!("a pattern that matches a tensor of {}", input.display());
                 let got = format!("`{pattern}`, which matches none of {}", archive.entries().len());
                 return Err(Error::invalid(flag, expected, got));
+            }
+        }
+        for pattern in &self.include {
+            let mut obstacles = Vec::new();
+            for entry in archive.entries().iter().filter(|entry| matches(pattern, entry.name())) {
+                obstacles.push(self.obstacle(entry).map(|why| format!("`{}` {why}", shown(entry.name()))));
+            }
+            // The first will do as an example.
+            let [Some(first), others @ ..] = obstacles.as_slice() else { continue };
+            if others.iter().all(Option::is_some) {
+                let expected = "a pattern of a tensor of f32, f16 or bf16 with two dimensions or more";
+                let others = if others.is_empty() { String::new() } else { format!(" and {} others", others.len()) };
+                let got = format!("`{pattern}`, which matches {first}{others}, in {}", input.display());
+                return Err(Error::invalid("--include", expected, got));
             }
         }
         Ok(())
@@ -141,14 +173,24 @@ pub struct Summary {
     pub bytes: u64,
 }
 
+/// What a file of converted tensors has of the input's metadata: all but what would make it a checkpoint of walsh, which it is not.
+fn kept(metadata: &Metadata) -> Metadata {
+    let mut metadata = metadata.clone();
+    if let Metadata::Texts(texts) = &mut metadata {
+        texts.retain(|(key, _)| key != checkpoint::KEY);
+    }
+    metadata
+}
+
 /// Quantizes tensors of a safetensors file into another one; the rest is copied. `progress` is called before each tensor, after each piece of one
 /// that is copied, and after the last tensor, with its number, how many there are, and its name; an error from it ends the work and leaves no
 /// output.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::File`] for a malformed input, values that are not finite, or such as need larger scales than the format stores;
-/// [`Error::Invalid`] with the tensor's name where the container cannot hold it, or with a pattern that matches no tensor; those of
-/// `progress`.
+/// [`Error::Io`]; [`Error::File`] for a malformed input, values that are not finite, or such as need larger scales than the format stores or
+/// are so small that all of a tensor's scales would be zeros; [`Error::Invalid`] with the tensor's name where the container cannot hold it or
+/// its reader would take it for a part of another one, or with a pattern that matches no tensor or only such as cannot be quantized; those
+/// of `progress`.
 pub fn quantize_file(
     context: Option<&Context>,
     input: &Path,
@@ -184,7 +226,7 @@ pub fn quantize_file(
         let expected = "a tensor of f32, f16 or bf16 with two dimensions or a name that --include matches";
         return Err(Error::file(input, expected, format!("{} others", items.len())));
     }
-    Writer::write(output, Some(container), items, archive.metadata(), |writer| {
+    Writer::write(output, Some(container), items, &kept(archive.metadata()), |writer| {
         let mut summary = Summary::default();
         let count = archive.entries().len();
         for (number, (entry, takes)) in archive.entries().iter().zip(taken).enumerate() {
@@ -207,6 +249,15 @@ pub fn quantize_file(
                 return Err(Error::file(input, expected, got));
             }
             let matrix = quantize_tensor(context, format, &x, rows, cols)?;
+            if let Some(largest) = vanished(&x, &matrix) {
+                let (stored, other) = stored(format);
+                let expected =
+                    format!("values whose scales {stored} can hold in tensor `{}` for {format}", shown(entry.name()));
+                let got = format!(
+                    "none above {largest:e}, all of which would become zeros; {other} in the container walsh has scales for them"
+                );
+                return Err(Error::file(input, expected, got));
+            }
             let tensor = PackedTensor { matrix, shape: entry.shape().to_vec(), dtype, order: None };
             summary.bytes += writer.packed(number, &tensor)?;
             summary.converted += 1;
@@ -242,7 +293,7 @@ pub fn dequantize_file(
         // The error that says so.
         archive.packed(entry)?;
     }
-    Writer::write(output, None, items.collect(), archive.metadata(), |writer| {
+    Writer::write(output, None, items.collect(), &kept(archive.metadata()), |writer| {
         let mut summary = Summary::default();
         let count = archive.entries().len();
         for (number, entry) in archive.entries().iter().enumerate() {
@@ -271,13 +322,41 @@ pub fn dequantize_file(
 /// What was expected of a tensor whose values are too large for the format's scales, and what was found: by
 /// [`Format::saturated_scale`] its row, group and scale.
 pub(crate) fn saturated(tensor: &str, format: Format, (row, group, scale): (usize, usize, f64)) -> (String, String) {
-    let (stored, other) = match format.store() {
-        Store::Ue4m3 => ("at most 448 (ue4m3)", Format { store: Store::E4M3, ..format }),
-        _ => ("at most 65504 (f16)", Format { store: Store::F32, exact: false, ..format }),
-    };
-    let expected = format!("scales of {stored} in tensor `{}` for {format}", shown(tensor));
+    let (stored, other) = stored(format);
+    let end = if format.store() == Store::Ue4m3 { "448" } else { "65504" };
+    let expected = format!("scales of at most {end} ({stored}) in tensor `{}` for {format}", shown(tensor));
     let got = format!("{scale:.5e} in row {row}, group {group}; {other} in the container walsh has scales for it");
     (expected, got)
+}
+
+/// What a format of few scales stores them in, and the format like it that has them all.
+const fn stored(format: Format) -> (&'static str, Format) {
+    match format.store() {
+        Store::Ue4m3 => ("ue4m3", Format { store: Store::E4M3, ..format }),
+        _ => ("f16", Format { store: Store::F32, exact: false, ..format }),
+    }
+}
+
+/// The largest magnitude of values of which nothing is left: some are not zero, but all scales of the matrix are, since the format rounds what is at
+/// most half its smallest one to zero, 2^-25 in f16 and short of 2^-10 in ue4m3.
+///
+/// A group that becomes zeros among others that do not is rounding like any other: it changes values by at most the largest level times that
+/// half, beside values that are larger. Numbers below f32's smallest normal one count as zeros, as they do for all formats, so that those whose
+/// scales are f32 or have a factor of the tensor lose nothing here.
+fn vanished(x: &[f32], matrix: &PackedMatrix) -> Option<f32> {
+    let layout = matrix.layout();
+    if !matches!(matrix.format().store(), Store::F16 | Store::Ue4m3) {
+        return None;
+    }
+    // One for all rows where the span is the tensor.
+    let rows = if layout.scale_stride == 0 { 1 } else { layout.rows };
+    let places = || (0..rows).flat_map(|row| (0..layout.groups).map(move |group| (row, group)));
+    let scaled = |(row, group)| [false, true].iter().any(|negative| matrix.scale(row, group, *negative) != 0.0);
+    if places().any(scaled) {
+        return None;
+    }
+    let largest = x.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
+    (largest >= f32::MIN_POSITIVE).then_some(largest)
 }
 
 fn copy(

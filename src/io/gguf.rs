@@ -52,7 +52,7 @@ impl Entry {
                 Parts::Gguf { data, .. } => Some(data),
                 _ => None,
             },
-            Content::Foreign(_) => None,
+            Content::Foreign(_, span) => *span,
         }
     }
 }
@@ -121,34 +121,35 @@ const PLAIN: [(u32, Dtype); 8] = [
     (30, Dtype::BF16),
 ];
 
-/// ggml's types that walsh does not read.
-const FOREIGN: [(u32, &str); 26] = [
-    (3, "Q4_1"),
-    (6, "Q5_0"),
-    (7, "Q5_1"),
-    (9, "Q8_1"),
-    (10, "Q2_K"),
-    (11, "Q3_K"),
-    (12, "Q4_K"),
-    (13, "Q5_K"),
-    (14, "Q6_K"),
-    (15, "Q8_K"),
-    (16, "IQ2_XXS"),
-    (17, "IQ2_XS"),
-    (18, "IQ3_XXS"),
-    (19, "IQ1_S"),
-    (20, "IQ4_NL"),
-    (21, "IQ3_S"),
-    (22, "IQ2_S"),
-    (23, "IQ4_XS"),
-    (29, "IQ1_M"),
-    (31, "Q4_0_4_4"),
-    (32, "Q4_0_4_8"),
-    (33, "Q4_0_8_8"),
-    (34, "TQ1_0"),
-    (36, "IQ4_NL_4_4"),
-    (41, "Q1_0"),
-    (42, "Q2_0"),
+/// ggml's types that walsh does not read, with values and bytes per block; no values where that is not known: by the number of Q2_0 there are
+/// files with 64 values to 18 bytes and others with 128 to 34.
+const FOREIGN: [(u32, &str, usize, usize); 26] = [
+    (3, "Q4_1", 32, 20),
+    (6, "Q5_0", 32, 22),
+    (7, "Q5_1", 32, 24),
+    (9, "Q8_1", 32, 36),
+    (10, "Q2_K", 256, 84),
+    (11, "Q3_K", 256, 110),
+    (12, "Q4_K", 256, 144),
+    (13, "Q5_K", 256, 176),
+    (14, "Q6_K", 256, 210),
+    (15, "Q8_K", 256, 292),
+    (16, "IQ2_XXS", 256, 66),
+    (17, "IQ2_XS", 256, 74),
+    (18, "IQ3_XXS", 256, 98),
+    (19, "IQ1_S", 256, 50),
+    (20, "IQ4_NL", 32, 18),
+    (21, "IQ3_S", 256, 110),
+    (22, "IQ2_S", 256, 82),
+    (23, "IQ4_XS", 256, 136),
+    (29, "IQ1_M", 256, 56),
+    (31, "Q4_0_4_4", 32, 18),
+    (32, "Q4_0_4_8", 32, 18),
+    (33, "Q4_0_8_8", 32, 18),
+    (34, "TQ1_0", 256, 54),
+    (36, "IQ4_NL_4_4", 32, 18),
+    (41, "Q1_0", 128, 18),
+    (42, "Q2_0", 0, 0),
 ];
 
 /// Whether the container can hold `format` in tensors of this shape; the reason if not.
@@ -490,20 +491,18 @@ fn entry(info: Info, data: u64, alignment: u64, size: u64) -> Result<Entry, Prob
     let count = elements(&shape).ok_or_else(uncountable)?;
     let block = Block::ALL.into_iter().find(|block| block.layout().0 == kind);
     let plain = PLAIN.into_iter().find(|(number, _)| *number == kind).map(|(_, dtype)| dtype);
-    let bytes = match (block, plain) {
-        (Some(block), _) => {
-            let (_, name, values, bytes) = block.layout();
+    let foreign = FOREIGN.into_iter().find(|(number, ..)| *number == kind);
+    let bytes = match (block.map(Block::layout).or(foreign), plain) {
+        // Of unknown size.
+        (Some((_, kind, 0, _)), _) => return Ok(Entry { name, shape, content: Content::Foreign(kind, None) }),
+        (Some((_, name, values, bytes)), _) => {
             if count == 0 || !shape.last().is_some_and(|cols| cols.is_multiple_of(values)) {
                 return Err(Problem::new(format!("rows of a multiple of {values} for {name}"), format!("{shape:?}")));
             }
             (count / values).checked_mul(bytes)
         }
         (_, Some(dtype)) => count.checked_mul(dtype.bytes() as usize),
-        (None, None) => {
-            let known = FOREIGN.into_iter().find(|(number, _)| *number == kind);
-            let (_, kind) = known.ok_or_else(|| Problem::new("one of ggml's types", format!("number {kind}")))?;
-            return Ok(Entry { name, shape, content: Content::Foreign(kind) });
-        }
+        (None, None) => return Err(Problem::new("one of ggml's types", format!("number {kind}"))),
     };
     let span = Span { offset, bytes: bytes.ok_or_else(uncountable)? as u64 };
     if span.end().is_none_or(|end| end > size) {
@@ -517,7 +516,7 @@ fn entry(info: Info, data: u64, alignment: u64, size: u64) -> Result<Entry, Prob
             Content::Packed(Box::new(Packed { format, dtype: Dtype::F32, matrix: [rows, cols], parts }))
         }
         (_, Some(dtype)) => Content::Plain { dtype, span },
-        (None, None) => Content::Foreign(""),
+        (None, None) => Content::Foreign(foreign.map_or("", |(_, kind, ..)| kind), Some(span)),
     };
     Ok(Entry { name, shape, content })
 }

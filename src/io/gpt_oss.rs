@@ -3,7 +3,7 @@
 //! A byte holds element 2j in its low four bits and 2j + 1 in the high ones; codes are E2M1, scales E8M0. OpenAI's own files write `.blocks` and
 //! `.scales`. The last dimension is the one that products contract; the values are not transposed.
 
-use super::safetensors::{Header, Part, Stored};
+use super::safetensors::{DIMENSIONS, Header, Part, Stored};
 use super::source::{Problem, Source, Span, shown};
 use super::tensor::{Dtype, PackedTensor, check_scales, elements, rows_and_cols};
 use super::{Claims, Content, Entry, Packed, Parts};
@@ -26,6 +26,8 @@ pub fn supports(format: &Format, shape: &[usize]) -> Result<(), String> {
             Err(format!("rows of {cols} are no multiple of its block of {BLOCK}"))
         }
         [] | [_] => Err("its tensors have at least two dimensions".into()),
+        // Blocks have one more.
+        _ if shape.len() >= DIMENSIONS => Err(format!("its tensors have at most {} dimensions", DIMENSIONS - 1)),
         _ => Ok(()),
     }
 }

@@ -384,6 +384,11 @@ pub(super) fn recognises(name: &str) -> bool {
     name.ends_with(".qweight") || name.ends_with(".qzeros")
 }
 
+/// Whether a reader of either container takes a tensor for a part of a layer; it refuses those that belong to none.
+pub(super) fn is_part(name: &str) -> bool {
+    recognises(name) || name.ends_with(".g_idx")
+}
+
 /// Whether it is AWQ's: eight rows of the weight to a word of codes.
 pub(super) fn is_awq(header: &Header) -> bool {
     let shape = |name: &str| header.find(name).map(|number| header.tensors[number].shape.as_slice());

@@ -24,8 +24,9 @@ pub use tensor::{Dtype, PackedTensor, floats};
 use crate::format::Format;
 use crate::train::files;
 use crate::{Error, Result};
-use safetensors::{Header, Part};
+use safetensors::{Header, Part, Stored};
 use source::{FileSource, Problem, Source, Span, shown};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read as _, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -159,6 +160,24 @@ impl Container {
         }
     }
 
+    /// Whether a reader of a file in this container, none being one without quantized tensors, would take a plain tensor for a part of a quantized
+    /// one, or the file for one of another container. `packed` says which tensors are quantized, `header` what is to be written. GGUF's rule is in
+    /// its own layout.
+    fn mistakes(container: Option<Self>, packed: &HashSet<&str>, plain: &Stored, header: &Header) -> bool {
+        let name = plain.name.as_str();
+        // A file without quantized tensors is read as none of a container, but by walsh's own mark.
+        let container = container.filter(|c| matches!(c, Self::Walsh | Self::Gguf) || !packed.is_empty());
+        match container {
+            Some(Self::Gguf) => false,
+            Some(Self::Walsh) => walsh::is_order(name, packed),
+            // In the order in which the reader asks: whose mark comes first has the file.
+            Some(Self::Bitsandbytes) => bitsandbytes::is_part(name),
+            _ if bitsandbytes::recognises(name) => true,
+            Some(Self::Gptq | Self::GptqV2 | Self::Awq) => gptq::is_part(name),
+            Some(Self::GptOss) | None => gptq::recognises(name) || gpt_oss::recognises(plain, header),
+        }
+    }
+
     fn encode(self, tensor: &PackedTensor) -> Result<Vec<Vec<u8>>, String> {
         tensor::check_scales(&tensor.matrix).map_err(|_| "finite scales".to_owned())?;
         match self {
@@ -203,8 +222,8 @@ enum Content {
         span: Span,
     },
     Packed(Box<Packed>),
-    /// Of a type that walsh does not read.
-    Foreign(&'static str),
+    /// Of a type that walsh does not read: its name, and where the bytes are, unless nobody can tell how many.
+    Foreign(&'static str, Option<Span>),
 }
 
 /// A quantized tensor's matrix and where its parts are.
@@ -258,13 +277,19 @@ impl Entry {
         }
     }
 
+    /// Whether walsh reads its type.
+    #[must_use]
+    pub const fn is_read(&self) -> bool {
+        !matches!(self.content, Content::Foreign(..))
+    }
+
     /// Its type as text: a format, an element type, or a type of ggml that walsh does not read.
     #[must_use]
     pub fn kind(&self) -> String {
         match &self.content {
             Content::Plain { dtype, .. } => dtype.name().to_owned(),
             Content::Packed(packed) => packed.format.to_string(),
-            Content::Foreign(name) => (*name).to_owned(),
+            Content::Foreign(name, _) => (*name).to_owned(),
         }
     }
 
@@ -275,12 +300,12 @@ impl Entry {
     }
 
     /// All bytes of it in the file: codes, scales and what else its container needs, as [`Writer::packed`] counts them; none where walsh does
-    /// not know the type.
+    /// not know how many the type takes.
     #[must_use]
     pub fn bytes(&self) -> Option<u64> {
         let packed = match &self.content {
             Content::Plain { span, .. } => return Some(span.bytes),
-            Content::Foreign(_) => return None,
+            Content::Foreign(_, span) => return span.map(|span| span.bytes),
             Content::Packed(packed) => packed,
         };
         Some(match &packed.parts {
@@ -351,6 +376,12 @@ impl std::fmt::Debug for Archive<'_> {
 
 /// The files beside a model that may say how it is quantized, in the order in which they are asked.
 const SIDECARS: [&str; 3] = ["quantize_config.json", "quant_config.json", gptq::MODEL_CONFIG];
+
+/// The files beside a model that may say how it is quantized, whether they are there or not.
+pub fn configurations(model: &Path) -> impl Iterator<Item = PathBuf> {
+    SIDECARS.into_iter().map(|name| model.with_file_name(name))
+}
+
 /// The largest of these that is read.
 const SIDECAR_BYTES: u64 = 1 << 20;
 
@@ -509,7 +540,7 @@ impl<'s> Archive<'s> {
         let at = |problem: Problem| problem.of(&entry.name).at(&self.path);
         let packed = match &entry.content {
             Content::Packed(packed) => packed,
-            Content::Foreign(name) => {
+            Content::Foreign(name, _) => {
                 let known = gguf::Block::ALL.map(|block| format!("{block:?}").to_uppercase()).join(", ");
                 return Err(at(Problem::new(format!("one of the types {known}"), name)));
             }
@@ -569,6 +600,12 @@ pub struct Item {
     pub shape: Vec<usize>,
     /// What it is.
     pub content: ItemContent,
+}
+
+impl Item {
+    const fn is_packed(&self) -> bool {
+        matches!(self.content, ItemContent::Packed { .. })
+    }
 }
 
 /// Whether a tensor is quantized.
@@ -660,6 +697,12 @@ impl Writer {
                 other.to_string(),
             ));
         }
+        // One of these names is the configuration itself, or is asked for it before that.
+        if let Some(name) = path.file_name().and_then(|name| name.to_str()).filter(|name| SIDECARS.contains(name)) {
+            let expected =
+                format!("another name for a file of {container}: of this one is the configuration beside it");
+            return Err(Error::file(path, expected, format!("`{name}`")));
+        }
         let permuted = packed.any(|(_, _, permuted)| permuted);
         let (name, content) =
             gptq::Config::write(&format, container == Container::Awq, container == Container::GptqV2, permuted);
@@ -725,14 +768,37 @@ impl Writer {
             });
             let parts: Vec<Vec<Part>> = parts.collect::<Result<_>>()?;
             let mut names: Vec<(&str, usize)> = Vec::new();
-            for (number, parts) in parts.iter().enumerate() {
+            for (number, (item, parts)) in items.iter().zip(&parts).enumerate() {
                 names.extend(parts.iter().map(|part| (part.name.as_str(), number)));
+                // By its own name a reader lists it, whether or not a part has it.
+                if parts.iter().all(|part| part.name != item.name) {
+                    names.push((item.name.as_str(), number));
+                }
             }
             names.sort_unstable();
             if let Some(pair) = names.windows(2).find(|pair| pair[0].0 == pair[1].0) {
                 return Err(refused(pair[1].1, format!("names are unique, and `{}` is taken", shown(pair[0].0))));
             }
-            let (header, all) = safetensors::layout(&parts.concat(), &texts);
+            let packed: HashSet<&str> = items.iter().filter(|i| i.is_packed()).map(|i| i.name.as_str()).collect();
+            let flat = parts.concat();
+            let header = Header::of(&flat);
+            let mut claims = Claims { header: &header, used: vec![true; flat.len()] };
+            for item in items.iter().filter(|item| !item.is_packed()) {
+                if let Some(number) = header.find(&item.name) {
+                    claims.used[number] = false;
+                }
+            }
+            let lost = walsh::lost_description(&claims).map(|name| format!("{name}.codes"));
+            for (number, item) in items.iter().enumerate().filter(|(_, item)| !item.is_packed()) {
+                let Some(stored) = header.find(&item.name).map(|number| &header.tensors[number]) else { continue };
+                if lost.as_ref() == Some(&item.name) || Container::mistakes(container, &packed, stored, &header) {
+                    let reason = "readers take one of this name for a part of a quantized tensor";
+                    let reason = format!("{reason}; leave it out of the input, or choose another container");
+                    return Err(refused(number, reason));
+                }
+            }
+            safetensors::check(&flat, &texts).map_err(|problem| problem.at(path))?;
+            let (header, all) = safetensors::layout(&flat, &texts);
             let end = all.iter().filter_map(|span| span.end()).max().unwrap_or(header.len() as u64);
             let mut all = all.into_iter();
             let spans: Vec<Vec<Span>> = parts.iter().map(|parts| all.by_ref().take(parts.len()).collect()).collect();

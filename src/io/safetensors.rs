@@ -9,9 +9,12 @@ use std::fmt;
 /// The longest header that readers of this container accept.
 const LONGEST: u64 = 100_000_000;
 /// The most dimensions that are read.
-const DIMENSIONS: usize = 8;
+pub(super) const DIMENSIONS: usize = 8;
 /// The most entries of metadata that are read.
 const METADATA: usize = 1000;
+
+/// The name among those of tensors under which the metadata stand.
+const METADATA_NAME: &str = "__metadata__";
 
 /// A tensor of a file.
 #[derive(Debug)]
@@ -38,6 +41,19 @@ impl Header {
     /// A tensor's number.
     pub fn find(&self, name: &str) -> Option<usize> {
         self.tensors.binary_search_by(|t| t.name.as_str().cmp(name)).ok()
+    }
+
+    /// That of a file with these tensors, which are nowhere yet.
+    pub fn of(parts: &[Part]) -> Self {
+        let stored = |part: &Part| Stored {
+            name: part.name.clone(),
+            dtype: part.dtype,
+            shape: part.shape.clone(),
+            span: Span { offset: 0, bytes: 0 },
+        };
+        let mut tensors: Vec<Stored> = parts.iter().map(stored).collect();
+        tensors.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        Self { tensors, metadata: Vec::new() }
     }
 
     /// Reads and checks it: names are unique, and the tensors' bytes follow one another up to the file's end.
@@ -113,7 +129,7 @@ impl<'de> Deserialize<'de> for Raw {
                 let mut raw = Raw { tensors: Vec::new(), metadata: Vec::new() };
                 while let Some(name) = map.next_key::<String>()? {
                     let named = |e| in_tensor(&name, e);
-                    if name == "__metadata__" {
+                    if name == METADATA_NAME {
                         raw.metadata = map.next_value::<Pairs>()?.0;
                         continue;
                     }
@@ -225,6 +241,22 @@ impl Part {
     }
 }
 
+/// Refuses what [`Header::read`] would: a tensor by the name of the metadata, too many dimensions, too many entries of metadata.
+pub(crate) fn check(parts: &[Part], metadata: &[(String, String)]) -> Result<(), Problem> {
+    if metadata.len() > METADATA {
+        return Err(Problem::new(format!("metadata of at most {METADATA} strings"), metadata.len()));
+    }
+    for part in parts {
+        if part.name == METADATA_NAME {
+            return Err(Problem::new("another name than that of the metadata", "that").of(&part.name));
+        }
+        if part.shape.len() > DIMENSIONS {
+            return Err(Problem::new(format!("at most {DIMENSIONS} dimensions"), part.shape.len()).of(&part.name));
+        }
+    }
+    Ok(())
+}
+
 /// The header's bytes, its length included, and where each part's bytes go. Wide types come first, so that all are aligned.
 pub(crate) fn layout(parts: &[Part], metadata: &[(String, String)]) -> (Vec<u8>, Vec<Span>) {
     let mut order: Vec<usize> = (0..parts.len()).collect();
@@ -237,7 +269,7 @@ pub(crate) fn layout(parts: &[Part], metadata: &[(String, String)]) -> (Vec<u8>,
     let mut entries = Vec::new();
     if !metadata.is_empty() {
         let object: serde_json::Map<_, _> = metadata.iter().map(|(k, v)| (k.clone(), v.as_str().into())).collect();
-        entries.push(format!("\"__metadata__\":{}", serde_json::Value::Object(object)));
+        entries.push(format!("\"{METADATA_NAME}\":{}", serde_json::Value::Object(object)));
     }
     for i in order {
         let part = &parts[i];

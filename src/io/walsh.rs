@@ -9,6 +9,7 @@ use super::tensor::{Dtype, PackedTensor, check_scales, elements, rows_and_cols, 
 use super::{Claims, Content, Entry, Item, ItemContent, Packed, Parts};
 use crate::format::{Format, Grid, Header as Side, Layout, PackedMatrix};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use std::collections::HashSet;
 use std::fmt;
 
 /// The metadata key.
@@ -91,6 +92,11 @@ pub(super) fn parts(name: &str, shape: &[usize], format: &Format, permuted: bool
     Ok(parts)
 }
 
+/// Whether a reader takes a tensor for the order of the columns of one of the quantized tensors `packed`.
+pub(super) fn is_order(name: &str, packed: &HashSet<&str>) -> bool {
+    name.strip_suffix(".order").is_some_and(|name| packed.contains(name))
+}
+
 pub(super) fn encode(tensor: &PackedTensor) -> Vec<Vec<u8>> {
     let words = [Some(tensor.matrix.codes()), Some(tensor.matrix.side()), tensor.order.as_deref()];
     words.into_iter().flatten().map(word_bytes).collect()
@@ -112,17 +118,23 @@ pub(super) fn find(json: &str, header: &Header, claims: &mut Claims<'_>) -> Resu
 
 /// Refuses codes that no description belongs to, in whatever file they are: without it nobody knows what they stand for.
 pub(super) fn check_rest(claims: &Claims<'_>) -> Result<(), Problem> {
+    match lost_description(claims) {
+        Some(name) => Err(Problem::new(format!("a description under the metadata key {KEY}"), "none").of(name)),
+        None => Ok(()),
+    }
+}
+
+/// A tensor of which nobody has claimed codes and side.
+pub(super) fn lost_description<'h>(claims: &Claims<'h>) -> Option<&'h str> {
+    let header = claims.header;
     let free = |number: usize| {
-        let stored = &claims.header.tensors[number];
+        let stored = &header.tensors[number];
         !claims.used[number] && stored.dtype == Dtype::U32 && stored.shape.len() == 1
     };
-    for (number, stored) in claims.header.tensors.iter().enumerate() {
-        let Some(name) = stored.name.strip_suffix(".codes").filter(|_| free(number)) else { continue };
-        if claims.header.find(&format!("{name}.side")).is_some_and(free) {
-            return Err(Problem::new(format!("a description under the metadata key {KEY}"), "none").of(name));
-        }
-    }
-    Ok(())
+    header.tensors.iter().enumerate().find_map(|(number, stored)| {
+        let name = stored.name.strip_suffix(".codes").filter(|_| free(number))?;
+        header.find(&format!("{name}.side")).is_some_and(free).then_some(name)
+    })
 }
 
 fn entry(name: String, described: Described, header: &Header, claims: &mut Claims<'_>) -> Result<Entry, Problem> {

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 /// The version of the layout that is written and read.
 const FORMAT: u32 = 1;
 /// The metadata key.
-const KEY: &str = "walsh";
+pub(crate) const KEY: &str = "walsh";
 /// The longest header that the format allows, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
 /// What a file should have been, for messages.

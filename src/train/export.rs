@@ -337,7 +337,7 @@ impl<'s> Exported<'s> {
     /// As [`Exported::open`].
     pub fn from_archive(archive: Archive<'s>) -> Result<Option<Self>> {
         let Some(info) = ModelInfo::find(&archive)? else { return Ok(None) };
-        let known = archive.entries().iter().filter(|entry| entry.bytes().is_some());
+        let known = archive.entries().iter().filter(|entry| entry.is_read());
         let elements = known.fold(0u64, |sum, entry| sum.saturating_add(entry.elements() as u64));
         // Before anything is made for the model: a file is not to ask for more memory than it has content.
         if elements < info.gpt.parameters() {

@@ -32,7 +32,7 @@ pub use config::{Overrides, Precision, Preset, Sweep, TrainConfig};
 pub use data::{CharVocab, Dataset, IGNORE, Windows};
 pub use diagnostics::{Diagnostics, LayerDiagnostics};
 pub use gpt_run::{BatchShape, GptDecoder, GptRun, gpt_from_tensors};
-pub use run::{DeviceInfo, Evaluation, Found, Run, RunInfo, RunState};
+pub use run::{DeviceInfo, Evaluation, Found, Run, RunInfo, RunState, is_run_file};
 pub use sample::{Decoder, Sampling, generate};
 pub use sweep::{Combination, Planned, teachers};
 pub use teacher::Teacher;

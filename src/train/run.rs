@@ -297,6 +297,18 @@ pub(super) fn holds_run(dir: &Path) -> Result<bool> {
 /// The name of the file with a run's settings.
 const RUN_FILE: &str = "run.json";
 
+/// Whether a file is the settings of a run: it has their name, and their content or what was theirs in another version. False where there is none.
+#[must_use]
+pub fn is_run_file(path: &Path) -> bool {
+    let Some(true) = path.file_name().map(|name| name == RUN_FILE) else { return false };
+    // A pipe would be waited for.
+    if !fs::metadata(path).is_ok_and(|found| found.is_file()) {
+        return false;
+    }
+    let value = fs::read(path).ok().and_then(|json| serde_json::from_slice::<serde_json::Value>(&json).ok());
+    value.is_some_and(|value| ["config", "vocab"].iter().all(|key| value.get(key).is_some()))
+}
+
 /// A run and its directory.
 #[derive(Clone, Debug)]
 pub struct Run {
