@@ -525,6 +525,18 @@ impl Quantizer {
         }
     }
 
+    /// Checks that of so many blocks of layers one at least is quantized.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the flags, with what is possible instead.
+    pub fn validate_blocks(&self, blocks: usize) -> Result<()> {
+        if self.dense_blocks(blocks) < blocks {
+            return Ok(());
+        }
+        let expected = format!("nvfp4:dense=N with N below --layers ({blocks}), as in nvfp4:dense=0");
+        Err(Error::invalid(format!("--method {}", self.method), expected, "every block in full precision"))
+    }
+
     /// How weights are quantized.
     #[must_use]
     pub fn weight_coding(&self) -> Coding {
