@@ -128,6 +128,11 @@ trait Rule {
         true
     }
 
+    /// Whether quantized weights approximate the weights.
+    fn approximates_weights(&self) -> bool {
+        true
+    }
+
     /// How scales are learned, if they are.
     fn learned(&self) -> Option<Lsq> {
         None
@@ -204,6 +209,20 @@ impl Method {
     #[must_use]
     pub fn trains_quantized(&self) -> bool {
         self.rule().is_some_and(Rule::trains_quantized)
+    }
+
+    /// Whether quantized weights approximate those behind them, so that the distance between them means something: not those of
+    /// [`Method::OneBit`], signs of size 1 for weights of whatever size, whose sizes are in values of their own.
+    #[must_use]
+    pub fn approximates_weights(&self) -> bool {
+        self.rule().is_some_and(Rule::approximates_weights)
+    }
+
+    /// Whether training may pull weights toward the grid ([`crate::optim::Correction`]): it multiplies what is on the grid, and that approximates
+    /// the weights.
+    #[must_use]
+    pub fn takes_correction(&self) -> bool {
+        self.trains_quantized() && self.approximates_weights()
     }
 
     /// How it learns from a teacher, if it does.
