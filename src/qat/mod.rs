@@ -3,8 +3,8 @@
 //! A [`Method`] is one file here. It says which formats it takes, which of them a bare name means, whether operands are rotated, and, for
 //! each operand, its [`Coding`]; [`crate::op::linear`] asks for the codings and knows no method, and kernels know neither.
 //!
-//! Weights stay f32 in the optimizer and are quantized at every forward pass. Products multiply codes; what is kept for the backward pass is
-//! codes, scales and a bit per element.
+//! Weights stay f32 in the optimizer and are quantized at every forward pass. Products multiply codes; what is kept of inputs for the backward pass
+//! is codes, scales and a bit per element. Where scales are learned, it is the input itself as well ([`Lsq`]).
 
 mod backward;
 mod binaryconnect;
