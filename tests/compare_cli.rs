@@ -260,6 +260,8 @@ fn what_makes_no_sense_is_refused_by_name_before_anything_is_made() {
         std::fs::write(place.path("sweep.toml"), format!("{}{text}", TOML.replace("batch = 4\n", "\n"))).unwrap();
         refused(&[], parts);
     }
+    std::fs::write(place.path("sweep.toml"), b"lr = 1e-3 # \xff\n").unwrap();
+    refused(&[], &["sweep.toml: expected UTF-8 text, found the byte 0xff at offset 12, which is not"]);
     std::fs::write(place.path("sweep.toml"), TOML).unwrap();
     std::fs::create_dir(place.path("damaged")).unwrap();
     std::fs::write(place.path("damaged/compare.jsonl"), "{}\n").unwrap();

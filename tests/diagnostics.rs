@@ -264,6 +264,59 @@ fn scales_at_the_end_of_their_storage_are_counted() {
 }
 
 #[test]
+fn weights_beyond_the_clip_of_a_sign_are_counted() {
+    for context in every_tier() {
+        let of = |method: &str, format: &str| {
+            let gpt = Gpt::new(&context, config(Some(quantizer(method, format, None, None))), 3, DType::F32).unwrap();
+            let name = "transformer.h.0.mlp.c_fc.weight";
+            let (_, weight) = gpt.parameters().iter().find(|(info, _)| info.name == name).unwrap();
+            let mut values = weight.to_vec().unwrap();
+            // Beyond 1 are five, over words and rows of 64 to the last one; 1 itself is not.
+            for (at, value) in [(0, 1.5), (31, -2.0), (32, 1.0), (33, -1.0), (63, 1.0f32.next_up()), (64, -1.25)] {
+                values[at] = value;
+            }
+            *values.last_mut().unwrap() = 7.0;
+            weight.write(bytemuck::cast_slice(&values)).unwrap();
+            let mut masks = Masks::default();
+            run(&gpt, &mut masks);
+            let found = run(&gpt, &mut masks);
+            let index = gpt.parameters().iter().position(|(info, _)| info.name == name).unwrap();
+            // What the gradient really leaves out: with random weights no other element is exactly 0.
+            let [tokens, targets] = batch(&context);
+            gpt.logits(&tokens, None).unwrap().cross_entropy(&targets, options()).unwrap().backward().unwrap();
+            let gradient = gpt.parameters().gradient(index).unwrap().to_vec().unwrap();
+            let zeros = gradient.iter().filter(|g| **g == 0.0).count();
+            gpt.parameters().zero_grad();
+            (found, zeros, values.len() as f64)
+        };
+        for (method, format) in [("bwn", "binary"), ("binaryconnect", "binary:tensor")] {
+            let (found, zeros, len) = of(method, format);
+            let layer = found["transformer.h.0.mlp.c_fc"];
+            assert_eq!((layer.masked_weights, layer.still_masked, zeros), (Some(5.0 / len), Some(1.0), 5), "{method}");
+            assert_eq!(found["transformer.h.0.attn.c_proj"].masked_weights, Some(0.0), "{method}");
+            assert!(layer.weight_error.is_some() && layer.grid_distance.is_some(), "{method}");
+        }
+        for (method, format) in [("bwn:exact", "binary"), ("onebit", "binary:tensor")] {
+            let (found, zeros, _) = of(method, format);
+            assert_eq!((found["transformer.h.0.mlp.c_fc"].masked_weights, zeros), (None, 0), "{method}");
+        }
+    }
+}
+
+#[test]
+fn signs_beside_values_of_their_own_have_no_distance_to_weights() {
+    let context = every_tier().pop().unwrap();
+    let own = quantizer("onebit", "binary:tensor", None, None);
+    let gpt = Gpt::new(&context, config(Some(own)), 3, DType::F32).unwrap();
+    let found = run(&gpt, &mut Masks::default());
+    assert_eq!(found.len(), 4);
+    for (name, layer) in found {
+        assert_eq!((layer.weight_error, layer.grid_distance), (None, None), "{name}");
+        assert!(layer.cosine.is_some_and(|cosine| cosine > 0.0), "{name}: {layer:?}");
+    }
+}
+
+#[test]
 fn fewer_bits_lose_more() {
     let context = every_tier().pop().unwrap();
     let of = |method: &str, weights: &str| {

@@ -6,7 +6,7 @@ mod common;
 use common::{every_tier, quantizer};
 use std::path::Path;
 use walsh::io::{Archive, Container, Metadata};
-use walsh::nn::{Gpt, GptConfig, KvCache};
+use walsh::nn::{Gpt, GptConfig, KvCache, Probe, TrainPass};
 use walsh::optim::StepState;
 use walsh::qat::Quantizer;
 use walsh::train::export::{Exported, ModelInfo, export};
@@ -50,9 +50,12 @@ fn bits(values: &[f32]) -> Vec<u32> {
 fn logits(gpt: &Gpt) -> [Vec<u32>; 3] {
     let context = gpt.parameters().context();
     let vocab = gpt.config().vocab as u32;
-    let tokens: Vec<u32> = (0..2 * BLOCK as u32).map(|i| (i * i + 3) % vocab).collect();
-    let batch = Tensor::from_u32(context, &tokens, &[2, BLOCK]).unwrap();
-    let graph = gpt.logits(&batch, None).unwrap().to_vec().unwrap();
+    let tokens: Vec<u32> = (0..4 * BLOCK as u32).map(|i| (i * i + 3) % vocab).collect();
+    let batch = Tensor::from_u32(context, &tokens, &[4, BLOCK]).unwrap();
+    // Some methods ask for random numbers and for so many tokens where a pass may be differentiated; forward, it rounds to nearest all the same.
+    let state = Tensor::zeros(context, &[16], DType::U32).unwrap();
+    let rounding = Some(TrainPass { state: state.buffer(), seed: 1, micro: 0 });
+    let graph = gpt.probed_logits(&batch, None, Probe { rounding, ..Probe::default() }).unwrap().to_vec().unwrap();
     let plain = context.no_grad(|| gpt.logits(&batch, None)).unwrap().to_vec().unwrap();
     let mut cache = KvCache::new(gpt).unwrap();
     let mut decoded = Vec::new();
@@ -74,7 +77,7 @@ fn read(context: &Context, path: &Path, dtype: DType) -> walsh::Result<Gpt> {
 /// Method, weights, activations, rotation, width; and whether GGUF holds it.
 type Case = (&'static str, &'static str, Option<&'static str>, Option<u32>, usize, bool);
 
-const CASES: [Case; 13] = [
+const CASES: [Case; 19] = [
     ("quest", "int4:row:f32:centred:mse", Some("int4:row:f32:centred:mse"), Some(32), 64, false),
     ("ste", "int4:g32", Some("mxfp4"), None, 32, true),
     ("quest", "int3:row:f32:centred:mse", None, Some(64), 64, false),
@@ -88,6 +91,12 @@ const CASES: [Case; 13] = [
     ("lsq:plus", "int4:tensor:f32:full", Some("int4:tensor:f32:full"), Some(32), 32, false),
     ("ste", "int3:asym", None, None, 96, false),
     ("ptq", "int4:g32:full:signed:exact:half-up", Some("int8:row"), None, 64, true),
+    ("onebit", "binary:tensor", None, None, 32, false),
+    ("bitnet", "ternary", Some("int8:row:f32"), None, 64, false),
+    ("quartet", "mxfp4:mse", Some("mxfp4:mse"), Some(32), 32, false),
+    ("lsq", "int3:tensor:f32:centred", None, None, 32, false),
+    ("learned", "int8:tensor:f32:full", Some("int8:tensor:f32:full"), None, 32, false),
+    ("bwn", "binary", None, None, 32, false),
 ];
 
 #[test]

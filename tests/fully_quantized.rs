@@ -315,7 +315,7 @@ fn the_last_blocks_stay_in_full_precision() {
     ] {
         assert_eq!(quantizer(method, &[32]).dense_blocks(blocks), dense, "{method} of {blocks}");
     }
-    // All blocks dense is the same as no method at all; one of two is not.
+    // One of two blocks in full precision is neither all of them nor none.
     let context = best();
     let logits = |quantizer: Option<Quantizer>| {
         let config = GptConfig { quantizer, dropout: 0.0, ..config("nvfp4") };
@@ -328,10 +328,44 @@ fn the_last_blocks_stay_in_full_precision() {
         trained
     };
     let none = logits(None);
-    assert_eq!(logits(Some(quantizer("nvfp4:dense=2", &[32]))), none);
     let one = logits(Some(quantizer("nvfp4:dense=1", &[32])));
     assert_ne!(one, none);
     assert_ne!(logits(Some(quantizer("nvfp4:dense=0", &[32]))), one);
+}
+
+#[test]
+fn a_model_without_a_quantized_block_is_refused_by_name() {
+    let context = best();
+    for (method, layers) in [("nvfp4", 1), ("nvfp4:dense=1", 1), ("nvfp4:dense=2", 2), ("nvfp4:dense=9", 2)] {
+        let config = GptConfig { layers, quantizer: Some(quantizer(method, &[32])), ..config("nvfp4") };
+        let expected = format!(
+            "--method {method}: expected nvfp4:dense=N with N below --layers ({layers}), as in nvfp4:dense=0, \
+             found every block in full precision"
+        );
+        assert_eq!(config.validate().unwrap_err().to_string(), expected);
+        let error = walsh::nn::Gpt::new(&context, config, 4, DType::F32).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+    }
+    for (method, layers) in [("nvfp4", 2), ("nvfp4:dense=0", 1), ("nvfp4:dense=1", 2), ("quartet", 1)] {
+        let quantizer = Some(quantizer(method, &[32]));
+        GptConfig { layers, quantizer, ..config("nvfp4") }.validate().unwrap();
+    }
+}
+
+#[test]
+fn bits_per_weight_count_the_blocks_in_full_precision() {
+    let bits = |method: &str, layers: usize, dense: f64| {
+        GptConfig { layers, quantizer: Some(quantizer(method, &[32])), ..config("nvfp4") }.bits_per_weight(dense)
+    };
+    // Codes of 4 bits, and 8 bits of a scale to 16 of them.
+    assert_eq!(bits("nvfp4:dense=0", 1, 32.0), 4.5);
+    assert_eq!(bits("nvfp4:dense=0", 2, 16.0), 4.5);
+    assert_eq!(bits("nvfp4", 2, 32.0), 18.25);
+    assert_eq!(bits("nvfp4", 2, 16.0), 10.25);
+    assert_eq!(bits("nvfp4:dense=3", 4, 32.0), (4.5 + 3.0 * 32.0) / 4.0);
+    // One that is refused is dense altogether.
+    assert_eq!(bits("nvfp4", 1, 32.0), 32.0);
+    assert_eq!(GptConfig { quantizer: None, ..config("nvfp4") }.bits_per_weight(16.0), 16.0);
 }
 
 #[test]

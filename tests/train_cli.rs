@@ -214,6 +214,12 @@ fn methods_that_quantize_gradients_bring_their_formats() {
             "a multiple of 32 tokens beside --method quartet, found 48",
         ),
         (["4", "16"], ["--method", "nvfp4", "--hadamard", "32"], "--hadamard: expected off beside --method nvfp4"),
+        // Of one layer.
+        (
+            ["4", "16"],
+            ["--method", "nvfp4", "--optimizer", "cage"],
+            "--method nvfp4: expected nvfp4:dense=N with N below",
+        ),
     ] {
         let said = code(&train("refused", shape, &flags), 2);
         assert!(said.contains(message), "{flags:?}: {said}");

@@ -89,8 +89,13 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn read(path: &Path) -> Result<Sweep> {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.into(), action: "read", source })?;
+    let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.into(), action: "read", source })?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        let byte = e.as_bytes().get(at).copied().unwrap_or_default();
+        let (expected, got) = ("UTF-8 text", format!("the byte 0x{byte:02x} at offset {at}, which is not"));
+        Error::File { path: path.into(), expected: expected.to_owned(), got }
+    })?;
     toml::from_str(&text).map_err(|e| {
         let line = e.span().map_or(0, |span| text.as_bytes()[..span.start].iter().filter(|b| **b == b'\n').count());
         let (expected, got) =

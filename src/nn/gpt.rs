@@ -71,6 +71,7 @@ impl GptConfig {
         }
         if let Some(quantizer) = &self.quantizer {
             quantizer.validate(&self.widths())?;
+            quantizer.validate_blocks(self.layers)?;
             // One that was read may ask for what its method refuses, and would train on wrong gradients.
             let Quantizer { method, weights, activations, hadamard } = *quantizer;
             Quantizer::new(method, weights, activations, hadamard)?;
@@ -99,18 +100,21 @@ impl GptConfig {
         self.projections().map(|[_, k]| k).to_vec()
     }
 
-    /// Bits that a weight of the blocks' linear layers takes in its format, scales included, on average over those that are quantized;
-    /// `None` where they are dense.
+    /// Bits that a weight of the blocks' linear layers takes on average: in its format, scales included, or `dense` bits where nothing quantizes
+    /// it, as in the blocks that a method leaves in full precision.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
-    pub fn bits_per_weight(&self) -> Option<f64> {
-        let format = self.quantizer?.weights;
+    pub fn bits_per_weight(&self, dense: f64) -> f64 {
+        let Some(quantizer) = self.quantizer else { return dense };
         let shapes = self.projections();
         let weights: usize = shapes.iter().map(|[n, k]| n * k).sum();
         let values = if self.layer() == Layer::Valued { 32.0 } else { 0.0 };
-        let bits = |&[n, k]: &[usize; 2]| format.bits_per_element(n, k) * (n * k) as f64 + values * (n + k) as f64;
+        let bits =
+            |&[n, k]: &[usize; 2]| quantizer.weights.bits_per_element(n, k) * (n * k) as f64 + values * (n + k) as f64;
         let bits: f64 = shapes.iter().map(bits).sum();
-        Some(bits / weights as f64)
+        // Blocks are of one size.
+        let share = quantizer.dense_blocks(self.layers) as f64 / self.layers.max(1) as f64;
+        share * dense + (1.0 - share) * bits / weights as f64
     }
 
     fn layer(&self) -> Layer {

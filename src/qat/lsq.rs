@@ -3,6 +3,10 @@
 //! LSQ (Esser et al., arXiv 1902.08153), LSQ+ (Bhalgat et al., arXiv 2004.09576), and the layer of tutorials that rounds, clamps and has
 //! one learnable scale. The scale is the magnitude of the parameter, so that a step through zero mirrors nothing. Weight decay leaves the
 //! parameters alone, since they have one dimension.
+//!
+//! Beside the codes, the backward pass has the values that were quantized: where a value lies within its step is what the gradient of the scale
+//! is made of, and codes have lost it. A layer whose inputs have a learned scale therefore keeps its input, rotated where there is a rotation, as one
+//! in full precision does, and its codes on top. Of the weight it takes what the optimizer has anyway, or a rotated copy.
 
 use super::{Asked, Coding, Operand, Rule, pass_back};
 use crate::autograd::{Gradients, Target};

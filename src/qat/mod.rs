@@ -3,8 +3,8 @@
 //! A [`Method`] is one file here. It says which formats it takes, which of them a bare name means, whether operands are rotated, and, for
 //! each operand, its [`Coding`]; [`crate::op::linear`] asks for the codings and knows no method, and kernels know neither.
 //!
-//! Weights stay f32 in the optimizer and are quantized at every forward pass. Products multiply codes; what is kept for the backward pass is
-//! codes, scales and a bit per element.
+//! Weights stay f32 in the optimizer and are quantized at every forward pass. Products multiply codes; what is kept of inputs for the backward pass
+//! is codes, scales and a bit per element. Where scales are learned, it is the input itself as well ([`Lsq`]).
 
 mod backward;
 mod binaryconnect;
@@ -128,6 +128,11 @@ trait Rule {
         true
     }
 
+    /// Whether quantized weights approximate the weights.
+    fn approximates_weights(&self) -> bool {
+        true
+    }
+
     /// How scales are learned, if they are.
     fn learned(&self) -> Option<Lsq> {
         None
@@ -204,6 +209,20 @@ impl Method {
     #[must_use]
     pub fn trains_quantized(&self) -> bool {
         self.rule().is_some_and(Rule::trains_quantized)
+    }
+
+    /// Whether quantized weights approximate those behind them, so that the distance between them means something: not those of
+    /// [`Method::OneBit`], signs of size 1 for weights of whatever size, whose sizes are in values of their own.
+    #[must_use]
+    pub fn approximates_weights(&self) -> bool {
+        self.rule().is_some_and(Rule::approximates_weights)
+    }
+
+    /// Whether training may pull weights toward the grid ([`crate::optim::Correction`]): it multiplies what is on the grid, and that approximates
+    /// the weights.
+    #[must_use]
+    pub fn takes_correction(&self) -> bool {
+        self.trains_quantized() && self.approximates_weights()
     }
 
     /// How it learns from a teacher, if it does.
@@ -523,6 +542,18 @@ impl Quantizer {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Checks that of so many blocks of layers one at least is quantized.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the flags, with what is possible instead.
+    pub fn validate_blocks(&self, blocks: usize) -> Result<()> {
+        if self.dense_blocks(blocks) < blocks {
+            return Ok(());
+        }
+        let expected = format!("nvfp4:dense=N with N below --layers ({blocks}), as in nvfp4:dense=0");
+        Err(Error::invalid(format!("--method {}", self.method), expected, "every block in full precision"))
     }
 
     /// How weights are quantized.

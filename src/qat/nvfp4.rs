@@ -10,8 +10,8 @@ use std::fmt;
 /// The recipe.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Nvfp4 {
-    /// How many of the last blocks stay in full precision. By default 15 % of them, rounded, and one at least: the share in the paper,
-    /// where it is the first two and the last eight of 62 blocks.
+    /// How many of the last blocks stay in full precision, fewer than there are. By default 15 % of them, rounded, and one at least: the
+    /// share in the paper, where it is the first two and the last eight of 62 blocks.
     pub dense: Option<u32>,
 }
 

@@ -73,6 +73,11 @@ impl Rule for OneBit {
         Layer::Valued
     }
 
+    fn approximates_weights(&self) -> bool {
+        // What is behind the signs is a hundredth of them at first.
+        false
+    }
+
     fn distillation(&self) -> Option<Distillation> {
         Some(Distillation { hidden: self.hidden })
     }

@@ -288,7 +288,7 @@ fn row(records: &[&Record]) -> Option<Row> {
         best_val_loss_spread: losses(&best).and_then(|losses| spread(&losses)),
         gap_to_full: None,
         gap_to_floor: loss.zip(floor).map(|(loss, floor)| loss - floor),
-        bits_per_weight: config.gpt(info.vocab.len()).bits_per_weight().unwrap_or(dense),
+        bits_per_weight: config.gpt(info.vocab.len()).bits_per_weight(dense),
         ms_per_step: median(best.iter().filter_map(|record| record.ms_per_step)),
         peak_gpu_bytes: best.iter().filter_map(|record| record.peak_gpu_bytes).max(),
         curve: mean_curve(&best),

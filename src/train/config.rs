@@ -405,6 +405,14 @@ impl TrainConfig {
             let methods = format!("adamw beside --method {}, which trains in full precision", self.method);
             return Err(Error::invalid("--optimizer", methods, self.optimizer.to_string()));
         }
+        if !self.method.takes_correction() {
+            let expected = format!(
+                "adamw beside --method {}, whose signs of size 1 are no grid for the weights behind them (other binary methods, as \
+                 bwn, take a correction)",
+                self.method
+            );
+            return Err(Error::invalid("--optimizer", expected, self.optimizer.to_string()));
+        }
         if !correction.is_stable(self.lr) {
             let expected = format!(
                 "lambda below 1 / --lr = {}, as lr * lambda of the distance to the grid is taken in a step, or cage:coupled",
@@ -883,8 +891,7 @@ mod tests {
             ..Overrides::default()
         };
         let message = |o: Overrides| o.fresh(Preset::Nano).unwrap_err().to_string();
-        for method in ["none", "ptq"] {
-            let weights = if method == "none" { "dense" } else { "int4" };
+        for (method, weights) in [("none", "dense"), ("ptq", "int4"), ("onebit", "binary:tensor")] {
             for optimizer in ["cage", "feedback"] {
                 let got = message(asked(method, weights, optimizer, 1e-3));
                 let start = format!("--optimizer: expected adamw beside --method {method}, ");
@@ -894,6 +901,10 @@ mod tests {
         }
         let got = message(asked("ste", "int4", "cage:lambda=40", 0.025));
         assert!(got.starts_with("--optimizer: expected lambda below 1 / --lr = 40, "), "{got}");
+        // What is on these grids approximates the weights.
+        for (method, weights) in [("binaryconnect", "binary:tensor"), ("bwn", "binary"), ("bitnet", "ternary")] {
+            asked(method, weights, "cage", 1e-3).fresh(Preset::Nano).unwrap();
+        }
         for optimizer in ["cage:lambda=39", "feedback:lambda=39", "cage:lambda=40:coupled"] {
             asked("ste", "int4", optimizer, 0.025).fresh(Preset::Nano).unwrap();
         }

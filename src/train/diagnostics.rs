@@ -2,6 +2,7 @@
 
 use crate::kernel::mask;
 use crate::kernel::packed::Packed;
+use crate::kernel::sign_gradient::Factor;
 use crate::nn::{Gpt, Probe, ProbedInput, TrainPass};
 use crate::op::LossOptions;
 use crate::qat::{self, Coding, Encoded, Lsq, rotate};
@@ -14,13 +15,14 @@ use std::collections::{BTreeMap, HashMap};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LayerDiagnostics {
-    /// `|W - Q(W)|^2 / |W|^2`, both after the rotation where there is one (which changes neither norm).
+    /// `|W - Q(W)|^2 / |W|^2`, both after the rotation where there is one (which changes neither norm); none where quantized weights do not
+    /// approximate them ([`crate::qat::Method::approximates_weights`]), as OneBit's signs beside values of their own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight_error: Option<f64>,
     /// The same of the layer's inputs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub input_error: Option<f64>,
-    /// `|W - Q(W)| / |W|`, the distance to the grid.
+    /// `|W - Q(W)| / |W|`, the distance to the grid; none likewise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grid_distance: Option<f64>,
     /// Share of the weights that get no gradient; none where the method masks nothing.
@@ -134,6 +136,12 @@ fn loss(
     if let Some(read) = mask {
         words = bytemuck::pod_collect_to_vec(&read.wait()?);
     }
+    // Not by a mask that the kernel wrote, but by the weight itself: [`crate::kernel::sign_gradient`]. A NaN gets no gradient either. Its other
+    // factors let something of every gradient through.
+    if coding.factor == Some(Factor::Clip) {
+        let word = |values: &[f32]| values.iter().rev().fold(0, |word, w| word << 1 | u32::from(w.abs() <= 1.0));
+        words = x.chunks_exact(cols).flat_map(|row| row.chunks(32).map(word)).collect();
+    }
     let mask = (!words.is_empty()).then_some(Mask { words, cols });
     #[expect(clippy::cast_precision_loss, reason = "a share for people")]
     let saturated = matrix.largest_scales().and_then(|[all, largest]| finite(largest as f64 / all as f64));
@@ -233,6 +241,7 @@ pub fn diagnose(
         let Loss { error, mask, saturated } =
             loss(weight, None, &quantizer.weight_coding(), quantizer.learned(), scales)?;
         let layer = found.entry(index).or_default();
+        let error = error.filter(|_| quantizer.method.approximates_weights());
         (layer.weight_error, layer.grid_distance) = (error, error.map(f64::sqrt));
         layer.saturated_weights = saturated;
         if let Some(mask) = mask {

@@ -61,7 +61,8 @@ pub fn loss_curve(path: &Path, title: &str, records: &[Record], floor: Option<f6
 }
 
 /// Draws the diagnostics of `records` over the steps into the SVG file `path`: the layers' distances to the grid, and below the cosines of their
-/// gradients with those of full precision. A line for each layer, or of more than eight the mean, the least and the greatest.
+/// gradients with those of full precision; the former only where there are any. A line for each layer, or of more than eight the mean, the
+/// least and the greatest.
 ///
 /// # Errors
 /// [`Error::Io`] if it cannot be written.
@@ -69,10 +70,16 @@ pub fn diagnostics(path: &Path, title: &str, records: &[Record]) -> Result<()> {
     type Value = fn(&LayerDiagnostics) -> Option<f64>;
     let panels: [(&str, Value); 2] =
         [("distance to the grid |W - Q(W)| / |W|", |l| l.grid_distance), ("cosine with full precision", |l| l.cosine)];
-    drawing(path, (SIZE.0, 2 * SIZE.1), |area| {
-        let (above, below) = area.split_vertically(SIZE.1);
-        for (area, (what, value)) in [above, below].iter().zip(panels) {
-            curves(area, title, what, &layers(records, value), None, Key::Beside)?;
+    let panels = panels.map(|(what, value)| (what, layers(records, value)));
+    let panels = match &panels {
+        // Quantized weights that do not approximate the weights have no distance to them.
+        [(_, distances), cosines] if distances.is_empty() && !cosines.1.is_empty() => &panels[1..],
+        _ => &panels[..],
+    };
+    let height = u32::try_from(panels.len()).unwrap_or(1) * SIZE.1;
+    drawing(path, (SIZE.0, height), |area| {
+        for (area, (what, lines)) in area.split_evenly((panels.len(), 1)).iter().zip(panels) {
+            curves(area, title, what, lines, None, Key::Beside)?;
         }
         Ok(())
     })
@@ -355,6 +362,14 @@ mod tests {
             }
             assert_eq!(svg.matches("<circle").count(), 2 * 2 * lines, "two points of each in both panels");
         }
+        // Layers without a distance have one panel.
+        let layer = LayerDiagnostics { cosine: Some(0.5), ..Default::default() };
+        let record =
+            |step: u64| Record { step, diagnostics: Some([("h".to_owned(), layer)].into()), ..Record::default() };
+        diagnostics(&path, "title", &[record(1), record(5)]).unwrap();
+        let svg = std::fs::read_to_string(&path).unwrap();
+        assert!(!svg.contains("distance to the grid") && svg.contains("cosine with full precision"), "{svg}");
+        assert_eq!(svg.matches("<circle").count(), 2);
     }
 
     #[test]

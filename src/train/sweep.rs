@@ -208,9 +208,13 @@ impl Sweep {
             })?;
         }
         let adamw = [Optimizer::AdamW];
-        let trained = methods.iter().any(Method::trains_quantized);
-        if let Some(optimizer) = self.optimizers.iter().find(|o| **o != Optimizer::AdamW).filter(|_| !trained) {
-            let expected = "adamw where no --methods train with quantized operands";
+        let corrected = methods.iter().any(Method::takes_correction);
+        if let Some(optimizer) = self.optimizers.iter().find(|o| **o != Optimizer::AdamW).filter(|_| !corrected) {
+            let expected = if methods.iter().any(Method::trains_quantized) {
+                "adamw where the signs of --methods are no grid for the weights behind them"
+            } else {
+                "adamw where no --methods train with quantized operands"
+            };
             return Err(Error::invalid("--optimizers", expected, optimizer.to_string()));
         }
         let mut variants = Vec::new();
@@ -219,7 +223,7 @@ impl Sweep {
                 variants.push(full.clone());
                 continue;
             }
-            let optimizers = if method.trains_quantized() { &self.optimizers[..] } else { &adamw };
+            let optimizers = if method.takes_correction() { &self.optimizers[..] } else { &adamw };
             for hadamard in choices(&self.hadamard) {
                 for activations in choices(&self.activations) {
                     for weights in choices(&self.weights) {
@@ -362,7 +366,8 @@ mod tests {
     fn optimizers_multiply_what_trains_quantized() {
         let optimizers = vec![Optimizer::AdamW, "cage:lambda=5".parse().unwrap()];
         let methods = ["none", "ptq", "quest"].map(|name| name.parse().unwrap()).to_vec();
-        let sweep = Sweep { methods, weights: formats(&["int4"]), optimizers, steps: vec![9], ..Sweep::default() };
+        let weights = formats(&["int4"]);
+        let sweep = Sweep { methods, weights, optimizers: optimizers.clone(), steps: vec![9], ..Sweep::default() };
         let quest = "quest,weights=int4.row.f32.centred.mse,hadamard=64";
         let end = "lr=0.004,steps=9,seed=1337";
         let expected = [
@@ -372,6 +377,13 @@ mod tests {
             format!("{quest},optimizer=cage.lambda=5,{end}"),
         ];
         assert_eq!(names(&sweep), expected);
+        // Signs of size 1 are no grid for what is behind them.
+        let methods = ["onebit", "bwn"].map(|name| name.parse().unwrap()).to_vec();
+        let sweep = Sweep { methods, optimizers, steps: vec![9], ..Sweep::default() };
+        let bwn = "bwn,weights=binary";
+        let cage = format!("{bwn},optimizer=cage.lambda=5");
+        let own = ["none", "onebit,weights=binary.tensor", bwn, &cage];
+        assert_eq!(names(&sweep), own.map(|row| format!("{row},{end}")));
         let row = |method: &str, optimizer: Option<&str>| Combination {
             method: Some(method.parse().unwrap()),
             weights: formats(&["int4"]).pop(),
@@ -409,6 +421,9 @@ mod tests {
         refused(Sweep { optimizers: optimizers.clone(), ..base() }, "--optimizers: expected adamw where no --methods");
         let sweep = Sweep { methods: ptq, weights: int4.clone(), optimizers: optimizers.clone(), ..base() };
         refused(sweep, "--optimizers: expected adamw where no --methods train with quantized operands, found cage");
+        let methods = vec!["onebit".parse().unwrap()];
+        let sweep = Sweep { methods, optimizers: optimizers.clone(), ..base() };
+        refused(sweep, "--optimizers: expected adamw where the signs of --methods are no grid for the weights behind");
         let sweep = Sweep { weights: int4, optimizers, lr: vec![0.1], ..base() };
         refused(sweep, "--optimizer: expected lambda below 1 / --lr = 10");
         let run = vec![Combination { optimizer: Some(cage), ..Combination::default() }];
