@@ -96,7 +96,7 @@ fn products_take_any_shape_and_have_both_rates() {
 #[test]
 fn transforms_and_quantization_take_a_shape_and_any_format_with_options() {
     let found = |flags: &[&str]| {
-        let (out, _) = text(&bench(&[flags, &["--json", "--seconds", "2"]].concat()), 0);
+        let (out, _) = text(&bench(&[flags, &["--json", "--seconds", "60"]].concat()), 0);
         let found = rows(&out).into_iter().map(|row| {
             format!("{} {} {} {} {}", row["kernel"], row["format"], row["m"], row["n"], row["k"]).replace('"', "")
         });
