@@ -261,14 +261,10 @@ fn row(records: &[&Record]) -> Option<Row> {
     let shared = rates.iter().map(|group| seeds(group)).reduce(|a, b| &a & &b).unwrap_or_default();
     // A rate at which some run diverged counts for nothing where there is another.
     let order = |group: &[&Record]| {
-        let all = losses(group)?;
-        let own: Vec<f64> = (group.iter().zip(&all))
-            .filter(|(record, _)| shared.is_empty() || shared.contains(&record.info.config.seed))
-            .map(|(_, loss)| *loss)
-            .collect();
-        mean(&own)
+        let counts = |record: &&&Record| shared.is_empty() || shared.contains(&record.info.config.seed);
+        let own: Vec<&Record> = group.iter().filter(counts).copied().collect();
+        losses(group).and_then(|_| mean(&losses(&own)?)).unwrap_or(f64::INFINITY)
     };
-    let order = |group: &[&Record]| order(group).unwrap_or(f64::INFINITY);
     let best = rates.into_iter().min_by(|a, b| order(a).total_cmp(&order(b)))?;
     let loss = losses(&best).and_then(|losses| mean(&losses));
     let info = &best.first()?.info;
