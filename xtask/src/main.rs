@@ -163,7 +163,7 @@ impl Counts {
 /// Checks what only nightly runs. A workspace of its own, it has this one's dependencies and shares what was built of them.
 fn fuzz_targets() -> Result {
     if Command::new("c++").arg("--version").output().is_err() {
-        println!("skipped: libFuzzer is C++, and there is no compiler `c++`");
+        println!("not checked: libFuzzer is C++, and there is no compiler `c++`");
         return Ok(());
     }
     let mut command = cargo();
