@@ -214,9 +214,25 @@ fn unpacked_operands_agree_with_float64() {
             if form == Form::Nt {
                 let a = Left::Packed(quantized(parsed("int4:row:f32"), [dims[0], dims[2]], 5, false));
                 compare(&ctx, Choice::Unpacked, form, &a, &b, DType::F32, dims);
-                let few = [1 + i % 8, dims[1], dims[2]];
-                let a = Left::Packed(quantized(parsed("int4:row:f32"), [few[0], few[2]], 6, false));
-                compare(&ctx, Choice::UnpackedVector, form, &a, &b, DType::F32, few);
+            }
+        }
+    }
+}
+
+#[test]
+fn few_unpacked_rows_agree_with_float64() {
+    for ctx in every_tier() {
+        let skipped = if cpu(&ctx) && ctx.tier() == Tier::Baseline { 8 } else { 1 };
+        for (i, format) in Format::all().into_iter().enumerate().step_by(skipped) {
+            let [_, n, k] = SIZES[i % SIZES.len()];
+            let b = quantized(format, [n, k], i as u64, true);
+            for m in [1, 1 + i % 8] {
+                let a = Left::Packed(quantized(parsed("int4:row:f32"), [m, k], 6, false));
+                compare(&ctx, Choice::UnpackedVector, Form::Nt, &a, &b, DType::F32, [m, n, k]);
+                if ctx.capabilities().f16 && i % 6 == 0 {
+                    let b = quantized(format, [n, k], i as u64, false);
+                    compare(&ctx, Choice::UnpackedVector, Form::Nt, &a, &b, DType::F16, [m, n, k]);
+                }
             }
         }
     }
@@ -613,10 +629,12 @@ fn the_chosen_kernel_fits_the_device() {
                 _ => [SMALL, Choice::Integer(Shape::Small), Choice::Binary(Shape::Small), SMALL],
             }
         );
-        // A CPU unpacks few rows alone, and counts bits where there are many to count.
-        let (few, long) = (of("int4", 8, k), of("binary", 16, 1024));
+        // One row is unpacked alone; a CPU does so with a few, and counts bits where there are many to count.
+        let (one, few, long) = (of("int4", 1, k), of("int4", 8, k), of("binary", 16, 1024));
+        let row = choose(&ctx, &plain(Form::Nt, [1, n, k], Operand::Packed(&one), &int, &out));
         let rows = choose(&ctx, &plain(Form::Nt, [8, n, k], Operand::Packed(&few), &int, &out));
         let bits = choose(&ctx, &plain(Form::Nt, [16, 16, 1024], Operand::Packed(&long), &long, &out));
+        assert_eq!(row, Choice::UnpackedVector);
         assert_eq!(rows == Choice::UnpackedVector, cpu(&ctx), "{rows:?}");
         assert_eq!(bits == Choice::Binary(Shape::Small), ctx.tier() != Tier::Coop, "{bits:?}");
         // It computes, too: a row of the identity picks a column of b.
@@ -648,7 +666,7 @@ fn a_kernel_says_what_it_cannot_do() {
         (Choice::Binary(Shape::Small), Operand::Packed(&wide), &wide, "signs"),
         (Choice::Binary(Shape::Small), Operand::Packed(&short), &short, "groups of 128"),
         (Choice::Tiled { shape: Shape::Tall, splits: 1 }, Operand::Dense(dense.buffer()), &wide, "tall"),
-        (Choice::UnpackedVector, Operand::Dense(dense.buffer()), &wide, if cpu(ctx) { "is quantized" } else { "CPU" }),
+        (Choice::UnpackedVector, Operand::Dense(dense.buffer()), &wide, "is quantized"),
     ] {
         let spec = plain(Form::Nt, [2, 2, 40000], a, b, &out);
         let error = packed_matmul_with(ctx, &spec, choice).unwrap_err();

@@ -52,12 +52,16 @@ fn ragged_sizes_agree_with_float64() {
 }
 
 #[test]
-fn f16_activations_are_exact_inputs() {
+fn f16_activations_are_exact_inputs_and_results_are_rounded() {
     for ctx in every_tier().into_iter().filter(|c| precisions(c).len() > 1) {
         for text in ["int4:g32", "nf4", "mxfp4", "int3"] {
             let matrix = hard(text.parse().unwrap(), 10, 160, 5);
             for (m, out) in [(1, DType::F32), (1, DType::F16), (4, DType::F16)] {
                 compare(&ctx, packed_vector::dispatch, &Problem { out, ..Problem::new(m, &matrix, DType::F16) });
+            }
+            for m in [1, 4] {
+                let out = DType::F16;
+                compare(&ctx, packed_vector::dispatch, &Problem { out, ..Problem::new(m, &matrix, DType::F32) });
             }
         }
     }

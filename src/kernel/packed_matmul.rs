@@ -104,7 +104,8 @@ const SKINNY_ROWS: usize = 32;
 /// | any | dense with quantized | Nt, m = 1, no dropout | vector |
 /// | coop tier | f16 with quantized | Nt, m <= 32, no dropout | skinny |
 /// | any | dense with quantized | Nt, m <= 8, no dropout | vector |
-/// | CPU | quantized, both; f32 out | Nt, m <= 8, no dropout | vector, after `a` is unpacked |
+/// | any | quantized, both | Nt, m = 1, no dropout | vector, after `a` is unpacked |
+/// | CPU | quantized, both | Nt, m <= 8, no dropout | vector, after `a` is unpacked |
 /// | CPU | signs, both | Nt, k >= 1024, groups of at least 128 | binary |
 /// | CPU | all f32 or quantized | k > 0 | unpacked |
 /// | any but CPU | f32 with quantized | Nt, m <= 64, no dropout | vector |
@@ -118,6 +119,8 @@ const SKINNY_ROWS: usize = 32;
 /// product serves all formats. Coop wants parts of K of 1024 at least. Binary and integer tiles are small by the same rule. K is cut as
 /// [`matmul::choose`] does, only without bias, epilogue and mask. The choice depends on nothing but this, so that a program gives the same
 /// bits every time.
+///
+/// One row is unpacked on GPUs too: its product is bound by reading `b` once, which tiles, of 64 rows at least, do slowly.
 #[must_use]
 pub fn choose(context: &Context, spec: &PackedMatmul<'_>) -> Choice {
     let PackedMatmul { m, n, k, .. } = *spec;
@@ -132,7 +135,7 @@ pub fn choose(context: &Context, spec: &PackedMatmul<'_>) -> Choice {
         (m == 1, Choice::Vector),
         (m <= SKINNY_ROWS, Choice::Skinny),
         (m <= matmul::VECTOR_ROWS, Choice::Vector),
-        (true, Choice::UnpackedVector),
+        (m == 1 || context.capabilities().is_cpu(), Choice::UnpackedVector),
         (context.capabilities().is_cpu() && k >= BINARY_K, Choice::Binary(whole)),
         (true, Choice::Unpacked),
         (!context.capabilities().is_cpu() && !f16, Choice::Vector),
@@ -195,9 +198,7 @@ impl Choice {
                 }
             }
             Self::UnpackedVector => match spec.a {
-                _ if !context.capabilities().is_cpu() => Err("it is written for adapters that run shaders on a CPU"),
                 Operand::Dense(_) => Err("its left operand is quantized"),
-                _ if spec.out.dtype() != DType::F32 => Err("it unpacks to f32"),
                 _ if spec.k == 0 => Err("it needs k > 0"),
                 _ if spec.m > matmul::VECTOR_ROWS => Err("it takes at most 8 rows"),
                 // Whatever is dense stands for what `a` will be.

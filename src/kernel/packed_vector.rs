@@ -321,8 +321,9 @@ fn variants(classes: &[Class]) -> Vec<Defines> {
     all
 }
 
-/// Element types of `a` and `out`.
-const TYPES: [[DType; 2]; 3] = [[DType::F32, DType::F32], [DType::F16, DType::F32], [DType::F16, DType::F16]];
+/// Element types of `a` and `out`: all pairs, f32 before f16 for what was unpacked.
+const TYPES: [[DType; 2]; 4] =
+    [[DType::F32, DType::F32], [DType::F32, DType::F16], [DType::F16, DType::F32], [DType::F16, DType::F16]];
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -387,9 +388,8 @@ pub(crate) fn check<'a>(spec: &PackedMatmul<'a>) -> Result<&'a Buffer> {
         Ok(())
     };
     at_least("a", a, elements(&[m, k])?, &[DType::F32, DType::F16])?;
-    let outs: &[DType] = if a.dtype() == DType::F32 { &[DType::F32] } else { &[DType::F32, DType::F16] };
     let of_out = elements(&[m, n])?;
-    at_least("out", spec.out, of_out, outs)?;
+    at_least("out", spec.out, of_out, &[DType::F32, DType::F16])?;
     if let Some(bias) = spec.bias {
         at_least("bias", bias, n, &[DType::F32])?;
     }
