@@ -107,6 +107,13 @@ fn transforms_and_quantization_take_a_shape_and_any_format_with_options() {
     let both = found(&["--format", "nf4:dq", "--format", "int3:asym:g32", "--shape", "5x70"]);
     let (nf4, int3) = ("nf4:dq", "int3:g32:asym");
     assert_eq!(both, [nf4, int3].map(|f| [format!("quantize {f} 5 70 0"), format!("dequantize {f} 5 70 0")]).concat());
+    // What is spelled with options is that format alone, whatever others its spelling is a part of or stands for.
+    let alone = found(&["--format", "int4:row", "--format", "int4:g128:f16", "--shape", "5x70"]);
+    let of = |f: &str| [format!("quantize {f} 5 70 0"), format!("dequantize {f} 5 70 0")];
+    assert_eq!(alone, [of("int4"), of("int4:row")].concat());
+    let quest = "int4:row:f32:centred:mse";
+    let back = found(&["--kernel", "packed_nn", "--format", quest, "--shape", "2x9x64"]);
+    assert!(!back.is_empty() && back.iter().all(|p| *p == format!("packed_nn {quest} 2 9 64")), "{back:?}");
     let products = found(&["--kernel", "packed_nt", "--format", "int4:asym", "--shape", "2x9x64"]);
     assert!(!products.is_empty() && products.iter().all(|p| p == "packed_nt int4:asym 2 9 64"), "{products:?}");
     // A model's shapes, too.

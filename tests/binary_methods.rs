@@ -235,7 +235,13 @@ fn what_makes_no_sense_is_refused_by_flag() {
         ("bwn", "dense", "", "", "--weights: expected binary beside --method bwn"),
         ("bwn", "binary:g64", "", "", "--weights: expected binary beside --method bwn"),
         ("bwn", "", "int8", "", "--activations: expected dense beside --method bwn"),
-        ("bwn", "", "", "16", "--hadamard: expected off beside --method bwn"),
+        (
+            "bwn",
+            "",
+            "",
+            "16",
+            "--hadamard: expected off beside --method bwn, whose signs are those of the weights themselves, found 16",
+        ),
         ("binaryconnect", "binary", "", "", "--weights: expected binary:tensor beside --method binaryconnect"),
         (
             "onebit",

@@ -37,7 +37,24 @@ fn every_code_decodes_to_its_value() {
             // Exact levels times exact scales: one rounding; double quantization has one in the scale, of terms that may cancel.
             let exact = matches!(format.store(), Store::E8M0(_))
                 || matches!(format.grid(), Grid::Int { .. }) && format.bits() == 2;
-            for (i, (got, want)) in out.to_vec().unwrap().into_iter().zip(matrix.dequantize()).enumerate() {
+            let values = out.to_vec().unwrap();
+            if context.capabilities().f16 {
+                // The same values, rounded once more; below 2^-14 to a multiple of 2^-24, or to zero where subnormals are cut off.
+                let half = Tensor::zeros(&context, &[rows, cols], DType::F16).unwrap();
+                dequantize(&context, &packed, half.buffer()).unwrap();
+                for (i, (got, want)) in half.to_vec().unwrap().into_iter().zip(&values).enumerate() {
+                    let magnitude = want.abs();
+                    let slack =
+                        if magnitude < 2f32.powi(-14) { magnitude + 2f32.powi(-25) } else { magnitude / 2048.0 };
+                    let fits = match magnitude {
+                        m if m.is_nan() => got.is_nan(),
+                        65504.0.. => got.abs() >= 65504.0 && got.signum() == want.signum(),
+                        _ => (got - want).abs() <= slack,
+                    };
+                    assert!(fits, "{format}: element {i} is {got} in f16, {want} in f32");
+                }
+            }
+            for (i, (got, want)) in values.into_iter().zip(matrix.dequantize()).enumerate() {
                 let slack = match format.store() {
                     Store::Double => {
                         4.0 * U32 * (want.abs() + f64::from(matrix.header(walsh::format::Header::Offset)).abs())

@@ -305,10 +305,13 @@ fn checkpoints_settings_and_configurations_are_not_written_over() {
         quantize(output, "walsh", &["OUTPUT: expected", "no checkpoint of walsh", output]);
         refused(dir, &["dequantize", "g/model", output], &["OUTPUT: expected", "no checkpoint of walsh"]);
     }
-    for output in ["run/run.json", "g/run.json"] {
-        quantize(output, "walsh", &["OUTPUT: expected", "not the settings of a run", output]);
-        refused(dir, &["dequantize", "g/model", output], &["OUTPUT: expected", "not the settings of a run"]);
-        refused(dir, &["export", "run", output], &["OUTPUT: expected", "not the settings of a run"]);
+    std::fs::write(dir.join("compare.jsonl"), "{\"name\":\"none\",\"info\":{}}\n{\"name\":\"ste\",\"info\":{}}\n")
+        .unwrap();
+    for output in ["run/run.json", "g/run.json", "run/metrics.jsonl", "compare.jsonl"] {
+        let what = "not of a run or a comparison";
+        quantize(output, "walsh", &["OUTPUT: expected", what, output]);
+        refused(dir, &["dequantize", "g/model", output], &["OUTPUT: expected", what]);
+        refused(dir, &["export", "run", output], &["OUTPUT: expected", what]);
     }
     // Whether they are there or not: once they were, the input would be read by them.
     for name in ["quantize_config.json", "quant_config.json", "config.json"] {
@@ -326,7 +329,10 @@ fn checkpoints_settings_and_configurations_are_not_written_over() {
     }
     // A file of that name that is no run's, and files that these commands have written, are.
     std::fs::write(dir.join("g/run.json"), "{}").unwrap();
-    for (input, output) in [(checkpoint, "packed"), (checkpoint, "packed"), ("model.safetensors", "g/run.json")] {
+    std::fs::write(dir.join("g/compare.jsonl"), "").unwrap();
+    let model = "model.safetensors";
+    let written = [(checkpoint, "packed"), (checkpoint, "packed"), (model, "g/run.json"), (model, "g/compare.jsonl")];
+    for (input, output) in written {
         done(dir, &["quantize", input, output, "--format", "int4:row"]);
     }
     for _ in 0..2 {

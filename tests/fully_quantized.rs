@@ -45,6 +45,7 @@ fn layers_agree_with_float64() {
             ("quartet:sr", [32, 64, 64]),
             ("quartet:aligned", [64, 32, 96]),
             ("nvfp4", [48, 36, 52]),
+            ("nvfp4:unbiased", [48, 36, 52]),
         ] {
             for dtype in dtypes(&context) {
                 let mut random = Gen::new(11);
@@ -77,7 +78,8 @@ fn layers_agree_with_float64() {
                     "quartet" => layer.quartet(Rounds::Nearest),
                     "quartet:sr" => layer.quartet(Rounds::Stochastic),
                     "quartet:aligned" => layer.quartet(Rounds::Aligned),
-                    _ => layer.nvfp4(),
+                    "nvfp4:unbiased" => layer.nvfp4(16.0 / 17.0),
+                    _ => layer.nvfp4(1.0),
                 }
                 .unwrap();
                 // Roundings of sums; results of f16, twice with a rotation; cooperative matrices round values to f16.
@@ -90,6 +92,39 @@ fn layers_agree_with_float64() {
                 assert_near(&format!("{what}: dw"), &of(&w), &dweight, unit);
             }
         }
+    }
+}
+
+#[test]
+fn headroom_takes_the_bias_out_of_an_input_gradient() {
+    for context in every_tier() {
+        let (m, n, k) = (32, 32, 16);
+        // A scale of 1.062 is rounded to 1 in E4M3: without headroom all of its group saturates. The group before it sets the matrix' norm.
+        let (largest, element) = (1.0, 1.062 * 128.0 / 448.0);
+        let g: Vec<f32> = (0..m * n).map(|i| if i % n < 16 { largest } else { element }).collect();
+        let w: Vec<f32> = (0..n * k).map(|i| if i / k < 16 { 0.0 } else { 1.0 }).collect();
+        let (g, w) =
+            (Tensor::from_f32(&context, &g, &[m, n]).unwrap(), Tensor::from_f32(&context, &w, &[n, k]).unwrap());
+        let x = Tensor::zeros(&context, &[m, k], DType::F32).unwrap().with_grad();
+        let ratio = |method: &str| {
+            let steps = 1..=8u32;
+            let sums = steps.clone().map(|step| {
+                let noise = Noise { seed: 7, state: state(&context, step).buffer().clone(), micro: 0, layer: 1 };
+                let quantizer = Some(quantizer(method, &[k]));
+                let options = LinearOptions { quantizer, noise: Some(&noise), ..LinearOptions::default() };
+                let mut gradients = Gradients::default();
+                linear(&x, &w.clone().with_grad(), options).unwrap().backward_from(g.clone(), &mut gradients).unwrap();
+                gradients.get(&x).unwrap().to_vec().unwrap().into_iter().map(f64::from).sum::<f64>()
+            });
+            sums.sum::<f64>() / (f64::from(steps.end() - steps.start() + 1) * (m * k * 16) as f64 * f64::from(element))
+        };
+        // In units of the rounded scale: between levels 4 and 6, once for each of m * 16 elements and a step.
+        let value: f64 = 16.0 / 17.0 * 6.0 * 1.062;
+        let deviation = ((6.0 - value) * (value - 4.0)).sqrt() / value / (8.0 * (m * 16) as f64).sqrt();
+        let unbiased = ratio("nvfp4:unbiased");
+        assert!((unbiased - 1.0).abs() < 6.0 * deviation + 1e-5, "{unbiased}, deviation {deviation}");
+        let published = ratio("nvfp4");
+        assert!((published - 1.0 / 1.062).abs() < 1e-5, "{published}");
     }
 }
 
@@ -395,11 +430,22 @@ fn what_makes_no_sense_is_refused_by_name() {
         let error = ask(method, weights, activations, hadamard, width).unwrap_err().to_string();
         assert!(error.starts_with(message), "{method} {weights} {activations} {hadamard}: {error}");
     }
-    for name in ["quartet:fast", "quartet:sr:aligned", "nvfp4:dense", "nvfp4:dense=-1", "nvfp4:1"] {
-        assert!(
-            name.parse::<Method>().unwrap_err().to_string().contains("quartet[:sr|:aligned], nvfp4[:dense=N]"),
-            "{name}"
-        );
+    for name in [
+        "quartet:fast",
+        "quartet:sr:aligned",
+        "nvfp4:dense",
+        "nvfp4:dense=-1",
+        "nvfp4:1",
+        "nvfp4:dense=1:dense=2",
+        "nvfp4:unbiased:unbiased",
+    ] {
+        let error = name.parse::<Method>().unwrap_err().to_string();
+        assert!(error.contains("quartet[:sr|:aligned], nvfp4[:dense=N][:unbiased]"), "{name}: {error}");
+    }
+    for (name, spelled) in [("nvfp4:unbiased:dense=2", "nvfp4:dense=2:unbiased"), ("nvfp4:unbiased", "nvfp4:unbiased")]
+    {
+        assert_eq!(name.parse::<Method>().unwrap().to_string(), spelled);
+        assert_eq!(spelled.parse::<Method>().unwrap(), name.parse().unwrap());
     }
     let spelled = ask("quartet:sr", "mxfp4:roundup", "mxfp4", "32", 32).unwrap().unwrap();
     assert_eq!(spelled.to_string(), "quartet:sr, weights mxfp4:roundup, activations mxfp4:mse, rotated by 32");

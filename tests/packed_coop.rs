@@ -4,7 +4,7 @@ mod common;
 
 use common::{Gen, U16, U32, assert_within, every_tier};
 use half::f16;
-use walsh::format::{Format, Header, PackedMatrix, Rounding};
+use walsh::format::{Format, Header, PackedMatrix, Rounding, Store};
 use walsh::kernel::Dropout;
 use walsh::kernel::matmul::{Activation, Epilogue, Form};
 use walsh::kernel::packed::Packed;
@@ -205,6 +205,51 @@ fn pairs_of_quantized_operands_agree_with_float64() {
                 let b = Side::packed(&ctx, &quantize(*right, &random.hard(n * k), n, k));
                 let dtype = if i % 8 == 0 && m == 131 { DType::F16 } else { DType::F32 };
                 running.push(start(&ctx, Form::Nt, dims, &a, &b, dtype, 1));
+            }
+        }
+        running.into_iter().for_each(Running::finish);
+    }
+}
+
+/// A row of zeros, rows of other sizes, and matrices of large and of small elements: the norm of the header, scales beyond f16.
+#[test]
+fn rows_and_matrices_of_any_size_agree_with_float64() {
+    for ctx in contexts() {
+        let mut running = Vec::new();
+        for name in [
+            "int4:row:f32",
+            "int4:centred:row:f32:mse",
+            "int4:asym:g32:f32",
+            "int4:g32",
+            "int8:row:f32",
+            "binary",
+            "mxfp4",
+            "nvfp4",
+            "nf3",
+            "nf4",
+            "nf4:dq",
+        ] {
+            let format = format(name);
+            let sizes: &[f32] = if format.store() == Store::F32 { &[1.0, 1e18, 1e-18] } else { &[1.0] };
+            let matrix = |rows: usize, cols: usize, size: f32, random: &mut Gen| {
+                let mut x = random.normals(rows * cols);
+                for (i, v) in x.iter_mut().enumerate() {
+                    *v *= size * [1.0, 0.0, 1e5, 1e-6][i / cols % 4];
+                }
+                Side::packed(&ctx, &quantize(format, &x, rows, cols))
+            };
+            for (form, size) in Form::ALL.into_iter().flat_map(|form| sizes.iter().map(move |size| (form, *size))) {
+                let dims = [68, 72, 100];
+                let [m, _, k] = dims;
+                let mut random = Gen::new(5);
+                let [rows, cols] = shape_b(form, dims);
+                let b = matrix(rows, cols, size, &mut random);
+                let a = Side::dense(&ctx, &random.normals(m * k));
+                running.push(start(&ctx, form, dims, &a, &b, DType::F32, 1));
+                if form == Form::Nt {
+                    let a = matrix(m, k, 1.0, &mut random);
+                    running.push(start(&ctx, form, dims, &a, &b, DType::F32, 1));
+                }
             }
         }
         running.into_iter().for_each(Running::finish);

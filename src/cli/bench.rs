@@ -115,21 +115,32 @@ fn select(args: &Args, sizes: &[Size]) -> Result<Vec<Case>> {
     if shapes.is_empty() {
         selected = cases(sizes);
     }
-    let mut formats = args.format.clone();
-    for pattern in &mut formats {
-        if selected.iter().any(|case| matches(pattern, &case.format)) {
-            continue;
-        }
-        // A format that the table lacks, or has by another spelling.
-        let Ok(format) = pattern.parse::<Format>() else { continue };
-        *pattern = format.to_string();
-        if !selected.iter().any(|case| case.format == *pattern) {
-            selected.extend(of_format(format, sizes, &shapes));
-        }
+    let kernels: Vec<Pattern> = args.kernel.iter().map(|text| Pattern::of(text)).collect();
+    let mut formats = Vec::new();
+    for text in &args.format {
+        let pattern = Pattern::of(text);
+        let known = selected.iter().any(|case| pattern.matches(&case.format));
+        formats.push(match text.parse::<Format>() {
+            // One format with its options is not all whose spelling it is a part of; and a name may be one that the table lacks.
+            Ok(format) if text.contains(':') || !known => {
+                let added: Vec<Case> = of_format(format, sizes, &shapes);
+                selected.extend(without(added, &selected));
+                Pattern::Whole(format.to_string())
+            }
+            _ => pattern,
+        });
     }
-    narrow(&mut selected, "--kernel", &args.kernel, |case| case.kernel)?;
+    narrow(&mut selected, "--kernel", &kernels, |case| case.kernel)?;
     narrow(&mut selected, "--format", &formats, |case| &case.format)?;
     Ok(selected)
+}
+
+/// Those of `cases` that are not among `others`.
+fn without(mut cases: Vec<Case>, others: &[Case]) -> Vec<Case> {
+    let key = |case: &Case| (case.kernel, case.shape, case.format.clone(), case.activations.clone());
+    let taken: BTreeSet<_> = others.iter().map(key).collect();
+    cases.retain(|case| !taken.contains(&key(case)));
+    cases
 }
 
 fn shape(text: &str) -> Result<Shape> {
@@ -147,20 +158,47 @@ fn shape(text: &str) -> Result<Shape> {
     }
 }
 
+/// What a flag says of names.
+#[derive(Debug)]
+enum Pattern {
+    /// That they contain this.
+    Part(String),
+    /// That they match this, which has * or ?.
+    Glob(String),
+    /// That they are this.
+    Whole(String),
+}
+
+impl Pattern {
+    fn of(text: &str) -> Self {
+        if text.contains(['*', '?']) { Self::Glob(text.to_owned()) } else { Self::Part(text.to_owned()) }
+    }
+
+    fn text(&self) -> &str {
+        let (Self::Part(text) | Self::Glob(text) | Self::Whole(text)) = self;
+        text
+    }
+
+    fn matches(&self, name: &str) -> bool {
+        match self {
+            Self::Part(part) => name.contains(part),
+            Self::Glob(pattern) => glob(pattern, name),
+            Self::Whole(whole) => name == whole,
+        }
+    }
+}
+
 /// Keeps the cases whose name matches one of the patterns; each must match some.
-fn narrow(cases: &mut Vec<Case>, flag: &str, patterns: &[String], name: fn(&Case) -> &str) -> Result<()> {
-    let matched = |pattern: &String| !pattern.is_empty() && cases.iter().any(|case| matches(pattern, name(case)));
+fn narrow(cases: &mut Vec<Case>, flag: &str, patterns: &[Pattern], name: fn(&Case) -> &str) -> Result<()> {
+    let matched =
+        |pattern: &&Pattern| !pattern.text().is_empty() && cases.iter().any(|case| pattern.matches(name(case)));
     if let Some(pattern) = patterns.iter().find(|pattern| !matched(pattern)) {
         let names: Vec<&str> = cases.iter().map(name).collect::<BTreeSet<_>>().into_iter().collect();
         let expected = format!("a part of, or a pattern with * or ? for, one of {}", names.join(", "));
-        return Err(Error::invalid(flag, expected, format!("`{pattern}`")));
+        return Err(Error::invalid(flag, expected, format!("`{}`", pattern.text())));
     }
-    cases.retain(|case| patterns.is_empty() || patterns.iter().any(|pattern| matches(pattern, name(case))));
+    cases.retain(|case| patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(name(case))));
     Ok(())
-}
-
-fn matches(pattern: &str, name: &str) -> bool {
-    if pattern.contains(['*', '?']) { glob(pattern, name) } else { name.contains(pattern) }
 }
 
 /// Those of `cases` that the context can run; the others are reported.
@@ -286,7 +324,7 @@ mod tests {
             ("*", "", true),
             ("?", "", false),
         ] {
-            assert_eq!(matches(pattern, name), expected, "{pattern} and {name}");
+            assert_eq!(Pattern::of(pattern).matches(name), expected, "{pattern} and {name}");
         }
     }
 

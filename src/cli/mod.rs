@@ -122,14 +122,14 @@ fn context_or_host(adapter: Option<&str>, max_tier: Option<&str>) -> Result<Opti
 }
 
 /// Refuses an output in whose place something stands, or would be looked for, that is not to be lost: a checkpoint of whatever run, a run's
-/// settings, the input, and the configurations that may say how the input is to be read.
+/// settings and metrics, a comparison's records, the input, and the configurations that may say how the input is to be read.
 fn may_be_written(input: &Path, output: &Path) -> Result<()> {
     let refuse = |expected: &str| Err(Error::invalid("OUTPUT", expected, output.display().to_string()));
     if checkpoint::is_checkpoint(output)? {
         return refuse("a file that is no checkpoint of walsh");
     }
     if is_run_file(output) {
-        return refuse("a file that is not the settings of a run");
+        return refuse("a file that is not of a run or a comparison (its settings, metrics or records)");
     }
     let same = |a: &Path, b: &Path| matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
     if same(input, output) {

@@ -427,8 +427,9 @@ impl PackedMatrix {
     /// Quantizes a matrix in float64: the definition of the encoders.
     ///
     /// Magnitudes below 2^-126 count as zero, and so does a float scale below 2^-126. A group (a row, a tensor) of zeros has the scale 0 (E8M0:
-    /// 2^-127). A group that holds a NaN or an infinity has a scale of NaN and the codes of zeros; the rest of a tensor is not affected. A scale
-    /// beyond what the format stores saturates, see [`Format::saturated_scale`].
+    /// 2^-127), but for rules with a least scale of their own: `mse` (1e-8) and `absmean` (1e-5). A group that holds a NaN or an
+    /// infinity has a scale of NaN and the codes of zeros; the rest of a tensor is not affected. A scale beyond what the format stores
+    /// saturates, see [`Format::saturated_scale`].
     ///
     /// # Errors
     /// [`Error::Shape`] where `x` does not have `rows * cols` elements; as [`Layout::new`].

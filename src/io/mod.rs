@@ -793,7 +793,8 @@ impl Writer {
                 let Some(stored) = header.find(&item.name).map(|number| &header.tensors[number]) else { continue };
                 if lost.as_ref() == Some(&item.name) || Container::mistakes(container, &packed, stored, &header) {
                     let reason = "readers take one of this name for a part of a quantized tensor";
-                    let reason = format!("{reason}; leave it out of the input, or choose another container");
+                    let advice = "; leave it out of the input, or choose another container";
+                    let reason = format!("{reason}{}", if container.is_some() { advice } else { "" });
                     return Err(refused(number, reason));
                 }
             }

@@ -47,8 +47,8 @@ struct Params {
 /// [`crate::Error::Shape`] where `out` has another length or type; [`crate::Error::Limit`] where a dispatch is too large.
 ///
 /// # Numerics
-/// One rounding to f32 after the level and the scale are known exactly; E8M0 scales are exact, subnormal results included. Double-quantized
-/// scales have one rounding more.
+/// One rounding to f32 after the level and the scale are known exactly; E8M0 scales are exact, subnormal results included. E4M3 scales, by
+/// their product with the tensor's factor, and double-quantized ones have one rounding more. Then one to f16 where `out` is f16.
 pub fn dequantize(context: &Context, packed: &Packed, out: &Buffer) -> Result<()> {
     let layout = packed.layout();
     expect(KERNEL.name, "out", out, layout.rows * layout.cols, FLOATS)?;

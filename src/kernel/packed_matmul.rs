@@ -1,5 +1,5 @@
 //! Matrix products with quantized operands: codes are decoded where a kernel reads them. Only adapters that run shaders on a CPU unpack an
-//! operand first, see [`choose`].
+//! operand first, and others a left operand of one row, see [`choose`].
 
 use super::dequantize::dequantize;
 use super::dropout::dropout;
@@ -120,7 +120,8 @@ const SKINNY_ROWS: usize = 32;
 /// [`matmul::choose`] does, only without bias, epilogue and mask. The choice depends on nothing but this, so that a program gives the same
 /// bits every time.
 ///
-/// One row is unpacked on GPUs too: its product is bound by reading `b` once, which tiles, of 64 rows at least, do slowly.
+/// One row is unpacked on GPUs too: its product is bound by reading `b` once, which tiles, of 64 rows at least, do slowly. Its sums are of
+/// f32, rounded as those of a dense row are, also where both operands are integers.
 #[must_use]
 pub fn choose(context: &Context, spec: &PackedMatmul<'_>) -> Choice {
     let PackedMatmul { m, n, k, .. } = *spec;

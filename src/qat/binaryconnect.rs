@@ -41,14 +41,19 @@ impl Rule for BinaryConnect {
         }
     }
 
-    fn refuse_rotation(&self) -> Option<Error> {
-        Some(super::no_rotation("binaryconnect"))
+    fn refuse_rotation(&self, block: u32) -> Option<Error> {
+        Some(super::no_rotation("binaryconnect", block))
     }
 
     fn coding(&self, _: Operand, format: Format, hadamard: Option<u32>) -> Coding {
         // Levels are half a scale from zero.
         let scale = if self.unit { Scale::Fixed(2.0) } else { Scale::ByWidth(2.0) };
         Coding { factor: Some(Factor::Clip), scale, ..Coding::new(format, hadamard) }
+    }
+
+    fn approximates_weights(&self) -> bool {
+        // All signs have one size, whatever that of the weights.
+        false
     }
 
     fn keeps_within_one(&self) -> bool {

@@ -37,8 +37,8 @@ impl Rule for Bwn {
         }
     }
 
-    fn refuse_rotation(&self) -> Option<Error> {
-        Some(super::no_rotation("bwn"))
+    fn refuse_rotation(&self, block: u32) -> Option<Error> {
+        Some(super::no_rotation("bwn", block))
     }
 
     fn coding(&self, _: Operand, format: Format, hadamard: Option<u32>) -> Coding {

@@ -100,8 +100,8 @@ trait Rule {
         Ok(())
     }
 
-    /// Why they cannot be rotated, if so.
-    fn refuse_rotation(&self) -> Option<Error> {
+    /// Why they cannot be rotated by blocks of so many columns, if so.
+    fn refuse_rotation(&self, _: u32) -> Option<Error> {
         None
     }
 
@@ -185,7 +185,7 @@ pub struct Distillation {
 
 /// Spellings of all methods, with their options, for messages and help.
 pub const SPELLINGS: &str = "none, ptq, ste, clipped[:BOUND], lsq[:plus], learned, quest[:trust=S], binaryconnect[:unit], bwn[:exact], \
-     bitnet, onebit[:hidden=B], quartet[:sr|:aligned], nvfp4[:dense=N]";
+     bitnet, onebit[:hidden=B], quartet[:sr|:aligned], nvfp4[:dense=N][:unbiased]";
 
 impl Method {
     fn rule(&self) -> Option<&dyn Rule> {
@@ -212,7 +212,7 @@ impl Method {
     }
 
     /// Whether quantized weights approximate those behind them, so that the distance between them means something: not those of
-    /// [`Method::OneBit`], signs of size 1 for weights of whatever size, whose sizes are in values of their own.
+    /// [`Method::OneBit`] and [`Method::BinaryConnect`], signs of one size for weights of whatever size.
     #[must_use]
     pub fn approximates_weights(&self) -> bool {
         self.rule().is_some_and(Rule::approximates_weights)
@@ -268,7 +268,7 @@ impl Method {
             }
             None => None,
         };
-        if let (Some(_), Some(refused)) = (hadamard, rule.refuse_rotation()) {
+        if let Some(refused) = hadamard.and_then(|block| rule.refuse_rotation(block)) {
             return Err(refused);
         }
         let quantizer = Quantizer { method: self, weights, activations, hadamard };
@@ -861,11 +861,11 @@ fn weights_alone(method: &str, asked: Option<Asked>) -> Result<Option<Format>> {
 }
 
 /// The refusal of rotated operands beside `method`.
-fn no_rotation(method: &str) -> Error {
+fn no_rotation(method: &str, block: u32) -> Error {
     Error::invalid(
         "--hadamard",
         format!("off beside --method {method}, whose signs are those of the weights themselves"),
-        "a block",
+        block.to_string(),
     )
 }
 

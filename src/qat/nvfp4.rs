@@ -8,12 +8,21 @@ use crate::{Error, Result};
 use std::fmt;
 
 /// The recipe.
+///
+/// A block's scale is rounded to E4M3, by up to 1/17 down; elements that are beyond the grid then saturate, so that stochastic rounding of
+/// gradients has a bias toward zero, of 6 % for the worst element. That is the recipe as published; [`Self::unbiased`] leaves room for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Nvfp4 {
     /// How many of the last blocks stay in full precision, fewer than there are. By default 15 % of them, rounded, and one at least: the
     /// share in the paper, where it is the first two and the last eight of 62 blocks.
     pub dense: Option<u32>,
+    /// Rounds 16/17 of the backward pass's operands, and multiplies products by 17/16 for each: nothing saturates, and the gradient of the
+    /// inputs has no bias (as Quartet II, arXiv 2601.22813, says of stochastic rounding in NVFP4).
+    pub unbiased: bool,
 }
+
+/// The headroom of [`Nvfp4::unbiased`].
+const HEADROOM: f32 = 16.0 / 17.0;
 
 const FORMAT: Format = Format {
     grid: Grid::Float(Minifloat::E2M1),
@@ -26,18 +35,23 @@ const FORMAT: Format = Format {
 
 impl Nvfp4 {
     pub(super) fn parse(options: &[&str]) -> Option<Self> {
-        match options {
-            [] => Some(Self::default()),
-            [dense] => Some(Self { dense: Some(dense.strip_prefix("dense=")?.parse().ok()?) }),
-            _ => None,
+        let mut all = Self::default();
+        for option in options {
+            match option.strip_prefix("dense=") {
+                Some(dense) if all.dense.is_none() => all.dense = Some(dense.parse().ok()?),
+                None if *option == "unbiased" && !all.unbiased => all.unbiased = true,
+                _ => return None,
+            }
         }
+        Some(all)
     }
 }
 
 impl Rule for Nvfp4 {
     fn spell(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("nvfp4")?;
-        self.dense.map_or(Ok(()), |dense| write!(f, ":dense={dense}"))
+        self.dense.map_or(Ok(()), |dense| write!(f, ":dense={dense}"))?;
+        f.write_str(if self.unbiased { ":unbiased" } else { "" })
     }
 
     fn format(&self, operand: Operand, asked: Option<Asked>) -> Result<Option<Format>> {
@@ -46,7 +60,7 @@ impl Rule for Nvfp4 {
             Some(Some(format)) if format == FORMAT => return Ok(Some(format)),
             Some(format) => format.map_or("`dense`".into(), |format| format!("`{format}`")),
         };
-        Err(Error::invalid(operand.flag(), "nvfp4 beside --method nvfp4 (clipped and ste take other formats)", got))
+        Err(Error::invalid(operand.flag(), "nvfp4 beside --method nvfp4 (ste takes all formats)", got))
     }
 
     fn check(&self, quantizer: &Quantizer) -> Result<()> {
@@ -64,7 +78,7 @@ impl Rule for Nvfp4 {
             format: FORMAT,
             stochastic_gradient: true,
             stochastic_operands: false,
-            headroom: 1.0,
+            headroom: if self.unbiased { HEADROOM } else { 1.0 },
             gain: 1.0,
             across: None,
             tokens: 16,

@@ -60,8 +60,8 @@ impl Rule for OneBit {
         }
     }
 
-    fn refuse_rotation(&self) -> Option<Error> {
-        Some(super::no_rotation("onebit"))
+    fn refuse_rotation(&self, block: u32) -> Option<Error> {
+        Some(super::no_rotation("onebit", block))
     }
 
     fn coding(&self, _: Operand, format: Format, hadamard: Option<u32>) -> Coding {

@@ -44,7 +44,7 @@ impl Rule for Quest {
         Err(Error::invalid(
             operand.flag(),
             "int2 to int8, binary or e2m1 beside --method quest, with one f32 scale per row fitted to normal data, as in \
-             int4:row:f32:centred:mse (clipped and ste take other formats)",
+             int4:row:f32:centred:mse (ste takes all formats)",
             format!("`{format}`"),
         ))
     }

@@ -5,7 +5,7 @@ use super::hadamard::{hadamard, signs};
 use super::matmul::matmul;
 use super::quantize::{Turn, quantized, turned};
 use crate::Result;
-use crate::format::{Format, PackedMatrix, Rounding, Uniform};
+use crate::format::{Format, Rounding, Uniform};
 use crate::kernel::matmul::Form;
 
 /// A layer `y = x W^T` and the random numbers of one pass.
@@ -64,7 +64,7 @@ impl Layer<'_> {
     /// Quartet.
     ///
     /// # Errors
-    /// As [`PackedMatrix::quantize`].
+    /// As [`crate::format::PackedMatrix::quantize`].
     pub fn quartet(&self, rounds: Rounds) -> Result<Results> {
         let [m, n, k] = self.dims;
         let (fitted, plain): (Format, Format) = ("mxfp4:mse".parse()?, "mxfp4".parse()?);
@@ -101,23 +101,27 @@ impl Layer<'_> {
         })
     }
 
-    /// NVIDIA's recipe.
+    /// NVIDIA's recipe, with a factor on the operands of the backward pass that products are divided by.
     ///
     /// # Errors
-    /// As [`PackedMatrix::quantize`].
-    pub fn nvfp4(&self) -> Result<Results> {
+    /// As [`crate::format::PackedMatrix::quantize`].
+    pub fn nvfp4(&self, factor: f64) -> Result<Results> {
         let [m, n, k] = self.dims;
         let format: Format = "nvfp4".parse()?;
-        let values = |v: &[f64], dims: [usize; 2], square: bool, rounding: Rounding| -> Result<Vec<f64>> {
-            quantized(format, v, dims, 1.0, square, rounding).map(|packed| PackedMatrix::dequantize(&packed))
+        let values = |v: &[f64], dims: [usize; 2], square: bool| -> Result<Vec<f64>> {
+            quantized(format, v, dims, 1.0, square, Rounding::Nearest).map(|packed| packed.dequantize())
         };
-        let w = values(self.weight, [n, k], true, Rounding::Nearest)?;
-        let x = values(self.x, [m, k], false, Rounding::Nearest)?;
-        let g = values(self.gradient, [m, n], false, self.uniform(1))?;
+        let backward = |v: &[f64], dims: [usize; 2], rounding: Rounding| -> Result<Vec<f64>> {
+            let values = quantized(format, v, dims, factor, false, rounding)?.dequantize();
+            Ok(values.into_iter().map(|v| v / factor).collect())
+        };
+        let w = values(self.weight, [n, k], true)?;
+        let x = values(self.x, [m, k], false)?;
+        let g = backward(self.gradient, [m, n], self.uniform(1))?;
         let signs = signs(m, self.seed, (1 << 31) + 6, 0);
         let turn = Turn { transposed: true, signs: Some(&signs), block: Some(16) };
-        let gt = values(&turned(self.gradient, [n, m], turn), [n, m], false, self.uniform(4))?;
-        let xt = values(&turned(self.x, [k, m], turn), [k, m], false, Rounding::Nearest)?;
+        let gt = backward(&turned(self.gradient, [n, m], turn), [n, m], self.uniform(4))?;
+        let xt = backward(&turned(self.x, [k, m], turn), [k, m], Rounding::Nearest)?;
         Ok(Results {
             y: matmul(Form::Nt, [m, n, k], &x, &w),
             dx: matmul(Form::Nn, [m, k, n], &g, &w),

@@ -407,8 +407,8 @@ impl TrainConfig {
         }
         if !self.method.takes_correction() {
             let expected = format!(
-                "adamw beside --method {}, whose signs of size 1 are no grid for the weights behind them (other binary methods, as \
-                 bwn, take a correction)",
+                "adamw beside --method {}, whose signs, of one size whatever the weights', are no grid for the weights behind them \
+                 (bwn and bitnet take a correction)",
                 self.method
             );
             return Err(Error::invalid("--optimizer", expected, self.optimizer.to_string()));
@@ -891,7 +891,8 @@ mod tests {
             ..Overrides::default()
         };
         let message = |o: Overrides| o.fresh(Preset::Nano).unwrap_err().to_string();
-        for (method, weights) in [("none", "dense"), ("ptq", "int4"), ("onebit", "binary:tensor")] {
+        let signs = "binary:tensor";
+        for (method, weights) in [("none", "dense"), ("ptq", "int4"), ("onebit", signs), ("binaryconnect", signs)] {
             for optimizer in ["cage", "feedback"] {
                 let got = message(asked(method, weights, optimizer, 1e-3));
                 let start = format!("--optimizer: expected adamw beside --method {method}, ");
@@ -902,7 +903,7 @@ mod tests {
         let got = message(asked("ste", "int4", "cage:lambda=40", 0.025));
         assert!(got.starts_with("--optimizer: expected lambda below 1 / --lr = 40, "), "{got}");
         // What is on these grids approximates the weights.
-        for (method, weights) in [("binaryconnect", "binary:tensor"), ("bwn", "binary"), ("bitnet", "ternary")] {
+        for (method, weights) in [("bwn", "binary"), ("bitnet", "ternary")] {
             asked(method, weights, "cage", 1e-3).fresh(Preset::Nano).unwrap();
         }
         for optimizer in ["cage:lambda=39", "feedback:lambda=39", "cage:lambda=40:coupled"] {

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 #[serde(default)]
 pub struct LayerDiagnostics {
     /// `|W - Q(W)|^2 / |W|^2`, both after the rotation where there is one (which changes neither norm); none where quantized weights do not
-    /// approximate them ([`crate::qat::Method::approximates_weights`]), as OneBit's signs beside values of their own.
+    /// approximate them ([`crate::qat::Method::approximates_weights`]), as signs of one size whatever that of the weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight_error: Option<f64>,
     /// The same of the layer's inputs.

@@ -60,25 +60,30 @@ pub fn loss_curve(path: &Path, title: &str, records: &[Record], floor: Option<f6
     drawing(path, SIZE, |area| curves(area, title, "loss (nats per token)", &lines, floor, Key::Above))
 }
 
-/// Draws the diagnostics of `records` over the steps into the SVG file `path`: the layers' distances to the grid, and below the cosines of their
-/// gradients with those of full precision; the former only where there are any. A line for each layer, or of more than eight the mean, the
-/// least and the greatest.
+/// Draws the diagnostics of `records` over the steps into the SVG file `path`, one below the other where there are any: the layers' distances to
+/// the grid, errors of inputs, masked shares of weights and inputs, cosines of gradients with those of full precision. A line for each layer,
+/// or of more than eight the mean, the least and the greatest.
 ///
 /// # Errors
 /// [`Error::Io`] if it cannot be written.
 pub fn diagnostics(path: &Path, title: &str, records: &[Record]) -> Result<()> {
     type Value = fn(&LayerDiagnostics) -> Option<f64>;
-    let panels: [(&str, Value); 2] =
-        [("distance to the grid |W - Q(W)| / |W|", |l| l.grid_distance), ("cosine with full precision", |l| l.cosine)];
+    let panels: [(&str, Value); 5] = [
+        ("distance to the grid |W - Q(W)| / |W|", |l| l.grid_distance),
+        ("error of inputs |X - Q(X)|^2 / |X|^2", |l| l.input_error),
+        ("masked share of weights", |l| l.masked_weights),
+        ("masked share of inputs", |l| l.masked_inputs),
+        ("cosine with full precision", |l| l.cosine),
+    ];
+    // What a method does not have is left out.
     let panels = panels.map(|(what, value)| (what, layers(records, value)));
-    let panels = match &panels {
-        // Quantized weights that do not approximate the weights have no distance to them.
-        [(_, distances), cosines] if distances.is_empty() && !cosines.1.is_empty() => &panels[1..],
-        _ => &panels[..],
-    };
+    let mut panels: Vec<_> = panels.into_iter().filter(|(_, lines)| !lines.is_empty()).collect();
+    if panels.is_empty() {
+        panels.push(("no layers", Vec::new()));
+    }
     let height = u32::try_from(panels.len()).unwrap_or(1) * SIZE.1;
     drawing(path, (SIZE.0, height), |area| {
-        for (area, (what, lines)) in area.split_evenly((panels.len(), 1)).iter().zip(panels) {
+        for (area, (what, lines)) in area.split_evenly((panels.len(), 1)).iter().zip(&panels) {
             curves(area, title, what, lines, None, Key::Beside)?;
         }
         Ok(())
@@ -347,28 +352,42 @@ mod tests {
     fn draws_a_line_for_each_layer_or_the_range_of_many() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(DIAGNOSTICS_FILE);
-        let layer = |v: f64| LayerDiagnostics { grid_distance: Some(v), cosine: Some(0.5 - v), ..Default::default() };
+        let layer = |v: f64| LayerDiagnostics {
+            grid_distance: Some(v),
+            input_error: Some(v * v),
+            masked_weights: Some(0.1 * v),
+            masked_inputs: Some(0.2 * v),
+            cosine: Some(0.5 - v),
+            ..Default::default()
+        };
         let record = |step: u64, layers: u64| {
             let layers = (0..layers).map(|n| (format!("transformer.h.{n}.mlp"), layer((n + step) as f64 / 20.0)));
             Record { step, diagnostics: Some(layers.collect()), ..Record::default() }
         };
-        for (layers, labels, lines) in
-            [(0, [""; 2], 0), (8, ["h.0.mlp", "h.7.mlp"], 8), (9, ["mean of 9 layers", "least"], 3)]
-        {
+        let panels = [
+            "distance to the grid",
+            "error of inputs",
+            "masked share of weights",
+            "masked share of inputs",
+            "cosine with full precision",
+        ];
+        for (layers, labels, lines) in [(8, ["h.0.mlp", "h.7.mlp"], 8), (9, ["mean of 9 layers", "least"], 3)] {
             diagnostics(&path, "title", &[record(1, layers), Record::default(), record(5, layers)]).unwrap();
             let svg = std::fs::read_to_string(&path).unwrap();
-            for label in ["distance to the grid", "cosine with full precision"].into_iter().chain(labels) {
+            for label in panels.into_iter().chain(labels) {
                 assert!(svg.contains(label), "{label}");
             }
-            assert_eq!(svg.matches("<circle").count(), 2 * 2 * lines, "two points of each in both panels");
+            assert_eq!(svg.matches("<circle").count(), 5 * 2 * lines, "two points of each in all panels");
         }
-        // Layers without a distance have one panel.
+        diagnostics(&path, "title", &[record(1, 0)]).unwrap();
+        assert!(std::fs::read_to_string(&path).unwrap().contains("no layers"));
+        // What layers do not have has no panel.
         let layer = LayerDiagnostics { cosine: Some(0.5), ..Default::default() };
         let record =
             |step: u64| Record { step, diagnostics: Some([("h".to_owned(), layer)].into()), ..Record::default() };
         diagnostics(&path, "title", &[record(1), record(5)]).unwrap();
         let svg = std::fs::read_to_string(&path).unwrap();
-        assert!(!svg.contains("distance to the grid") && svg.contains("cosine with full precision"), "{svg}");
+        assert_eq!(panels.map(|panel| svg.contains(panel)), [false, false, false, false, true], "{svg}");
         assert_eq!(svg.matches("<circle").count(), 2);
     }
 

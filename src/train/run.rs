@@ -297,16 +297,24 @@ pub(super) fn holds_run(dir: &Path) -> Result<bool> {
 /// The name of the file with a run's settings.
 const RUN_FILE: &str = "run.json";
 
-/// Whether a file is the settings of a run: it has their name, and their content or what was theirs in another version. False where there is none.
+/// Whether a file is the settings or the metrics of a run, or the records of a comparison: it has their name, and their content or what was
+/// theirs in another version. False where there is none.
 #[must_use]
 pub fn is_run_file(path: &Path) -> bool {
-    let Some(true) = path.file_name().map(|name| name == RUN_FILE) else { return false };
+    let keys: &[&str] = match path.file_name().and_then(|name| name.to_str()) {
+        Some(RUN_FILE) => &["config", "vocab"],
+        Some(super::metrics::FILE) => &["step"],
+        Some(super::compare::FILE) => &["name", "info"],
+        _ => return false,
+    };
     // A pipe would be waited for.
     if !fs::metadata(path).is_ok_and(|found| found.is_file()) {
         return false;
     }
-    let value = fs::read(path).ok().and_then(|json| serde_json::from_slice::<serde_json::Value>(&json).ok());
-    value.is_some_and(|value| ["config", "vocab"].iter().all(|key| value.get(key).is_some()))
+    // The only value, or the first of the lines.
+    let Ok(json) = fs::read(path) else { return false };
+    let value = serde_json::Deserializer::from_slice(&json).into_iter::<serde_json::Value>().next();
+    value.is_some_and(|value| value.is_ok_and(|value| keys.iter().all(|key| value.get(key).is_some())))
 }
 
 /// A run and its directory.
