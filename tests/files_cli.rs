@@ -105,6 +105,23 @@ fn quantize_inspect_and_dequantize_in_every_container() {
             }
         }
     }
+    // Without its configuration the version of GPTQ is a guess.
+    std::fs::create_dir(dir.path().join("alone")).unwrap();
+    std::fs::copy(dir.path().join("gptq-v2 int8 row/out"), dir.path().join("alone/out")).unwrap();
+    for (place, guessed) in [("gptq-v2 int8 row", false), ("alone", true)] {
+        for args in [&["inspect", "out"][..], &["dequantize", "out", "back.safetensors"]] {
+            assert_eq!(
+                done(&dir.path().join(place), args).contains("read as version 1 of GPTQ"),
+                guessed,
+                "{place} {args:?}"
+            );
+        }
+    }
+    // The extension says which container, unless a flag does.
+    for (flags, container) in [(&[][..], "gguf"), (&["--container", "walsh"], "walsh")] {
+        let args = ["quantize", "model.safetensors", "named.GGUF", "--format", "int4"];
+        assert!(done(dir.path(), &[&args[..], flags].concat()).contains(&format!(" in {container}, ")));
+    }
     let gptq = std::fs::read_to_string(dir.path().join("gptq int4 g64 asym/quantize_config.json")).unwrap();
     let config: Value = serde_json::from_str(&gptq).unwrap();
     assert_eq!(

@@ -120,6 +120,8 @@ fn a_run_killed_or_stopped_at_any_moment_gives_the_same_bits() {
     }
 
     // What the finished run refuses, and what it gives.
+    let message = code(&place.train("mistyped", &["--resume"]).output().unwrap(), 0);
+    assert!(message.contains("no run in ") && message.contains("mistyped: starting afresh"), "{message}");
     let message = code(&place.train("whole", &["--resume", "--lr", "0.5"]).output().unwrap(), 2);
     assert!(message.contains("--lr: expected 0.004"), "{message}");
     assert!(code(&place.train("whole", &[]).output().unwrap(), 2).contains("--resume"));

@@ -3,6 +3,7 @@
 use super::{context_or_host, job, progress_bar, say};
 use std::path::PathBuf;
 use walsh::Result;
+use walsh::io::Archive;
 use walsh::io::convert::dequantize_file;
 
 /// Flags of `walsh dequantize`.
@@ -23,6 +24,7 @@ pub struct Args {
 /// Runs it.
 pub fn run(args: &Args) -> Result<()> {
     super::may_be_written(&args.input, &args.output)?;
+    super::warn_of_guessed_version(&Archive::open(&args.input)?, &args.input);
     let context = context_or_host(args.adapter.as_deref(), args.max_tier.as_deref())?;
     job::stop_writing_on_ctrl_c()?;
     let (bar, step) = progress_bar(&args.output);

@@ -57,7 +57,7 @@ pub fn run(args: &Args) -> Result<()> {
             let names = CONTAINERS.map(Container::name).join(" or ");
             Error::invalid("--container", format!("{names}, which hold a whole model"), format!("`{name}`"))
         })?,
-        None if args.output.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) => Container::Gguf,
+        None if super::is_gguf(&args.output) => Container::Gguf,
         None => Container::Walsh,
     };
     super::may_be_written(&args.run, &args.output)?;

@@ -19,6 +19,7 @@ pub struct Args {
 /// Runs it.
 pub fn run(args: &Args) -> Result<()> {
     let archive = Archive::open(&args.file)?;
+    super::warn_of_guessed_version(&archive, &args.file);
     let container = archive.container().map_or("safetensors", walsh::io::Container::name);
     let metadata: Vec<(String, String)> = match archive.metadata() {
         Metadata::Texts(texts) => texts.clone(),

@@ -18,6 +18,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
+use walsh::io::{Archive, Container};
 use walsh::train::{checkpoint, is_run_file};
 use walsh::{Context, ContextOptions, Error, Result, Tier};
 
@@ -145,6 +146,21 @@ fn may_be_written(input: &Path, output: &Path) -> Result<()> {
         return refuse("another file than the input's configuration");
     }
     Ok(())
+}
+
+/// Whether a file is named as GGUF files are.
+fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
+/// Says so where nothing tells which version of GPTQ a file has: values by the wrong one are off by a step of the grid.
+fn warn_of_guessed_version(archive: &Archive<'_>, path: &Path) {
+    if archive.container() == Some(Container::Gptq) && !walsh::io::configurations(path).any(|path| path.is_file()) {
+        say(&format!(
+            "warning: {}: no quantize_config.json beside it: read as version 1 of GPTQ, not 2 (gptq-v2)",
+            path.display()
+        ));
+    }
 }
 
 /// A bar over the tensors of `output`, where standard error is a terminal, and what is called before each of them: an error after Ctrl-C.

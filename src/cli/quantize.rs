@@ -16,9 +16,9 @@ pub struct Args {
     /// Name of the format, with options: int4, nf4:dq, mxfp4:roundup, int4:g64:asym, ..
     #[arg(long)]
     format: String,
-    /// How the file holds it: walsh, bitsandbytes, gpt-oss, gptq, gptq-v2, awq or gguf
-    #[arg(long, default_value = "walsh")]
-    container: String,
+    /// How the file holds it: walsh, bitsandbytes, gpt-oss, gptq, gptq-v2, awq or gguf [default: gguf for FILE.gguf, else walsh]
+    #[arg(long)]
+    container: Option<String>,
     /// Quantize tensors whose name matches, in which * stands for any characters and ? for one; else all that have two dimensions.
     /// A pattern that matches no tensor, or none that can be quantized, is refused
     #[arg(long, value_name = "GLOB")]
@@ -36,7 +36,11 @@ pub struct Args {
 
 /// Runs it.
 pub fn run(args: &Args) -> Result<()> {
-    let container = Container::parse(&args.container).map_err(|e| named("--container", e))?;
+    let container = match &args.container {
+        Some(name) => Container::parse(name).map_err(|e| named("--container", e))?,
+        None if super::is_gguf(&args.output) => Container::Gguf,
+        None => Container::Walsh,
+    };
     let format = container.format(&args.format).map_err(|e| named("--format", e))?;
     let selection = Selection { include: args.include.clone(), exclude: args.exclude.clone() };
     super::may_be_written(&args.input, &args.output)?;

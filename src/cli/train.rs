@@ -33,7 +33,7 @@ pub fn run(args: &Args, started: Instant) -> Result<()> {
         None if args.resume => return Err(Error::invalid("--resume", "--out with the run's directory", "no --out")),
         None => Found::Nothing,
     };
-    let without_checkpoint = matches!(found, Found::Settings(_));
+    let (without_checkpoint, without_run) = (matches!(found, Found::Settings(_)), matches!(found, Found::Nothing));
     let setup = Setup::new(found, &args.overrides, &mut warn)?;
     for line in setup.describe() {
         say(&line);
@@ -55,6 +55,8 @@ pub fn run(args: &Args, started: Instant) -> Result<()> {
         say(&format!("resuming after step {}", job.run.state.step));
     } else if without_checkpoint {
         say("the run had no checkpoint yet: starting afresh with its settings");
+    } else if args.resume && without_run {
+        say(&format!("no run in {}: starting afresh", job.run.dir.display()));
     }
     say(&format!("output: {}", job.run.dir.display()));
 

@@ -896,7 +896,10 @@ pub fn table() -> String {
             match container.supports(format, &SHAPE) {
                 Ok(()) => text += " yes |",
                 Err(reason) => {
-                    text += " |";
+                    // By its name alone it is asked for in the container's own encoding.
+                    let name = format.to_string();
+                    let own = container.encodings().into_iter().any(|(own, _)| own == name);
+                    text += if own { " by name |" } else { " |" };
                     match reasons.iter_mut().find(|(c, r, _)| *c == container && *r == reason) {
                         Some((_, _, formats)) => formats.push(format!("`{format}`")),
                         None => reasons.push((container, reason, vec![format!("`{format}`")])),
