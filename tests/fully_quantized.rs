@@ -121,10 +121,12 @@ fn headroom_takes_the_bias_out_of_an_input_gradient() {
         // In units of the rounded scale: between levels 4 and 6, once for each of m * 16 elements and a step.
         let value: f64 = 16.0 / 17.0 * 6.0 * 1.062;
         let deviation = ((6.0 - value) * (value - 4.0)).sqrt() / value / (8.0 * (m * 16) as f64).sqrt();
+        // Cooperative matrices round values to f16.
+        let rounding = if context.tier() == Tier::Coop { 2f64.powi(-11) } else { 1e-5 };
         let unbiased = ratio("nvfp4:unbiased");
-        assert!((unbiased - 1.0).abs() < 6.0 * deviation + 1e-5, "{unbiased}, deviation {deviation}");
+        assert!((unbiased - 1.0).abs() < 6.0 * deviation + rounding, "{unbiased}, deviation {deviation}");
         let published = ratio("nvfp4");
-        assert!((published - 1.0 / 1.062).abs() < 1e-5, "{published}");
+        assert!((published - 1.0 / 1.062).abs() < rounding, "{published}");
     }
 }
 
