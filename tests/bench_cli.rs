@@ -146,13 +146,31 @@ fn bad_flags_say_what_there_is() {
     refused(&["--kernel", "mat?"], &["found `mat?`"]);
     refused(&["--format", "int99"], &["--format: expected", "f16, f32", "found `int99`"]);
     refused(&["--kernel", "rope", "--format", "f16"], &["--format: expected", "one of f32", "found `f16`"]);
-    refused(&["--kernel", "rope", "--shape", "1x2x3"], &["--kernel: expected", "matmul_tn", "found `rope`"]);
+    refused(&["--kernel", "juggle", "--shape", "1x2x3"], &["--kernel: expected", "matmul_tn", "found `juggle`"]);
     refused(&["--kernel", ""], &["--kernel: expected", "found ``"]);
     refused(&["--format", ""], &["--format: expected", "found ``"]);
-    refused(&["--format", "nf4:gymnastics"], &["--format: expected", "nf4, ", "found `nf4:gymnastics`"]);
-    refused(&["--kernel", "packed_nt", "--shape", "12x34"], &["--kernel: expected", "dequantize, quantize"]);
-    refused(&["--kernel", "hadamard", "--shape", "12x34x56"], &["--kernel: expected", "found `hadamard`"]);
-    refused(&["--shape", "12"], &["--shape: expected MxNxK", "found `12`"]);
+    // The option is at fault, not the name.
+    for flags in [&["--format", "nf4:gymnastics"][..], &["--format", "nf4:gymnastics", "--shape", "64x64"]] {
+        refused(flags, &["--format: ", "`nf4:gymnastics`", "found `gymnastics`"]);
+    }
+    refused(&["--format", "nf9:*"], &["--format: expected", "nf4, ", "found `nf9:*`"]);
+    // The kernel is there; what it does not take is the shape, also where another kernel takes it.
+    let shape_of = |kernel: &str, shape: &str, taken: &str| {
+        let expected = format!("--shape: expected a shape for --kernel {kernel} ({taken}");
+        let flags = ["--kernel", kernel, "--kernel", "matmul_nt", "--shape", shape];
+        refused(&flags, &[&expected, &format!("found `{shape}`")]);
+    };
+    for shape in ["12x34x56", "7x100x64", "64x64"] {
+        shape_of("hadamard", shape, "hadamard, hadamard_mixed): ROWSxCOLSxBLOCK, where BLOCK divides COLS");
+    }
+    shape_of("matmul", "64x64", "matmul_nn, matmul_nt, matmul_tn): MxNxK");
+    shape_of("packed_nt", "12x34", "packed_nt): MxNxK");
+    shape_of("quantize", "1x2x3", "dequantize, quantize): ROWSxCOLS");
+    refused(
+        &["--kernel", "rope", "--shape", "1x2x3", "--shape", "4x5"],
+        &["--shape: expected none with --kernel rope (rope)", "a model's shapes only", "found `1x2x3`, `4x5`"],
+    );
+    refused(&["--shape", "12"], &["--shape: expected MxNxK", "ROWSxCOLSxBLOCK or ROWSxCOLS", "found `12`"]);
     refused(&["--shape", "12x34x"], &["--shape: expected MxNxK", "found `12x34x`"]);
     refused(&["--shape", "12x0x34"], &["--shape: expected MxNxK"]);
     refused(&["--shape", "1000000x1000000x1"], &["2^30 elements", "found `1000000x1000000x1`"]);

@@ -108,6 +108,20 @@ pub fn shaped(shape: Shape) -> Vec<Case> {
     }
 }
 
+/// What shapes of the caller's a kernel takes, in words; nothing where it is timed at a model's sizes only.
+#[must_use]
+pub fn shapes_of(kernel: &str) -> Option<&'static str> {
+    let among = |cases: &[Case]| cases.iter().any(|case| case.kernel == kernel);
+    // Blocks of a power of two and others have kernels of their own.
+    if [16, 20].iter().any(|n| among(&hadamard::transforms([1, *n, *n]))) {
+        return Some("ROWSxCOLSxBLOCK, where BLOCK divides COLS and is a power of two, or 12, 20 or 28 times one");
+    }
+    if among(&shaped(Shape::Three([64; 3]))) {
+        return Some("MxNxK");
+    }
+    among(&low_bit::matrices_of(Format::int(4), [64; 2])).then_some("ROWSxCOLS")
+}
+
 /// What is measured of a format by its name, of any other: at these sizes, or at shapes of the caller's where there are some.
 #[must_use]
 pub fn of_format(format: Format, sizes: &[Size], shapes: &[Shape]) -> Vec<Case> {

@@ -5,7 +5,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
-use walsh::bench::{Case, Ceilings, Row, Shape, Size, TINY, cases, header, measure, of_format, shaped, sizes};
+use walsh::bench::{
+    Case, Ceilings, LARGE, Row, Shape, Size, TINY, cases, header, measure, of_format, shaped, shapes_of, sizes,
+};
 use walsh::format::Format;
 use walsh::io::convert::matches as glob;
 use walsh::{Context, Error, Result};
@@ -127,12 +129,45 @@ fn select(args: &Args, sizes: &[Size]) -> Result<Vec<Case>> {
                 selected.extend(without(added, &selected));
                 Pattern::Whole(format.to_string())
             }
+            // A format with options that is none: which part of it is at fault, the parser knows.
+            Err(Error::Invalid { what, expected, got })
+                if text.contains(':') && !known && !text.contains(['*', '?']) =>
+            {
+                return Err(Error::invalid(format!("--format: {what}"), expected, got));
+            }
             _ => pattern,
         });
+    }
+    if !shapes.is_empty() {
+        fits(&selected, &kernels, &args.shape)?;
     }
     narrow(&mut selected, "--kernel", &kernels, |case| case.kernel)?;
     narrow(&mut selected, "--format", &formats, |case| &case.format)?;
     Ok(selected)
+}
+
+/// Refuses patterns of kernels that are there, but not at the caller's shapes: the shapes are at fault, not the patterns.
+fn fits(selected: &[Case], kernels: &[Pattern], shapes: &[String]) -> Result<()> {
+    let among = |cases: &[Case], pattern: &Pattern| cases.iter().any(|case| pattern.matches(case.kernel));
+    for pattern in kernels.iter().filter(|pattern| !pattern.text().is_empty() && !among(selected, pattern)) {
+        let all = cases(&[TINY, LARGE]);
+        let named: BTreeSet<&str> = all.iter().map(|case| case.kernel).filter(|name| pattern.matches(name)).collect();
+        if named.is_empty() {
+            continue;
+        }
+        let taken: BTreeSet<&str> = named.iter().filter_map(|name| shapes_of(name)).collect();
+        let shaped = |name: &&&str| taken.is_empty() || shapes_of(name).is_some();
+        let names = named.iter().filter(shaped).copied().collect::<Vec<_>>().join(", ");
+        let expected = if taken.is_empty() {
+            format!("none with --kernel {} ({names}), for which there are a model's shapes only", pattern.text())
+        } else {
+            let taken = taken.into_iter().collect::<Vec<_>>().join(" or ");
+            format!("a shape for --kernel {} ({names}): {taken}", pattern.text())
+        };
+        let found: Vec<String> = shapes.iter().map(|shape| format!("`{shape}`")).collect();
+        return Err(Error::invalid("--shape", expected, found.join(", ")));
+    }
+    Ok(())
 }
 
 /// Those of `cases` that are not among `others`.
@@ -152,7 +187,7 @@ fn shape(text: &str) -> Result<Shape> {
         Some(&[rows, cols]) if rows * cols <= 1 << 30 => Ok(Shape::Two([rows, cols])),
         _ => Err(Error::invalid(
             "--shape",
-            "MxNxK, such as 256x4096x4096, or ROWSxCOLS, each from 1 to 1048576 and matrices of at most 2^30 elements",
+            "MxNxK, such as 256x4096x4096, ROWSxCOLSxBLOCK or ROWSxCOLS, each number from 1 to 1048576 and matrices of at most 2^30 elements",
             format!("`{text}`"),
         )),
     }
