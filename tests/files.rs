@@ -776,8 +776,19 @@ fn what_a_container_cannot_hold_is_refused_with_the_reason() {
 fn malformed_safetensors_are_refused_with_the_tensors_name() {
     let one = |dtype: &str, shape: &[usize], bytes: usize| safetensors("", &[("w", dtype, shape, vec![0; bytes])]);
     refused(b"", None, &["safetensors or GGUF", "0 bytes"]);
-    refused(&[255; 16], None, &["header of at most 8 bytes"]);
-    refused(&[&8u64.to_le_bytes()[..], b"nonsense"].concat(), None, &["a safetensors header"]);
+    // No file of either container: text, a length that cannot be one, a length and no header.
+    refused(b"# A title\n", None, &["expected a safetensors or GGUF file", "starts with `# A titl`"]);
+    refused(&[255; 16], None, &["safetensors or GGUF", r"\xff\xff"]);
+    refused(&[&8u64.to_le_bytes()[..], b"nonsense"].concat(), None, &["safetensors or GGUF"]);
+    refused(&[&9u64.to_le_bytes()[..], b"nonsense"].concat(), None, &["safetensors or GGUF"]);
+    // One of safetensors that was cut off, and one with a damaged header.
+    refused(&100u64.to_le_bytes(), None, &["a safetensors header of at most 0 bytes", "100"]);
+    refused(
+        &[&100u64.to_le_bytes()[..], b"{\"a\":"].concat(),
+        None,
+        &["a safetensors header of at most 5 bytes", "100"],
+    );
+    refused(&[&8u64.to_le_bytes()[..], b"{onsense"].concat(), None, &["a safetensors header"]);
     refused(&one("F32", &[2, 2], 15), None, &["16 bytes in tensor `w`", "15"]);
     refused(&one("F17", &[1], 4), None, &["`w`", "F17"]);
     refused(&one("U8", &[usize::MAX, 2], 4), None, &["countable bytes in tensor `w`"]);

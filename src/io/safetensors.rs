@@ -64,15 +64,27 @@ impl Header {
             return Err(Problem::new("a safetensors or GGUF file", format!("{size} bytes")));
         }
         source.read_at(0, &mut length)?;
+        let start = length;
+        let foreign =
+            || Problem::new("a safetensors or GGUF file", format!("one that starts with `{}`", start.escape_ascii()));
         let length = u64::from_le_bytes(length);
         if length > LONGEST.min(size - 8) {
+            // A file that was cut off has a length that could be one and, if anything, a header's start behind it.
+            let mut first = [b'{'];
+            source.read_at(8, &mut first[..usize::from(size > 8)])?;
+            if length > LONGEST.max(size - 8) || first != *b"{" {
+                return Err(foreign());
+            }
             return Err(Problem::new(
                 format!("a safetensors header of at most {} bytes", LONGEST.min(size - 8)),
                 format!("{length}"),
             ));
         }
         let json = Span { offset: 8, bytes: length }.read(source)?;
-        let mut raw: Raw = serde_json::from_slice(&json).map_err(|e| Problem::new("a safetensors header", e))?;
+        let mut raw: Raw = serde_json::from_slice(&json).map_err(|e| match json.first() {
+            Some(b'{') | None => Problem::new("a safetensors header", e),
+            Some(_) => foreign(),
+        })?;
         drop(json);
         let data = 8 + length;
         raw.tensors.sort_unstable_by(|a, b| a.name.cmp(&b.name));
