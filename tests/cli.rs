@@ -65,6 +65,19 @@ fn bad_files() {
         train(&flags, &["comparison: expected a directory of a run of its own (--out), found that of a comparison"]);
     }
     train(&["--out", "short.txt"], &["short.txt: expected a directory"]);
+    for (flag, value, expected) in [
+        ("--steps", "abc", "a whole number, 0 or above"),
+        ("--seed", "-1", "a whole number, 0 or above"),
+        ("--steps", "99999999999999999999", "a smaller whole number"),
+        ("--lr", "", "a number"),
+        ("--dropout", "0,1", "a number"),
+    ] {
+        train(&[flag, value], &[&format!("{flag}: expected {expected}, found `{value}`")]);
+    }
+    refused(dir.path(), &["compare", "--lr", "4e-3,"], &["--lr: expected a number, found ``"]);
+    refused(dir.path(), &["compare", "--seeds", "1,b"], &["--seeds: expected a whole number, 0 or above, found `b`"]);
+    refused(dir.path(), &["sample", "run", "--tokens", "-1"], &["--tokens: expected a whole number", "found `-1`"]);
+    refused(dir.path(), &["bench", "--seconds", "abc"], &["--seconds: expected a number, found `abc`"]);
     let sample = |path: &str, parts: &[&str]| refused(dir.path(), &["sample", path], parts);
     sample("missing", &["missing: cannot open"]);
     sample("foreign.safetensors", &["foreign.safetensors: expected a whole checkpoint", "truncated or foreign"]);

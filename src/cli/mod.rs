@@ -13,8 +13,10 @@ mod quantize;
 mod sample;
 mod train;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand};
 use std::io::Write;
+use std::num::{IntErrorKind, ParseFloatError, ParseIntError};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -57,6 +59,10 @@ pub fn main(started: Instant) -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
+            if let Some(message) = no_number(&error) {
+                say(&format!("error: {message}"));
+                return ExitCode::from(2);
+            }
             // Help goes to standard output with code 0, complaints to standard error with code 2.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
@@ -80,6 +86,24 @@ pub fn main(started: Instant) -> ExitCode {
             ExitCode::from(if error.is_failure() { 1 } else { 2 })
         }
     }
+}
+
+/// What to say of a flag whose number is none, in place of what Rust's parsers say: that an invalid digit was found. It is here, and not with
+/// the flags, so that it holds for all of them, lists included.
+fn no_number(error: &clap::Error) -> Option<String> {
+    let source = std::error::Error::source(error)?;
+    let expected = if let Some(error) = source.downcast_ref::<ParseIntError>() {
+        if *error.kind() == IntErrorKind::PosOverflow { "a smaller whole number" } else { "a whole number, 0 or above" }
+    } else {
+        source.downcast_ref::<ParseFloatError>().map(|_| "a number")?
+    };
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    // `--steps <STEPS>`: the flag is what is typed.
+    let flag = text(ContextKind::InvalidArg)?.split(' ').next()?;
+    Some(format!("{flag}: expected {expected}, found `{}`", text(ContextKind::InvalidValue)?))
 }
 
 /// Writes a line to standard error. Nobody listening is no reason to stop.
