@@ -189,6 +189,15 @@ fn bad_input_is_refused_by_name() {
     refused(dir, &["quantize", "model.safetensors", "model.safetensors", "--format", "int4"], &["OUTPUT"]);
     refused(dir, &["quantize", "model.safetensors", "no/out", "--format", "int4"], &["no/out"]);
     refused(dir, &["quantize", ".", "out", "--format", "int4"], &["directory"]);
+    // Nothing is left of what would be quantized.
+    for more in [&["--exclude", "*"][..], &["--include", "*", "--exclude", "*"]] {
+        let parts: &[&str] = if more.len() == 2 {
+            &["model.safetensors: expected a tensor", "none that --exclude matches", "found 3 that --exclude matches"]
+        } else {
+            &["--include: expected", "which --exclude matches too"]
+        };
+        quantize("int4", "walsh", more, parts);
+    }
     refused(dir, &["dequantize", "absent", "out"], &["absent"]);
     refused(dir, &["inspect", "absent"], &["absent"]);
     // A truncated file, a value that is not finite, a file that is quantized already.
@@ -228,6 +237,11 @@ fn bad_input_is_refused_by_name() {
     done(dir, &["quantize", "large", "large-packed", "--format", "int4:g64:f32"]);
     done(dir, &["quantize", "model.safetensors", "packed", "--format", "int4"]);
     refused(dir, &["quantize", "packed", "out", "--format", "int4"], &["packed", "not quantized", "walsh"]);
+    // A file of tensors is no model to sample from.
+    let gguf = ["quantize", "model.safetensors", "packed.gguf", "--format", "int4", "--container", "gguf"];
+    done(dir, &gguf);
+    let parts = ["packed.gguf: expected a model", "metadata key walsh.model", "found a GGUF file without it"];
+    refused(dir, &["sample", "packed.gguf"], &parts);
     // A configuration of another model is not written over.
     std::fs::write(dir.join("quantize_config.json"), "{}").unwrap();
     quantize("int4", "gptq", &["--exclude", "*embedding*"], &["quantize_config.json", "another model"]);

@@ -4,7 +4,7 @@ use super::{context, model, put, say};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use walsh::io::Archive;
-use walsh::train::export::Exported;
+use walsh::train::export::{self, Exported};
 use walsh::train::{CharVocab, Checkpoint, GptDecoder, Precision, Sampling, checkpoint, generate};
 use walsh::{Context, Error, Result};
 
@@ -82,6 +82,10 @@ impl Source {
             };
             if let Some(exported) = archive.map(Exported::from_archive).transpose()?.flatten() {
                 return Ok(Self::Exported(Box::new(exported)));
+            }
+            if is_gguf(path) {
+                let expected = format!("a model that walsh export wrote, with the metadata key {}", export::KEY);
+                return Err(Error::File { path: path.to_owned(), expected, got: "a GGUF file without it".to_owned() });
             }
             // This says what is wrong with other files, too.
             return Checkpoint::load(path).map(|checkpoint| Self::Checkpoint(Box::new(checkpoint)));

@@ -132,6 +132,20 @@ impl Selection {
         }
         Ok(())
     }
+
+    /// The error where no tensor is taken. What `exclude` took out would be taken without it.
+    fn nothing(&self, archive: &Archive<'_>, input: &Path) -> Error {
+        let mut expected =
+            "a tensor of f32, f16 or bf16 with two dimensions or a name that --include matches".to_owned();
+        let mut got = format!("{} others", archive.entries().len());
+        let others = Self { include: self.include.clone(), exclude: Vec::new() };
+        let excluded = archive.entries().iter().filter(|entry| others.takes(entry)).count();
+        if excluded > 0 {
+            expected.push_str(", and none that --exclude matches");
+            got = format!("{excluded} that --exclude matches and {} others", archive.entries().len() - excluded);
+        }
+        Error::file(input, expected, got)
+    }
 }
 
 /// Whether a name matches a pattern, in which `*` stands for any characters and `?` for one.
@@ -223,8 +237,7 @@ pub fn quantize_file(
         items.push(Item { name: entry.name().to_owned(), shape: entry.shape().to_vec(), content });
     }
     if !taken.contains(&true) {
-        let expected = "a tensor of f32, f16 or bf16 with two dimensions or a name that --include matches";
-        return Err(Error::file(input, expected, format!("{} others", items.len())));
+        return Err(selection.nothing(&archive, input));
     }
     Writer::write(output, Some(container), items, &kept(archive.metadata()), |writer| {
         let mut summary = Summary::default();
