@@ -45,7 +45,7 @@ pub enum Error {
         why: String,
     },
     /// A tensor, dispatch or kernel needs more than a limit of the device allows.
-    #[error("{what} needs {needed}, but this device's limit {limit} is {max}")]
+    #[error("{what} needs {needed}{unit}, but this device's limit {limit} is {max}{unit}", unit = unit(limit))]
     Limit {
         /// The tensor, dispatch or kernel.
         what: String,
@@ -82,7 +82,7 @@ pub enum Error {
         message: String,
     },
     /// Training produced a NaN or an infinity.
-    #[error("step {step}: {tensor} is not finite; training stopped")]
+    #[error("step {step}: {tensor} is not finite; training stopped: a lower --lr or a larger --warmup may help")]
     NonFinite {
         /// The step, counted from 1.
         step: u64,
@@ -112,6 +112,15 @@ pub enum Error {
     /// The user asked to stop; the message says what is kept.
     #[error("interrupted: {0}")]
     Interrupted(String),
+}
+
+/// What a limit counts, where that is bytes.
+fn unit(limit: &str) -> &'static str {
+    if limit.ends_with("_binding_size") || limit.ends_with("_storage_size") || limit == "max_buffer_size" {
+        " bytes"
+    } else {
+        ""
+    }
 }
 
 impl Error {
@@ -157,5 +166,29 @@ impl Error {
 
     pub(crate) fn file(path: impl AsRef<Path>, expected: impl Into<String>, got: impl Into<String>) -> Self {
         Self::File { path: path.as_ref().to_path_buf(), expected: expected.into(), got: got.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_of_bytes_say_so() {
+        for (limit, text) in [
+            (
+                "max_storage_buffer_binding_size",
+                "x needs 2 bytes, but this device's limit max_storage_buffer_binding_size is 1 bytes",
+            ),
+            ("max_buffer_size", "x needs 2 bytes, but this device's limit max_buffer_size is 1 bytes"),
+            (
+                "max_compute_workgroup_storage_size",
+                "x needs 2 bytes, but this device's limit max_compute_workgroup_storage_size is 1 bytes",
+            ),
+            ("max_compute_workgroup_size_x", "x needs 2, but this device's limit max_compute_workgroup_size_x is 1"),
+            ("u32 element index", "x needs 2, but this device's limit u32 element index is 1"),
+        ] {
+            assert_eq!(Error::Limit { what: "x".into(), limit, max: 1, needed: 2 }.to_string(), text);
+        }
     }
 }

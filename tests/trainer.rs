@@ -396,6 +396,7 @@ fn a_loss_that_is_not_finite_stops_before_it_is_saved() {
             matches!(&error, Error::NonFinite { step, tensor } if *step == bad && tensor == "model.weights"),
             "{error}"
         );
+        assert!(error.to_string().ends_with("training stopped: a lower --lr or a larger --warmup may help"), "{error}");
         assert_eq!(job.steps(), [10, 20]);
         assert_eq!(Found::look(&job.dir, true, &mut |w| panic!("{w}")).unwrap().info().unwrap().config.steps, 60);
     }
