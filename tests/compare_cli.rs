@@ -195,7 +195,12 @@ fn rows_are_statistics_of_runs_and_the_same_to_the_bit_after_a_stop() {
     std::fs::remove_file(place.path("killed/compare.jsonl")).unwrap();
     place.refused(&["--out", "killed", "--clip", "0.5"], &["--clip: expected 1.0"]);
     std::fs::write(place.path("other.txt"), "another text\n".repeat(100)).unwrap();
-    place.refused(&["--out", "whole", "--text", "other.txt"], &["--text: expected", "other.txt"]);
+    let own = format!("--text: expected {}, as ", place.path("text.txt").display());
+    place.refused(&["--out", "whole", "--text", "other.txt"], &[&own, "found other.txt\n"]);
+    let text = std::fs::read(place.path("text.txt")).unwrap();
+    std::fs::copy(place.path("other.txt"), place.path("text.txt")).unwrap();
+    place.refused(&["--out", "whole"], &[&own, "found text.txt with other content\n"]);
+    std::fs::write(place.path("text.txt"), text).unwrap();
 
     // More seeds and budgets join what is there; one seed has no spread.
     let more = place.rows(&["--out", "whole", "--seeds", "2", "--lr", "0.01", "--steps", "30,20"]);
@@ -226,6 +231,12 @@ fn the_gap_to_the_floor_is_that_of_the_built_in_corpus() {
     .unwrap();
     let rows = place.rows(&["--out", "floor", "--seeds", "3", "--steps", "5", "--lr", "0.01"]);
     let record = place.records("floor").get("none,lr=0.01,steps=5,seed=3").unwrap().clone();
+    let path = place.path("text.txt").display().to_string();
+    for text in ["text.txt", "./text.txt", &path] {
+        let flags = ["--out", "floor", "--seeds", "3", "--steps", "5", "--lr", "0.01", "--text", text];
+        let found = format!("found {text}\n");
+        place.refused(&flags, &["--text: expected the built-in corpus, as ", &found]);
+    }
     let gap = record.best_val_loss.unwrap() - record.entropy_floor.unwrap();
     assert!(gap > 0.0);
     assert_eq!(rows[0]["gap_to_floor"], Value::from(gap));

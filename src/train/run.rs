@@ -95,6 +95,29 @@ pub struct RunInfo {
     pub teacher_digest: Option<String>,
 }
 
+impl RunInfo {
+    /// The run's text and the one asked for, for messages, where `data`, which is the latter, is another text. `config` may be the run's own or
+    /// that of a run planned beside it.
+    pub(super) fn other_text(
+        &self,
+        data: &Dataset,
+        config: &TrainConfig,
+        overrides: &Overrides,
+    ) -> Option<(String, String)> {
+        if self.text_digest == data.digest() && self.vocab == *data.vocab() {
+            return None;
+        }
+        let name =
+            |path: Option<&PathBuf>| path.map_or("the built-in corpus".to_owned(), |path| path.display().to_string());
+        let (own, asked) = (self.config.text.as_ref(), overrides.text.as_ref().or(config.text.as_ref()));
+        // Settings have absolute paths, flags those that were typed.
+        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        let changed = own.map(absolute) == asked.map(absolute);
+        let with = if changed { " with other content" } else { "" };
+        Some((name(own), format!("{}{with}", name(asked))))
+    }
+}
+
 /// What an output directory holds.
 #[derive(Debug)]
 pub enum Found {
@@ -195,17 +218,10 @@ impl Found {
     /// # Errors
     /// [`Error::Invalid`] for another text.
     pub fn check_text(&self, data: &Dataset, config: &TrainConfig, overrides: &Overrides) -> Result<()> {
-        if let Some(info) = self.info()
-            && (info.text_digest != data.digest() || info.vocab != *data.vocab())
-        {
-            let name = |path: &Option<PathBuf>| {
-                path.as_ref().map_or("the built-in corpus".into(), |p| p.display().to_string())
-            };
-            let (own, got) = (name(&config.text), name(&overrides.text.clone().or_else(|| config.text.clone())));
-            let got = if own == got { format!("{got} with other content") } else { got };
-            return Err(resumed("--text", &own, &got));
+        match self.info().and_then(|info| info.other_text(data, config, overrides)) {
+            Some((own, got)) => Err(resumed("--text", &own, &got)),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// The teacher that `config`, or for a resumed run `--teacher`, names, checked to be still the run's; none for methods that learn from
@@ -238,7 +254,7 @@ impl Found {
         let teacher = Teacher::find(dir, config, vocab, warn)?;
         match self.info() {
             Some(info) if info.teacher_digest.as_ref() != Some(&teacher.digest) => {
-                let own = config.teacher.as_ref().map_or("none".to_owned(), |dir| dir.display().to_string());
+                let own = info.config.teacher.as_ref().map_or("none".to_owned(), |dir| dir.display().to_string());
                 Err(resumed("--teacher", &own, &format!("{} with other weights", dir.display())))
             }
             _ => Ok(Some(teacher)),
