@@ -184,7 +184,7 @@ fn rows_are_statistics_of_runs_and_the_same_to_the_bit_after_a_stop() {
 
     // Other settings are refused by name, whether the first run is done or has only begun.
     let changed = [
-        (vec!["--batch", "5"], "--batch: expected 4, as the run"),
+        (vec!["--batch", "5"], "--batch: expected 4, as none,lr=0.001,steps=30,seed=1 in --out has it"),
         (vec!["--eval-every", "15"], "--eval-every: expected 10"),
         (vec!["--eval-batches", "3"], "--eval-batches: expected 2"),
         (vec!["--warmup", "1"], "--warmup: expected 3"),
@@ -201,6 +201,28 @@ fn rows_are_statistics_of_runs_and_the_same_to_the_bit_after_a_stop() {
     std::fs::copy(place.path("other.txt"), place.path("text.txt")).unwrap();
     place.refused(&["--out", "whole"], &[&own, "found text.txt with other content\n"]);
     std::fs::write(place.path("text.txt"), text).unwrap();
+
+    // Nor with new seeds, rates, budgets or rows: they would be no comparison.
+    let new: [&[&str]; 4] = [
+        &["--seeds", "3"],
+        &["--seeds", "2,3"],
+        &["--lr", "0.02", "--steps", "20"],
+        &["--weights", "int4", "--no-full"],
+    ];
+    for run in new {
+        for (flag, value, own) in [
+            ("--batch", "5", "4"),
+            ("--embd", "64", "32"),
+            ("--dropout", "0", "0.1"),
+            ("--eval-batches", "3", "2"),
+            ("--text", "other.txt", &place.path("text.txt").display().to_string()),
+        ] {
+            let message = format!("{flag}: expected {own}, as none,lr=0.001,steps=30,seed=");
+            place.refused(&[&["--out", "whole", flag, value], run].concat(), &[&message, " in --out has it"]);
+        }
+    }
+    assert_eq!(std::fs::read(place.path("whole/compare.jsonl")).unwrap(), start);
+    assert!(!place.path("whole/none,lr=0.001,steps=30,seed=3").exists());
 
     // More seeds and budgets join what is there; one seed has no spread.
     let more = place.rows(&["--out", "whole", "--seeds", "2", "--lr", "0.01", "--steps", "30,20"]);

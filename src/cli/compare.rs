@@ -7,7 +7,7 @@ use indicatif::HumanDuration;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use walsh::train::compare::{Record, Records, Row, rows};
+use walsh::train::compare::{Record, Records, Row, check_same, rows};
 use walsh::train::teachers;
 use walsh::train::{Dataset, DeviceInfo, Found, Planned, Preset, Progress, Run, Status, Sweep, plot};
 use walsh::{Error, Result};
@@ -104,7 +104,7 @@ fn read(path: &Path) -> Result<Sweep> {
     })
 }
 
-/// Refuses runs in `dir` that are not what the plan has under their names; returns how many steps are done.
+/// Refuses runs in `dir` that are not what the plan has under their names, or not to be compared with the rest of it; returns how many steps are done.
 fn check(
     plan: &[Planned],
     dir: &Path,
@@ -126,14 +126,14 @@ fn check(
             (Found::Settings(_) | Found::Nothing, None) => 0,
         };
         if let Some(info) = found.info() {
-            planned.config.check_same(&info.config)?;
-            found.check_text(data, &planned.config, &planned.overrides)?;
+            check_same(planned, info, data, device)?;
             found.check_device(device, &planned.overrides, warn)?;
             if planned.config.teacher.is_some() {
                 found.teacher(&planned.config, &planned.overrides, data.vocab(), warn)?;
             }
         }
     }
+    records.check_comparable(plan, data, device)?;
     Ok(done)
 }
 

@@ -1,9 +1,10 @@
 //! Comparisons: the records of finished runs, and the rows that they come to.
 
+use super::config::Difference;
 use super::metrics::{self, Record as Metric};
-use super::run::{Evaluation, Run, RunInfo, holds_run};
+use super::run::{DeviceInfo, Evaluation, Run, RunInfo, holds_run};
 use super::trainer::Summary;
-use super::{Precision, TrainConfig, files};
+use super::{Dataset, Planned, Precision, TrainConfig, files};
 use crate::format::Format;
 use crate::optim::Optimizer;
 use crate::qat::Method;
@@ -74,6 +75,14 @@ impl Record {
         }
     }
 
+    /// Whether both may be in one comparison.
+    fn is_comparable(&self, other: &Self) -> bool {
+        let (own, other) = (&self.info, &other.info);
+        own.config.incomparable(&other.config).is_none()
+            && (&own.text_digest, &own.vocab) == (&other.text_digest, &other.vocab)
+            && own.device.precision == other.device.precision
+    }
+
     /// The loss that the run is compared by: its best one. Of a model that is quantized after training that of the trained one, since rounding
     /// costs least before training is over, and nobody quantizes a model of which half is still to be learned.
     fn loss(&self) -> Option<f64> {
@@ -81,6 +90,41 @@ impl Record {
         let method = self.info.config.method;
         let after = method != Method::None && !method.trains_quantized();
         if after { self.curve.last().map(|end| end.loss) } else { Some(best) }
+    }
+}
+
+/// Refuses settings, a text or a precision with which `planned` would not come to the losses of `own`, which is this run as an earlier sitting had it.
+///
+/// # Errors
+/// [`Error::Invalid`], naming the flag and the run.
+pub fn check_same(planned: &Planned, own: &RunInfo, data: &Dataset, device: &DeviceInfo) -> Result<()> {
+    check(planned, &planned.name, own, planned.config.other_losses(&own.config), data, device)
+}
+
+/// Refuses what differs, and another text or precision than those of `own`, the run with that name.
+fn check(
+    planned: &Planned,
+    name: &str,
+    own: &RunInfo,
+    difference: Option<Difference>,
+    data: &Dataset,
+    device: &DeviceInfo,
+) -> Result<()> {
+    let text = || {
+        let (own, got) = own.other_text(data, &planned.config, &planned.overrides)?;
+        Some(Difference { flag: "--text", own, got })
+    };
+    let precision = || {
+        let (own, got) = (own.device.precision, device.precision);
+        (own != got).then(|| Difference { flag: "--precision", own: own.to_string(), got: got.to_string() })
+    };
+    match difference.or_else(text).or_else(precision) {
+        Some(Difference { flag, own, got }) => {
+            let expected =
+                format!("{own}, as {name} in --out has it (what shapes all runs is the same in a comparison)");
+            Err(Error::invalid(flag, expected, got))
+        }
+        None => Ok(()),
     }
 }
 
@@ -121,6 +165,24 @@ impl Records {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Record> {
         self.all.iter().find(|record| record.name == name)
+    }
+
+    /// Refuses runs still to be done that could not be compared with those that are. Where some of the plan are, they say what the others must be:
+    /// records that differ from them came from an earlier version, which did not look, and are left aside.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the flag and the run that has another value.
+    pub fn check_comparable(&self, plan: &[Planned], data: &Dataset, device: &DeviceInfo) -> Result<()> {
+        let shown: Vec<&Record> = plan.iter().filter_map(|planned| self.get(&planned.name)).collect();
+        let left_aside = |record: &&Record| !shown.iter().all(|own| own.is_comparable(record));
+        let others: Vec<&Record> = self.all.iter().filter(|record| !left_aside(record)).collect();
+        for planned in plan.iter().filter(|planned| self.get(&planned.name).is_none()) {
+            for record in &others {
+                let difference = planned.config.incomparable(&record.info.config);
+                check(planned, &record.name, &record.info, difference, data, device)?;
+            }
+        }
+        Ok(())
     }
 
     /// Adds a record and writes the file anew, with its directory if that is not there. What another process has added meanwhile stays.
@@ -334,7 +396,7 @@ mod tests {
     use super::*;
     use crate::qat::Ste;
     use crate::train::run::tests::info;
-    use crate::train::{Found, RunState};
+    use crate::train::{Found, Preset, RunState, Sweep};
 
     /// A run in the formats named (`""`: full precision) that ended with that loss, or diverged.
     fn record(weights: &str, lr: f64, seed: u64, loss: Option<f64>) -> Record {
@@ -467,6 +529,49 @@ mod tests {
         let rows =
             of(&[record("", 1.0, 1, Some(2.0)), record("int4", 1.0, 1, Some(3.0)), long("", 1.0), long("int4", 1.5)]);
         assert_eq!(rows.iter().map(|row| row.gap_to_full).collect::<Vec<_>>(), [0.0, 1.0, 0.0, 0.5].map(Some));
+    }
+
+    #[test]
+    fn what_is_to_be_done_must_be_comparable_with_what_is_shown() {
+        let plan = |batch: usize, seeds: &[u64]| {
+            let (batch, seeds, steps) = (Some(batch), seeds.to_vec(), vec![20]);
+            Sweep { batch, seeds, steps, ..Sweep::default() }.plan(Preset::Nano).unwrap()
+        };
+        let data = Dataset::built_in(64, 1).unwrap();
+        let done = |planned: &Planned| Record {
+            name: planned.name.clone(),
+            info: RunInfo {
+                config: planned.config.clone(),
+                vocab: data.vocab().clone(),
+                text_digest: data.digest().to_owned(),
+                ..info()
+            },
+            ..record("", 1.0, 1, Some(1.0))
+        };
+        let all: Vec<Record> = [plan(16, &[1, 2]), plan(8, &[3])].concat().iter().map(done).collect();
+        let records = |range: std::ops::Range<usize>| Records { path: PathBuf::new(), all: all[range].to_vec() };
+        let device = info().device;
+        let check = |records: Records, plan: &[Planned]| records.check_comparable(plan, &data, &device);
+        let refused = |records: Records, plan: &[Planned], own: &str, seed: u64, got: &str| {
+            let message = check(records, plan).unwrap_err().to_string();
+            let start = format!("--batch: expected {own}, as none,lr=0.004,steps=20,seed={seed} in --out has it");
+            assert!(message.starts_with(&start) && message.ends_with(&format!("found {got}")), "{message}");
+        };
+        for seeds in [&[3][..], &[1, 3], &[2, 9]] {
+            check(records(0..2), &plan(16, seeds)).unwrap();
+            check(records(0..0), &plan(8, seeds)).unwrap();
+            refused(records(0..2), &plan(8, seeds), "16", 1, "8");
+        }
+        // With the batch of the third record beside the others', from before anything looked.
+        check(records(0..3), &plan(16, &[1, 2, 4])).unwrap();
+        check(records(0..3), &plan(8, &[3, 4])).unwrap();
+        check(records(0..3), &plan(8, &[3])).unwrap();
+        refused(records(0..3), &plan(16, &[4]), "8", 3, "16");
+        refused(records(0..3), &plan(8, &[4]), "16", 1, "8");
+
+        let half = DeviceInfo { precision: Precision::F16, ..device.clone() };
+        let message = records(0..2).check_comparable(&plan(16, &[3]), &data, &half).unwrap_err().to_string();
+        assert!(message.starts_with("--precision: expected f32, as none,lr=0.004,steps=20,seed=1 in"), "{message}");
     }
 
     #[test]

@@ -423,12 +423,35 @@ impl TrainConfig {
         Ok(())
     }
 
-    /// Refuses settings with which a run would not come to the losses of `run`, which is this run as an earlier sitting had it.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`], naming the flag.
-    pub fn check_same(&self, run: &Self) -> Result<()> {
-        self.check(run, |rule| matches!(rule, Rule::Fixed | Rule::Measured))
+    /// The first setting with which a run would not come to the losses of `run`, which is this run as an earlier sitting had it.
+    pub(super) fn other_losses(&self, run: &Self) -> Option<Difference> {
+        self.difference(run, |_, rule| matches!(rule, Rule::Fixed | Rule::Measured))
+    }
+
+    /// The first setting that keeps this run from being compared with `run`. Rows, rates, seeds and numbers of steps do not; nor do a warm-up and
+    /// a last rate where both runs have what follows from their own steps and rate.
+    pub(super) fn incomparable(&self, run: &Self) -> Option<Difference> {
+        let defaults = self.preset.config();
+        let follows = |flag: &str| match flag {
+            "--min-lr" => [self, run].iter().all(|own| {
+                let ratio = (own.min_lr / own.lr) / (defaults.min_lr / defaults.lr);
+                // Products and quotients are rounded.
+                (ratio - 1.0).abs() < 1e-9
+            }),
+            "--warmup" => [self, run].iter().all(|own| own.warmup == defaults.warmup.min(own.steps / 10)),
+            _ => false,
+        };
+        self.difference(run, |flag, rule| {
+            matches!(rule, Rule::Fixed | Rule::Measured) && Sweep::SHARED.contains(&flag) && !follows(flag)
+        })
+    }
+
+    /// Refuses settings that shape the run where `run`, which is this run as it was, has others.
+    fn check_fixed(&self, run: &Self) -> Result<()> {
+        match self.difference(run, |_, rule| rule == Rule::Fixed) {
+            Some(Difference { flag, own, got }) => Err(resumed(flag, &own, &got)),
+            None => Ok(()),
+        }
     }
 
     /// The learning rate of step `step`, counted from 1: linear warm-up, then half a cosine down to `min_lr`.
@@ -485,15 +508,25 @@ macro_rules! overrides {
         }
 
         impl TrainConfig {
-            /// Refuses settings of the wanted kinds that are not those of `run`, which is this run as it was.
-            fn check(&self, run: &Self, wanted: impl Fn(Rule) -> bool) -> Result<()> {
-                $(if wanted(Rule::$rule) && self.$field != run.$field {
-                    return Err(resumed($flag, &text(&run.$field), &text(&self.$field)));
+            /// The first setting of the wanted flags and kinds that `run` has with another value.
+            fn difference(&self, run: &Self, wanted: impl Fn(&str, Rule) -> bool) -> Option<Difference> {
+                $(if self.$field != run.$field && wanted($flag, Rule::$rule) {
+                    return Some(Difference { flag: $flag, own: text(&run.$field), got: text(&self.$field) });
                 })*
-                Ok(())
+                None
             }
         }
     };
+}
+
+/// A setting that two runs have with different values.
+pub(super) struct Difference {
+    /// The setting.
+    pub flag: &'static str,
+    /// The value that is there.
+    pub own: String,
+    /// The value that was asked for.
+    pub got: String,
 }
 
 /// A setting for messages.
@@ -580,6 +613,9 @@ macro_rules! sweep {
                     $($field: self.$field.or(other.$field),)*
                 }
             }
+
+            /// The flags of the settings that all runs share.
+            const SHARED: &[&str] = &[$($flag),*];
 
             /// What all runs share.
             pub(super) fn shared(&self) -> Overrides {
@@ -740,7 +776,7 @@ impl Overrides {
         self.set(&mut asked, |rule| rule == Rule::Fixed);
         // What does not fit the run's method is another setting than the run's, too.
         let filled = self.resolve(&mut asked, run.settings());
-        asked.check(run, |rule| rule == Rule::Fixed)?;
+        asked.check_fixed(run)?;
         filled?;
         let mut config = run.clone();
         self.set(&mut config, |rule| matches!(rule, Rule::Measured | Rule::Free));
@@ -878,6 +914,53 @@ mod tests {
         ] {
             let message = overrides.resumed(&run).unwrap_err().to_string();
             assert!(message.starts_with(flag), "{message}");
+        }
+    }
+
+    #[test]
+    fn runs_of_a_comparison_differ_in_rows_rates_seeds_and_steps() {
+        let of = |overrides: Overrides| overrides.fresh(Preset::Nano).unwrap();
+        let run = of(Overrides { lr: Some(1e-3), steps: Some(300), ..Overrides::default() });
+        let other = Overrides {
+            lr: Some(3e-3),
+            steps: Some(2000),
+            seed: Some(7),
+            method: Some("quest".parse().unwrap()),
+            weights: Some("int4".parse().unwrap()),
+            optimizer: Some("cage".parse().unwrap()),
+            keep: Some(9),
+            checkpoint_every: Some(5),
+            ..Overrides::default()
+        };
+        assert!(of(other.clone()).incomparable(&run).is_none() && run.incomparable(&of(other.clone())).is_none());
+        type Change = fn(&mut Overrides);
+        let changes: [(&str, Change); 15] = [
+            ("--layers", |o| o.layers = Some(1)),
+            ("--heads", |o| o.heads = Some(1)),
+            ("--embd", |o| o.embd = Some(128)),
+            ("--block", |o| o.block = Some(32)),
+            ("--batch", |o| o.batch = Some(8)),
+            ("--accumulate", |o| o.accumulate = Some(2)),
+            ("--dropout", |o| o.dropout = Some(0.1)),
+            ("--min-lr", |o| o.min_lr = Some(0.0)),
+            ("--warmup", |o| o.warmup = Some(31)),
+            ("--weight-decay", |o| o.weight_decay = Some(0.0)),
+            ("--clip", |o| o.clip = Some(0.0)),
+            ("--eval-every", |o| o.eval_every = Some(7)),
+            ("--eval-batches", |o| o.eval_batches = Some(7)),
+            ("--max-tier", |o| o.max_tier = Some("baseline".into())),
+            ("--preset", |o| o.preset = Some(Preset::Cpu)),
+        ];
+        for (flag, change) in changes {
+            let mut overrides = other.clone();
+            change(&mut overrides);
+            let preset = overrides.preset.unwrap_or(Preset::Nano);
+            let config = overrides.fresh(preset).unwrap();
+            assert_eq!(config.incomparable(&run).map(|difference| difference.flag), Some(flag));
+            // The same flags for all runs.
+            let mut overrides = Overrides { lr: Some(1e-3), steps: Some(300), ..Overrides::default() };
+            change(&mut overrides);
+            assert!(config.incomparable(&overrides.fresh(preset).unwrap()).is_none(), "{flag}");
         }
     }
 

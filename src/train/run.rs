@@ -217,7 +217,7 @@ impl Found {
     ///
     /// # Errors
     /// [`Error::Invalid`] for another text.
-    pub fn check_text(&self, data: &Dataset, config: &TrainConfig, overrides: &Overrides) -> Result<()> {
+    fn check_text(&self, data: &Dataset, config: &TrainConfig, overrides: &Overrides) -> Result<()> {
         match self.info().and_then(|info| info.other_text(data, config, overrides)) {
             Some((own, got)) => Err(resumed("--text", &own, &got)),
             None => Ok(()),
