@@ -239,6 +239,41 @@ fn few_unpacked_rows_agree_with_float64() {
 }
 
 #[test]
+fn what_follows_one_unpacked_row_agrees_with_float64() {
+    for ctx in every_tier() {
+        let dtypes = if ctx.capabilities().f16 { &[DType::F32, DType::F16][..] } else { &[DType::F32] };
+        for (right, out) in ["int4:row:f32", "nf4"].iter().flat_map(|f| dtypes.iter().map(move |out| (*f, *out))) {
+            let (n, k) = (40, 72);
+            let mut random = Gen::new(12);
+            let (a, b) =
+                (quantized(parsed("int4:row:f32"), [1, k], 3, false), quantized(parsed(right), [n, k], 4, false));
+            let (pa, pb) = (Packed::from_host(&ctx, &a).unwrap(), Packed::from_host(&ctx, &b).unwrap());
+            let (bias, biasv) = floats(&ctx, &random.normals(n), &[n], DType::F32);
+            let [result, pre] = [(); 2].map(|()| Tensor::zeros(&ctx, &[n], out).unwrap());
+            let (av, bv) = (a.dequantize(), b.dequantize());
+            let product = reference::matmul(Form::Nt, [1, n, k], &av, &bv);
+            let biased: Vec<f64> = product.iter().zip(&biasv).map(|(v, b)| v + b).collect();
+            let choice = Choice::UnpackedVector;
+            let base = bounds(Form::Nt, [1, n, k], &av, &bv, roundings(choice, k, &Left::Packed(a), &b));
+            // A result of f16 is rounded to 11 bits, or to a multiple of 2^-24.
+            let stored = |v: f64| if out == DType::F16 { 2f64.powi(-11) * v.abs() + 2f64.powi(-25) } else { 0.0 };
+            let near = |i: usize| base[i] + 2.0 * U32 * (biased[i].abs() + biasv[i].abs()) + stored(biased[i]);
+            let epilogue = Epilogue::Activation(Activation::Gelu, pre.buffer());
+            let plain = plain(Form::Nt, [1, n, k], Operand::Packed(&pa), &pb, &result);
+            let spec = PackedMatmul { bias: Some(bias.buffer()), epilogue, ..plain };
+            packed_matmul_with(&ctx, &spec, choice).unwrap();
+            let what = |part: &str| format!("{right} into {out} {part}");
+            assert_within(&what("pre"), &pre.to_vec().unwrap(), &biased, near);
+            let want: Vec<f64> = biased.iter().map(|v| reference::activate(Activation::Gelu, *v)).collect();
+            // GELU's slope is below 1.2, and it is computed to 1e-6 of (1 + |v|), of the sum or of what is stored of it.
+            assert_within(&what("activation"), &result.to_vec().unwrap(), &want, |i| {
+                1.2 * near(i) + 1e-6 * (1.0 + biased[i].abs()) + stored(want[i])
+            });
+        }
+    }
+}
+
+#[test]
 fn f16_operands_and_results_agree_with_float64() {
     for ctx in baseline().into_iter().filter(|ctx| ctx.capabilities().f16) {
         for (i, (out, form)) in

@@ -16,8 +16,9 @@ pub struct Nvfp4 {
     /// How many of the last blocks stay in full precision, fewer than there are. By default 15 % of them, rounded, and one at least: the
     /// share in the paper, where it is the first two and the last eight of 62 blocks.
     pub dense: Option<u32>,
-    /// Rounds 16/17 of the backward pass's operands, and multiplies products by 17/16 for each: nothing saturates, and the gradient of the
-    /// inputs has no bias (as Quartet II, arXiv 2601.22813, says of stochastic rounding in NVFP4).
+    /// Rounds 16/17 of the backward pass's operands, and multiplies products by 17/16 for each: nothing saturates where scales are normal
+    /// numbers of E4M3 (blocks down to a 28672nd of the largest one), and the gradient of the inputs has no bias there (as Quartet II, arXiv
+    /// 2601.22813, says of stochastic rounding in NVFP4).
     pub unbiased: bool,
 }
 
